@@ -1,0 +1,236 @@
+"""The environment boundary: parallel Atari games under the paper's protocol, exact and countable.
+
+Frame skip 4 with the maximum over the last two frames, 84 x 84 grey, 4 frames stacked (zeros before
+a game's first), up to 30 no-ops, FIRE pressed at the start of a game and after a life loss where a
+game has it, a life loss ends the bootstrap but not the game, rewards clipped to [-1, 1], no sticky
+actions unless asked for. Emulation, preprocessing and threads are ale-py's `AtariVectorEnv`.
+
+Units: a step here is an agent step, which is 4 emulator frames.
+"""
+
+import difflib
+import re
+
+import gymnasium
+import numpy as np
+from ale_py import Action, AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+
+FRAME_SKIP = 4
+# The emulator cannot save its state; a seeded reset and the actions since then reproduce it. A game
+# is seeded anew at its end once its log has grown past this many agent steps: playing the log back
+# stays short, and the 0.1 s of a seeded reset stay rare.
+RESEED_AFTER = 10_000
+
+
+def resolve_game(env_id: str) -> str:
+    """The ROM id of a game by any of its usual names.
+
+    Breakout, breakout, ALE/Breakout-v5 and BreakoutNoFrameskip-v4 all give "breakout". Raises
+    ValueError, with the closest names, for anything else.
+    """
+    # The registered games, not all shipped ROMs: the emulator ends the process on the others.
+    specs = (spec for spec in gymnasium.registry.values() if spec.namespace == "ALE")
+    known = {spec.kwargs["game"].replace("_", ""): spec.kwargs["game"] for spec in specs}
+    name = re.sub(r"^ALE/", "", env_id.strip(), flags=re.IGNORECASE)
+    name = re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", name, flags=re.IGNORECASE)
+    name = name.replace("_", "").replace(" ", "").lower()
+    if name in known:
+        return known[name]
+    closest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = ", ".join(game_title(known[match]) for match in closest) or "Breakout, Pong or Seaquest"
+    raise ValueError(f"unknown game {env_id!r}: did you mean {hint}?")
+
+
+def game_title(rom: str) -> str:
+    """The name used in run names and score tables: "space_invaders" -> "SpaceInvaders"."""
+    return rom.title().replace("_", "")
+
+
+class AtariEnvs(gymnasium.vector.VectorEnv):
+    """`num_envs` copies of one game, stepped together, each reset by itself in the step it ends.
+
+    `step(actions)` takes integers (num_envs,) and returns
+
+    - obs: uint8 (num_envs, 4, 84, 84), the newest frame last; of the next game where one ended
+    - rewards: float32 (num_envs,), clipped to [-1, 1]
+    - terminations: bool (num_envs,), True at a life loss and at the end of a game: do not bootstrap
+    - truncations: bool (num_envs,), the game was cut off: bootstrap from `infos["final_obs"]`
+    - infos: `executed_actions`, int64 (num_envs,): what was played, FIRE after a life loss in place
+      of the action asked for; `game_over`, bool (num_envs,): a game ended or was truncated, obs is
+      the first of the next; `lives`. Where a game was truncated `final_obs`, object (num_envs,),
+      its last obs or None, with the mask `_final_obs`. Where one ended `episode`: `r` the sum of
+      raw rewards, `l` its length in agent steps, `_r` and `_l` the mask of the games that ended.
+
+    Env i starts from seed + i, and `reset()` without a seed goes on with seeds of its own: the same
+    seed and actions give the same trajectory, whatever the number of threads. `num_threads` 0 means
+    one per core (at most one per game), `max_episode_frames` counts emulator frames.
+
+    Raises ValueError for an unknown game, fewer than 1 env, sticky_actions outside [0, 1), and for
+    actions of a wrong shape, dtype or range (which would hang the emulator's threads).
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        seed: int,
+        *,
+        sticky_actions: float = 0.0,
+        num_threads: int = 0,
+        max_episode_frames: int = 108_000,
+    ):
+        self.game = resolve_game(env_id)
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+        if not 0 <= sticky_actions < 1:
+            raise ValueError(f"sticky_actions must lie in [0, 1), not {sticky_actions}")
+        if num_threads < 0:
+            raise ValueError(f"num_threads must be at least 0, not {num_threads}")
+        if max_episode_frames < FRAME_SKIP:
+            raise ValueError(f"max_episode_frames must be at least 4, not {max_episode_frames}")
+        self._check_seed(seed, num_envs)
+        self._games = AtariVectorEnv(
+            self.game,
+            num_envs,
+            num_threads=num_threads,
+            max_num_frames_per_episode=max_episode_frames,
+            repeat_action_probability=sticky_actions,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            frameskip=FRAME_SKIP,
+            noop_max=30,
+            # Not `episodic_life`, which resets the whole game at a life loss.
+            episodic_life=False,
+            life_loss_info=True,
+            reward_clipping=False,  # summed raw here, clipped below
+            use_fire_reset=True,
+        )
+        self.num_envs = num_envs
+        self.single_observation_space = self._games.single_observation_space
+        self.single_action_space = self._games.single_action_space
+        self.observation_space = self._games.observation_space
+        self.action_space = self._games.action_space
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+
+        meanings = list(self._games.ale.get_action_set())
+        self._fire = meanings.index(Action.FIRE) if Action.FIRE in meanings else None
+        self._seed = seed
+        self._was_reset = False
+        self._press_fire = np.zeros(num_envs, dtype=bool)
+        self._returns = np.zeros(num_envs, dtype=np.float64)
+        self._lengths = np.zeros(num_envs, dtype=np.int64)
+        self._game_start = np.zeros(num_envs, dtype=np.int64)  # in frames since the seeded reset
+        # What reproduces each game: its seed and the actions since. A log is cut at the end of a
+        # game, so it holds RESEED_AFTER actions and one more game at most.
+        self._seeds = np.zeros(num_envs, dtype=np.int64)
+        self._reseeds = np.zeros(num_envs, dtype=np.int64)
+        log_length = RESEED_AFTER + max_episode_frames // FRAME_SKIP + 1
+        self._log = np.zeros((num_envs, log_length), dtype=np.uint8)
+        self._log_lengths = np.zeros(num_envs, dtype=np.int64)
+
+    @staticmethod
+    def _check_seed(seed, num_envs):
+        if not 0 <= seed <= 2**31 - 1 - num_envs:
+            raise ValueError(f"seed must lie between 0 and {2**31 - 1 - num_envs}, not {seed}")
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Start all games anew: obs (num_envs, 4, 84, 84) and infos with `lives`."""
+        if options:
+            raise ValueError(f"reset takes no options, got {sorted(options)}")
+        if seed is not None:
+            self._check_seed(seed, self.num_envs)
+            self._seed = seed
+        if seed is not None or not self._was_reset:
+            self._was_reset = True
+            self._seeds[:] = self._seed + np.arange(self.num_envs)
+            self._reseeds[:] = 0
+        else:
+            self._draw_seeds(np.arange(self.num_envs))
+        self._log_lengths[:] = 0
+        obs, infos = self._games.reset(seed=self._seeds.copy())
+        self._press_fire[:] = False
+        self._returns[:] = 0
+        self._lengths[:] = 0
+        self._game_start[:] = infos["frame_number"] - infos["episode_frame_number"]
+        return obs, {"lives": infos["lives"]}
+
+    def step(self, actions: np.ndarray):
+        if not self._was_reset:
+            raise RuntimeError("call reset() before the first step()")
+        executed = self._checked_actions(actions)
+        if self._fire is not None:
+            executed[self._press_fire] = self._fire
+        self._log[np.arange(self.num_envs), self._log_lengths] = executed
+        self._log_lengths += 1
+
+        obs, raw_rewards, terminations, truncations, ale_infos = self._games.step(executed)
+        # A life loss and the end of a game both read as a termination; only the latter starts a new
+        # game, whose first frame lies at another distance from the emulator's frame counter.
+        game_start = ale_infos["frame_number"] - ale_infos["episode_frame_number"]
+        game_over = truncations | (terminations & (game_start != self._game_start))
+        self._game_start[:] = game_start
+        self._press_fire = terminations & ~game_over
+        self._returns += raw_rewards
+        self._lengths += 1
+
+        infos = {
+            "executed_actions": executed,
+            "game_over": game_over,
+            "lives": ale_infos["lives"],
+        }
+        if truncations.any():
+            infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
+            for i in np.flatnonzero(truncations):
+                infos["final_obs"][i] = ale_infos["final_obs"][i].copy()
+            infos["_final_obs"] = truncations.copy()
+        if game_over.any():
+            infos["episode"] = {
+                "r": np.where(game_over, self._returns, 0.0),
+                "l": np.where(game_over, self._lengths, 0),
+                "_r": game_over.copy(),
+                "_l": game_over.copy(),
+            }
+            infos["_episode"] = game_over.copy()
+            self._returns[game_over] = 0
+            self._lengths[game_over] = 0
+            obs = self._reseed_long_logs(obs, game_over, infos)
+        rewards = np.clip(raw_rewards, -1, 1).astype(np.float32)
+        return obs, rewards, terminations, truncations, infos
+
+    def _checked_actions(self, actions) -> np.ndarray:
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(
+                f"actions must be integers of shape ({self.num_envs},): "
+                f"got {actions.dtype}, shape {actions.shape}"
+            )
+        count = self.single_action_space.n
+        if actions.min() < 0 or actions.max() >= count:
+            raise ValueError(f"actions must lie between 0 and {count - 1}: got {actions.tolist()}")
+        return actions.astype(np.int64)  # a copy: FIRE may replace some
+
+    def _draw_seeds(self, indices):
+        """Fresh seeds for these envs, a function of the first seed, the env and a count alone."""
+        for i in indices:
+            self._reseeds[i] += 1
+            entropy = [self._seed, int(i), int(self._reseeds[i])]
+            state = np.random.SeedSequence(entropy).generate_state(1)[0]
+            self._seeds[i] = state & 0x7FFFFFFF
+
+    def _reseed_long_logs(self, obs, game_over, infos):
+        """Seed the games anew that have just ended and whose log has become long."""
+        mask = game_over & (self._log_lengths > RESEED_AFTER)
+        if not mask.any():
+            return obs
+        self._draw_seeds(np.flatnonzero(mask))
+        obs, ale_infos = self._games.reset(
+            seed=self._seeds[mask].copy(), options={"reset_mask": mask}
+        )
+        self._log_lengths[mask] = 0
+        game_start = ale_infos["frame_number"] - ale_infos["episode_frame_number"]
+        self._game_start[mask] = game_start[mask]
+        infos["lives"] = ale_infos["lives"]
+        return obs
+
+    def close_extras(self, **kwargs):
+        self._games.close()

@@ -1,0 +1,409 @@
+"""One run: its flags checked, its folder, TensorBoard, progress line, signals and final weights.
+
+A run folder holds `config.json` (everything that decides the run: flags, versions, git commit,
+device), the TensorBoard event files and, at the end, `model.pt`. The x axis of every curve is agent
+steps; one agent step is 4 emulator frames.
+"""
+
+import collections
+import contextlib
+import ctypes
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
+import io
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from atari import game_title, resolve_game
+from hadamard import ACTIVATIONS, COMBINES
+from metrics import MEASURES, dead_neurons, kde_figure, measure_layer, q_contribution
+
+# A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
+FIGURE_EVERY = 10
+# Seconds between two lines when the progress goes to a file instead of a terminal.
+LINE_EVERY = 30.0
+
+
+class UsageError(Exception):
+    """Something a user can mend, told in one line: what is wrong and what would be right."""
+
+
+def launch(main, args_class):
+    """Parse the command line into `args_class`, run `main(args)` and exit with its status.
+
+    A `UsageError` and a flag that does not parse end in one line on stderr and status 2.
+    """
+    try:
+        sys.exit(main(parse_flags(args_class)))
+    except UsageError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def parse_flags(args_class, argv=None):
+    """The dataclass from the command line; tyro's boxed complaints become one `UsageError` line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(args_class, args=argv)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        box = [line.strip("│ ") for line in complaint.getvalue().splitlines() if line[:1] == "│"]
+        text = " ".join(box).split("─")[0].strip()
+        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(args_class)]
+        similar = [flag for flag in flags if f" {flag} " in f"{' '.join(box)} "]
+        hint = f" (did you mean {similar[0]}?)" if similar and "Unrecognized" in text else ""
+        raise UsageError(f"{text}{hint}; --help lists the flags") from None
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def require(args, condition: str, accept, *names: str):
+    """UsageError for the first of these flags whose value `accept` refuses or is not finite."""
+    for name in names:
+        value = getattr(args, name)
+        if not (math.isfinite(value) and accept(value)):
+            raise UsageError(f"{flag(name)} must be {condition}, not {value}")
+
+
+def require_one_of(args, name: str, choices):
+    if getattr(args, name) not in choices:
+        choices = ", ".join(choices)
+        raise UsageError(f"unknown {flag(name)} {getattr(args, name)!r}: choose one of {choices}")
+
+
+def check_shared_flags(args):
+    """UsageError for a bad value of any flag that all scripts share; nothing is touched."""
+    try:
+        resolve_game(args.env_id)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    require_one_of(args, "activation", ACTIVATIONS)
+    require_one_of(args, "combine", COMBINES)
+    require_one_of(args, "apply_to", ("last", "all"))
+    require_one_of(args, "device", ("auto", "cpu", "cuda"))
+    require_one_of(args, "precision", ("fp32", "bf16"))
+    positive = ("total_timesteps", "branches", "latent_dim", "num_envs", "metrics_every")
+    require(args, "at least 1", lambda value: value >= 1, *positive)
+    require(args, "at least 0", lambda value: value >= 0, "env_threads")
+    seeds = 2**31 - 1 - args.num_envs
+    require(args, f"between 0 and {seeds}", lambda value: 0 <= value <= seeds, "seed")
+    require(args, "in [0, 1)", lambda value: 0 <= value < 1, "sticky_actions")
+    smallest = max(512, args.latent_dim)
+    require(
+        args,
+        f"at least {smallest} (a rank needs as many samples as there are features)",
+        lambda value: value >= smallest,
+        "metrics_samples",
+    )
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu or auto")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
+    parent = Path(args.runs_dir).absolute()
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--runs-dir {args.runs_dir}: {parent} is not a folder one can write to")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for auto, cpu or cuda; on the CPU, freed memory is kept for the next update."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" and platform.libc_ver()[0] == "glibc":
+        # By default glibc returns buffers above 128 kB to the system when they are freed and pays
+        # for fresh pages at the next update: up to half the time of a training step.
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3  # names and values from malloc.h
+        libc.mallopt(m_mmap_threshold, 2**30)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+    return torch.device(name)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be taken on the device; inf where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = math.inf
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        free = int(available.split()[1]) * 1024
+    # Containers and batch systems limit a job's control group or one above it.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        group = next(line[3:] for line in lines if line.startswith("0::"))
+        folder = Path("/sys/fs/cgroup") / group.strip("/")
+        for level in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: the limit reads "max"
+                limit = int((level / "memory.max").read_text())
+                free = min(free, limit - int((level / "memory.current").read_text()))
+    return free
+
+
+def variant_name(args) -> str:
+    """The paper's name for the hidden layer that the flags ask for, e.g. relu, tanh-hr, tanh-sum.
+
+    Settings beyond the paper's get names of the same pattern, e.g. silu-hr or tanh-hr-ln.
+    """
+    name = args.activation
+    if args.branches > 1:
+        count = "" if args.branches == 2 else str(args.branches)
+        name += f"-{count}{'hr' if args.combine == 'product' else 'sum'}"
+    if args.latent_dim != 512:
+        name += "-wide" if args.latent_dim == 1024 else f"-z{args.latent_dim}"
+    if args.layer_norm:
+        name += "-ln"
+    return name + ("-all" if args.apply_to == "all" else "")
+
+
+def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
+    """What decides a run, for `config.json`."""
+
+    def git(*command):
+        folder = Path(__file__).parent
+        with contextlib.suppress(OSError):
+            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True)
+            return done.stdout.strip() if done.returncode == 0 else None
+        return None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    libraries = ("torch", "gymnasium", "ale-py", "numpy", "scipy", "tensorboard", "tyro")
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    return {
+        "algorithm": algorithm,
+        "game": game_title(resolve_game(args.env_id)),
+        "variant": variant_name(args),
+        "num_parameters": num_parameters,
+        "flags": dataclasses.asdict(args),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_has_changes": None if changes is None else bool(changes),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processor": f"{processor}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in libraries},
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+class Run:
+    """The outside of one training run; a context manager that leaves its files complete.
+
+    Makes the folder `{runs_dir}/{Game}__{algorithm}__{variant}__s{seed}__{time}`. SIGINT and
+    SIGTERM only set `stopped`, for the loop to end at a safe point; a second SIGINT ends at once.
+
+    Raises UsageError if the folder cannot be written.
+    """
+
+    def __init__(self, args, algorithm: str, num_parameters: int, device: torch.device):
+        self.args = args
+        self.config = describe(args, algorithm, num_parameters, device)
+        self.stopped: int | None = None  # the signal that asked for it
+        self.returns = collections.deque(maxlen=100)
+        self._latest: dict[str, float] = {}
+        self._measurements = 0
+        self._rates = collections.deque([(time.perf_counter(), 0)], maxlen=200)
+        self._next_line = 0.0
+
+        self.folder = self._make_folder()
+        try:
+            (self.folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+            if args.track:
+                import wandb  # optional: only who asks for it needs it
+
+                wandb.init(
+                    project="hadamard-rl",
+                    name=self.folder.name,
+                    config=self.config,
+                    dir=self.folder,
+                    sync_tensorboard=True,
+                )
+            self.writer = SummaryWriter(str(self.folder))
+        except OSError as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise UsageError(f"cannot write to {self.folder}: {error.strerror}") from None
+        self._write_hyperparameters()
+        print(
+            f"{self.config['game']}, {algorithm}, {self.config['variant']}, seed {args.seed}: "
+            f"{num_parameters:,} parameters on {device}, {self.folder}",
+            flush=True,
+        )
+        self.bar = tqdm(
+            total=args.total_timesteps,
+            disable=not sys.stderr.isatty(),
+            bar_format="{percentage:3.0f}%|{bar:20}| {postfix}",
+            dynamic_ncols=True,
+        )
+        self._handlers = {
+            number: signal.signal(number, self._request_stop)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def _make_folder(self) -> Path:
+        config, runs_dir = self.config, Path(self.args.runs_dir)
+        when = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+        stem = [config["game"], config["algorithm"], config["variant"], f"s{self.args.seed}", when]
+        name = "__".join(stem)
+        made = [folder for folder in (runs_dir, *runs_dir.parents) if not folder.exists()]
+        try:
+            for attempt in range(1, 100):
+                folder = runs_dir / (name if attempt == 1 else f"{name}-{attempt}")
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir(parents=True)
+                    return folder
+            raise UsageError(f"too many runs called {name} in {runs_dir}")
+        except OSError as error:
+            for parent in made:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+            raise UsageError(f"--runs-dir {runs_dir}: {error.strerror}") from None
+
+    def _write_hyperparameters(self):
+        flags = self.config["flags"]
+        rows = "\n".join(f"|{key}|{value}|" for key, value in flags.items())
+        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
+        # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
+        columns = flags | {key: self.config[key] for key in ("game", "algorithm", "variant")}
+        tags = ["charts/episodic_return", *(f"representation/{name}" for name in MEASURES)]
+        for summary in hparams(columns, dict.fromkeys(tags, 0.0)):
+            self.writer.file_writer.add_summary(summary)
+        layout = {
+            "score": [f"charts/{name}" for name in ("episodic_return", "episodic_length")],
+            # z and its branches in one chart
+            "representation": [f"representation/(branch_[0-9]+/)?{name}$" for name in MEASURES],
+            "losses": ["losses/td_loss", "losses/q_values"],
+        }
+        layout = {
+            group: {tag.split("/")[-1].strip(")?$"): ["Multiline", [tag]] for tag in tags}
+            for group, tags in layout.items()
+        }
+        self.writer.add_custom_scalars(layout)
+
+    def _request_stop(self, number, frame):
+        self.stopped = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print(f"\n{signal.Signals(number).name}: stopping", file=sys.stderr, flush=True)
+
+    def scalars(self, step: int, values: dict[str, float]):
+        """Write these tags at this agent step."""
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, value, step)
+        self._latest |= values
+
+    def episodes(self, step: int, infos: dict):
+        """Write the raw return and the length (agent steps) of every game that ended."""
+        if "episode" not in infos:
+            return
+        episode = infos["episode"]
+        for i in np.flatnonzero(episode["_r"]):
+            self.returns.append(float(episode["r"][i]))
+            self.writer.add_scalar("charts/episodic_return", episode["r"][i], step)
+            self.writer.add_scalar("charts/episodic_length", episode["l"][i], step)
+
+    def representation(self, step: int, z, branches, head: torch.nn.Linear):
+        """Measure z (samples, features), its branches (branches, samples, features) and the head.
+
+        For more than one branch each is measured like z, under `representation/branch_{i}/`. The
+        live and dead parts of the Q-values are means over samples and actions.
+        """
+        layers = {"z": z}
+        if len(branches) > 1:
+            layers |= {f"branch_{i}": branch for i, branch in enumerate(branches)}
+        values = {}
+        for name, layer in layers.items():
+            prefix = "representation/" if name == "z" else f"representation/{name}/"
+            values |= {prefix + key: value for key, value in measure_layer(layer).items()}
+        live, dead = q_contribution(z, dead_neurons(z), head.weight, head.bias)
+        values |= {
+            "q_contribution/live": live.mean().item(),
+            "q_contribution/dead": dead.mean().item(),
+            "q_contribution/bias": head.bias.mean().item(),
+            "q_contribution/live_abs": live.abs().mean().item(),
+            "q_contribution/dead_abs": dead.abs().mean().item(),
+        }
+        self.scalars(step, values)
+        if self._measurements % FIGURE_EVERY == 0:
+            image = kde_figure(layers)
+            self.writer.add_image("representation/kde", image, step, dataformats="HWC")
+        self._measurements += 1
+        self.writer.flush()
+
+    def progress(self, step: int, now: float | None = None):
+        """Show steps, speed over the last seconds, time left, score and state of the layer."""
+        now = time.perf_counter() if now is None else now
+        while len(self._rates) > 2 and now - self._rates[0][0] > 10:
+            self._rates.popleft()
+        then, step_then = self._rates[0]
+        self._rates.append((now, step))
+        rate = (step - step_then) / max(now - then, 1e-9)
+        self.writer.add_scalar("charts/SPS", rate, step)
+        self.bar.n = step
+        if sys.stderr.isatty():
+            self.bar.set_postfix_str(self._status(step, rate))
+        elif now >= self._next_line or step >= self.args.total_timesteps:
+            self._next_line = now + LINE_EVERY
+            share = step / self.args.total_timesteps
+            print(f"{share:4.0%}  {self._status(step, rate)}", file=sys.stderr, flush=True)
+
+    def _status(self, step: int, rate: float) -> str:
+        left = (self.args.total_timesteps - step) / max(rate, 1e-9)
+        eta = datetime.timedelta(seconds=int(min(left, 3e9)))
+        status = f"{step:,}/{self.args.total_timesteps:,} steps  {rate:,.0f}/s  ETA {eta}"
+        if self.returns:
+            status += f"  return {np.mean(self.returns):.1f} (last {len(self.returns)} games)"
+        if "representation/dead_kde" in self._latest:
+            status += f"  dead {self._latest['representation/dead_kde']:.0%}"
+            status += f"  rank {self._latest['representation/effective_rank']}"
+        return status
+
+    def finish(self, step: int, network: torch.nn.Module) -> int:
+        """Save the weights as `model.pt`; the status for the process to exit with."""
+        temporary = self.folder / "model.pt.tmp"
+        torch.save(network.state_dict(), temporary)
+        temporary.replace(self.folder / "model.pt")
+        if self.stopped is None:
+            print(f"done: {step:,} agent steps, {self.folder}", flush=True)
+            return 0
+        print(f"stopped at {step:,} agent steps, {self.folder}", flush=True)
+        return 128 + self.stopped
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self.bar.close()
+        self.writer.close()
+        if self.args.track:
+            import wandb
+
+            wandb.finish(exit_code=int(exception[0] is not None))

@@ -1,0 +1,197 @@
+"""Hadamard layers: a hidden layer as the element-wise product of independent branches.
+
+    z(x) = f(A_1 x + b_1) * f(A_2 x + b_2) * ...
+
+with the same activation f in every branch and parameters of its own for each (Kooi, Hoogendoorn and
+François-Lavet, arXiv 2406.09079: Eq. 2 of v1, where the layer is called LaN; HR from v2 on).
+Nothing in here knows about reinforcement learning.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "selu": F.selu,
+    "gelu": F.gelu,
+    "elu": F.elu,
+    "silu": F.silu,
+    "identity": lambda x: x,
+}
+COMBINES = ("product", "sum")
+INITS = ("torch", "orthogonal", "he_normal")
+
+# The value of the PQN authors' code (flax's default); torch's own default is 1e-5.
+LAYER_NORM_EPS = 1e-6
+
+
+def init_parameters(weight: Tensor, bias: Tensor, init: str = "torch", gain: float = 2**0.5):
+    """Initialise one weight (out, in, ...) and its bias (out,) in place.
+
+    `torch`: what nn.Linear and nn.Conv2d do, drawn in their order (DQN). `orthogonal`: orthogonal
+    rows scaled by `gain`, bias 0 (PPO). `he_normal`: normal of variance 2 / fan_in, cut off at two
+    standard deviations before scaling, bias 0 (PQN; flax's `he_normal`).
+
+    Raises ValueError for another name.
+    """
+    fan_in = weight[0].numel()
+    if init == "torch":
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        nn.init.uniform_(bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+    elif init == "orthogonal":
+        nn.init.orthogonal_(weight, gain)
+        nn.init.zeros_(bias)
+    elif init == "he_normal":
+        # A unit normal cut off at +-2 has standard deviation 0.8796: divide to restore it.
+        std = math.sqrt(2 / fan_in) / 0.87962566103423978
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(bias)
+    else:
+        raise ValueError(f"unknown init {init!r}: choose one of {', '.join(INITS)}")
+
+
+class _HadamardLayer(nn.Module):
+    """What the linear and the convolutional layer share: the fused parameters of all branches.
+
+    The parameters of branch i are rows i * width to (i + 1) * width of `weight` and `bias`, so that
+    one matrix product or convolution serves all branches.
+    """
+
+    def __init__(self, width, weight_shape, activation, branches, combine, layer_norm):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}"
+            )
+        if combine not in COMBINES:
+            raise ValueError(f"unknown combine {combine!r}: choose one of {', '.join(COMBINES)}")
+        if isinstance(branches, bool) or not isinstance(branches, int) or branches < 1:
+            raise ValueError(f"branches must be an integer of at least 1, not {branches!r}")
+        self.width, self.branches = width, branches
+        self.activation, self.combine, self.layer_norm = activation, combine, layer_norm
+        self.weight = nn.Parameter(torch.empty(branches * width, *weight_shape))
+        self.bias = nn.Parameter(torch.empty(branches * width))
+        if layer_norm:
+            self.norm_weight = nn.Parameter(torch.empty(branches, width))
+            self.norm_bias = nn.Parameter(torch.empty(branches, width))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, init: str = "torch", gain: float = 2**0.5):
+        """Initialise each branch as if it were a layer alone; see `init_parameters`.
+
+        Drawn branch by branch, so the branches equal separately built layers drawn in turn.
+        """
+        for weight, bias in zip(
+            self.weight.split(self.width), self.bias.split(self.width), strict=True
+        ):
+            init_parameters(weight, bias, init, gain)
+        if self.layer_norm:
+            nn.init.ones_(self.norm_weight)
+            nn.init.zeros_(self.norm_bias)
+
+    def _activate(self, branches: Tensor) -> Tensor:
+        """LayerNorm, if any, over the last axis of (..., branches, width), then the activation."""
+        if self.layer_norm:
+            normed = F.layer_norm(branches, (self.width,), eps=LAYER_NORM_EPS)
+            branches = torch.addcmul(self.norm_bias, normed, self.norm_weight)
+        return ACTIVATIONS[self.activation](branches)
+
+    def combine_branches(self, branches) -> Tensor:
+        """The product, or the sum, of the branches, over the first axis of `branches`."""
+        # Pairwise rather than torch.prod, whose backward pass is slower and treats zeros apart.
+        z = branches[0]
+        for branch in branches[1:]:
+            z = z * branch if self.combine == "product" else z + branch
+        return z
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.weight.shape[1]}, {self.width}, activation={self.activation}, "
+            f"branches={self.branches}, combine={self.combine}, layer_norm={self.layer_norm}"
+        )
+
+
+class HadamardLinear(_HadamardLayer):
+    """A fully connected hidden layer z = f(A_1 x + b_1) * ... * f(A_n x + b_n).
+
+    `branches=1` is the plain layer, 2 the paper's HR, 3 its 2xHR; `combine="sum"` adds the branches
+    instead. With `layer_norm` each branch is normalised over its features before its activation.
+
+    `forward`: x (..., in_features) -> z (..., out_features).
+    Raises ValueError for an unknown activation or combine and for fewer than 1 branch.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: str = "tanh",
+        branches: int = 2,
+        combine: str = "product",
+        layer_norm: bool = False,
+    ):
+        super().__init__(out_features, (in_features,), activation, branches, combine, layer_norm)
+        self.in_features, self.out_features = in_features, out_features
+
+    def _activations(self, x: Tensor) -> Tensor:
+        branches = F.linear(x, self.weight, self.bias).unflatten(-1, (self.branches, self.width))
+        return self._activate(branches)  # (..., branches, out_features)
+
+    def branch_activations(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (branches, ..., out_features), the factors (or terms) of z."""
+        return self._activations(x).movedim(-2, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.combine_branches(self._activations(x).unbind(-2))
+
+
+class HadamardConv2d(_HadamardLayer):
+    """A convolutional hidden layer whose feature maps are the product of those of its branches.
+
+    Arguments as for `HadamardLinear`. With `layer_norm` each branch is normalised over the channel
+    axis of each pixel (as in the PQN authors' Atari network), before its activation.
+
+    `forward`: x (batch, in_channels, height, width) -> z (batch, out_channels, height', width').
+    Raises ValueError as `HadamardLinear` does.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        activation: str = "tanh",
+        branches: int = 2,
+        combine: str = "product",
+        layer_norm: bool = False,
+    ):
+        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        super().__init__(
+            out_channels, (in_channels, *kernel), activation, branches, combine, layer_norm
+        )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.padding = kernel, stride, padding
+
+    def _activations(self, x: Tensor) -> Tensor:
+        maps = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        if not self.layer_norm:
+            return self._activate(maps).unflatten(1, (self.branches, self.width))
+        # Channels last for the norm: no copy where the maps lie in that memory format already.
+        pixels = maps.movedim(1, -1).unflatten(-1, (self.branches, self.width))
+        return self._activate(pixels).movedim((-2, -1), (1, 2))  # (batch, branches, C, H, W)
+
+    def branch_activations(self, x: Tensor) -> Tensor:
+        """x (batch, C, H, W) -> (branches, batch, out_channels, H', W'), the factors of z."""
+        return self._activations(x).movedim(1, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.combine_branches(self._activations(x).unbind(1))

@@ -1,0 +1,293 @@
+"""Measures of a hidden layer: dead, dormant and saturated neurons, ranks, contribution to Q-values.
+
+Every function takes `z`, the activations of a layer as a tensor (samples, features) of any float
+dtype on any device, and computes in float64: the results do not depend on dtype or device. Each
+raises ValueError, naming the shape, for NaN or inf, fewer than 2 samples or a wrong number of dims.
+"""
+
+import math
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+MEASURES = ("dead_kde", "dormant_0", "dormant_0.1", "saturated", "effective_rank", "entropy_rank")
+
+# Grid points per kernel bandwidth when the peak of a density is searched for. Linear binning onto
+# this grid errs by at most (1 / 16)^2 / 8 = 5e-4 of the peak; the peak itself is then exact.
+BINS_PER_BANDWIDTH = 16
+# Elements of the largest intermediate tensor: bounds the extra memory at some 100 MB.
+CHUNK_ELEMENTS = 2**20
+
+
+def _checked(z: Tensor) -> Tensor:
+    """z in float64, or ValueError that says what was wrong with what shape."""
+    if not isinstance(z, Tensor):
+        raise ValueError(f"z must be a tensor (samples, features), not a {type(z).__name__}")
+    shape = tuple(z.shape)
+    if z.dim() != 2:
+        raise ValueError(f"z must be (samples, features): got {z.dim()} dims, shape {shape}")
+    if not z.is_floating_point():
+        raise ValueError(f"z must be of a float dtype: got {z.dtype}, shape {shape}")
+    if shape[0] < 2 or shape[1] < 1:
+        raise ValueError(f"z needs at least 2 samples and 1 feature: got shape {shape}")
+    if not torch.isfinite(z).all():
+        raise ValueError(f"z holds NaN or inf: shape {shape}")
+    return z.detach().to(torch.float64)
+
+
+def _jittered(z: Tensor, noise_variance: float, generator: torch.Generator | None):
+    """The neurons as rows, a' = a + N(0, noise_variance), shifted by their first value, and that.
+
+    The shift makes the density of a constant neuron independent of how large the constant is, where
+    a' itself would swallow the noise. The noise is drawn on the CPU, so that it is the same for
+    every device, and from a generator of its own, so that measuring leaves a training run unmoved.
+    """
+    if noise_variance < 0:
+        raise ValueError(f"noise_variance must be at least 0, not {noise_variance}")
+    a = z.T.contiguous()
+    shift = a[:, :1].clone()
+    a -= shift
+    if noise_variance > 0:
+        if generator is None:
+            generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(z.shape, dtype=z.dtype, generator=generator, device=generator.device)
+        a += noise.T.to(a.device) * math.sqrt(noise_variance)
+    return a, shift
+
+
+def _bandwidths(a: Tensor) -> Tensor:
+    """Scott's rule, n^(-1/5) std(a'), for a (features, samples); 0 for a neuron without spread."""
+    return a.std(dim=1, keepdim=True) * a.shape[1] ** -0.2
+
+
+def _density(a: Tensor, bandwidth: Tensor, points: Tensor) -> Tensor:
+    """f(x) = 1/(n bw) sum_j K((x - a'_j) / bw), the sum written out: (features, points)."""
+    features, samples = a.shape
+    density = torch.empty(features, points.shape[1], dtype=a.dtype, device=a.device)
+    step = max(1, CHUNK_ELEMENTS // (features * samples))
+    for start in range(0, points.shape[1], step):
+        chunk = points[:, start : start + step]
+        u = (chunk.unsqueeze(2) - a.unsqueeze(1)) / bandwidth.unsqueeze(2)
+        density[:, start : start + step] = torch.exp(-0.5 * u * u).mean(dim=2)
+    return density / (bandwidth * math.sqrt(2 * math.pi))
+
+
+def _peak_position(a: Tensor, bandwidth: Tensor) -> Tensor:
+    """Where the density of each neuron is highest, (features, 1), by binning and a convolution."""
+    low = a.amin(dim=1, keepdim=True)
+    u = (a - low) * (BINS_PER_BANDWIDTH / bandwidth)  # in bins
+    left = u.floor()
+    right_share = u - left
+    margin = 6 * BINS_PER_BANDWIDTH
+    # The longest range decides: at most n^0.7 bandwidths, a single outlier among n samples.
+    bins = int(left.max()) + 2
+    length = bins + 2 * margin
+    rows = torch.arange(a.shape[0], device=a.device).unsqueeze(1) * length
+    index = (left.long() + rows).flatten()
+    total = a.shape[0] * length
+    histogram = torch.bincount(index, (1 - right_share).flatten(), total)
+    histogram += torch.bincount(index + 1, right_share.flatten(), total)
+    histogram = histogram.view(a.shape[0], length)
+    offsets = torch.arange(length, device=a.device, dtype=a.dtype)
+    offsets = torch.minimum(offsets, length - offsets) / BINS_PER_BANDWIDTH
+    kernel = torch.fft.rfft(torch.exp(-0.5 * offsets * offsets))
+    density = torch.fft.irfft(torch.fft.rfft(histogram) * kernel, n=length)[:, :bins]
+    # A parabola through the highest bin and its neighbours finds the peak between the bins.
+    top = density.argmax(dim=1, keepdim=True)
+    inner = top.clamp(1, max(bins - 2, 1))
+    before, at, after = (density.gather(1, (inner + i).clamp(max=bins - 1)) for i in (-1, 0, 1))
+    curvature = before - 2 * at + after
+    offset = torch.where(curvature < 0, 0.5 * (before - after) / curvature, 0.0).clamp(-1, 1)
+    position = torch.where(top == inner, inner + offset, top.to(a.dtype))
+    return low + position * (bandwidth / BINS_PER_BANDWIDTH)
+
+
+def kernel_density(
+    z: Tensor,
+    points: Tensor,
+    noise_variance: float = 1e-5,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Gaussian kernel density of each neuron (v1 App. B.1), with the noise of `dead_neurons`.
+
+    z (samples, features); points (points,) for all neurons or (points, features), one column each.
+    Returns densities (points, features), float64. A neuron without any spread (noise_variance 0)
+    has density inf at its value and 0 elsewhere.
+    """
+    z = _checked(z)
+    points = points.to(z)
+    if points.dim() == 1:
+        points = points.unsqueeze(1).expand(-1, z.shape[1])
+    if points.dim() != 2 or points.shape[1] != z.shape[1]:
+        raise ValueError(
+            f"points must be (points,) or (points, {z.shape[1]}): got shape {tuple(points.shape)}"
+        )
+    a, shift = _jittered(z, noise_variance, generator)
+    points = points.T - shift
+    bandwidth = _bandwidths(a)
+    density = _density(a, torch.where(bandwidth > 0, bandwidth, 1.0), points)
+    spike = torch.where(points == a[:, :1], math.inf, 0.0)
+    return torch.where(bandwidth > 0, density, spike).T
+
+
+def dead_neurons(
+    z: Tensor,
+    threshold: float = 20.0,
+    noise_variance: float = 1e-5,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The paper's test (v1 App. B.1): bool (features,), True where a neuron is dead.
+
+    a' = a + N(0, noise_variance); bandwidth n^(-1/5) std(a'); dead if the highest value of the
+    Gaussian kernel density of a' is at least `threshold`. `generator` draws the noise; without one
+    it is the same noise at every call.
+
+    With the defaults a constant neuron peaks at about 120, and a Gaussian one counts as dead below
+    a standard deviation of about 0.02. The test depends on the number of samples, which should be
+    the same wherever it is compared, and on the scale: a live neuron with small values counts as
+    dead. A tanh neuron that switches between -1 and 1 is alive.
+    """
+    a, _ = _jittered(_checked(z), noise_variance, generator)
+    features, samples = a.shape
+    bandwidth = _bandwidths(a)
+    dead = (bandwidth == 0).flatten()
+    # Longest density row there can be: n^0.7 bandwidths (one outlier among n) and the margins.
+    longest = int(samples**0.7 + 13) * BINS_PER_BANDWIDTH
+    step = max(1, CHUNK_ELEMENTS // max(longest, samples))
+    for start in range(0, features, step):
+        rows = torch.arange(start, min(start + step, features), device=a.device)
+        rows = rows[~dead[rows]]
+        if len(rows) > 0:
+            peak = _density(a[rows], bandwidth[rows], _peak_position(a[rows], bandwidth[rows]))
+            dead[rows] = peak.flatten() >= threshold
+    return dead
+
+
+def effective_rank(z: Tensor, delta: float = 0.01) -> int:
+    """Smallest k whose k largest singular values of z hold a share >= 1 - delta of their sum.
+
+    Kumar et al. 2021 (srank). z (samples, features), not centred; it should have at least as many
+    samples as features. 0 for a z of zeros.
+    """
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta must be at least 0 and below 1, not {delta}")
+    s = torch.linalg.svdvals(_checked(z))
+    if s[0] == 0:
+        return 0
+    share = s.cumsum(0) / s.sum()
+    # 1e-9: equal singular values reach 1 - delta exactly on paper, not in floating point.
+    return min(int((share < 1 - delta - 1e-9).sum()) + 1, len(s))
+
+
+def entropy_rank(z: Tensor) -> float:
+    """exp of the entropy of the singular values of z divided by their sum (Roy and Vetterli 2007).
+
+    z (samples, features). Between 1 and the number of features; 0 for a z of zeros.
+    """
+    s = torch.linalg.svdvals(_checked(z))
+    if s[0] == 0:
+        return 0.0
+    return float(torch.special.entr(s / s.sum()).sum().exp())
+
+
+def dormant_neurons(z: Tensor, tau: float = 0.0) -> Tensor:
+    """Bool (features,): E|h_i| / mean_k E|h_k| <= tau (Sokar et al. 2023, Eq. 1).
+
+    z (samples, features). It cannot see a saturated tanh neuron, whose |h| is 1. In a layer of
+    zeros every neuron is dormant.
+    """
+    if not tau >= 0:
+        raise ValueError(f"tau must be at least 0, not {tau}")
+    score = _checked(z).abs().mean(dim=0)
+    return score <= tau * score.mean()
+
+
+def saturated_neurons(z: Tensor, level: float = 0.99, share: float = 0.99) -> Tensor:
+    """Bool (features,): |z_i| > level on at least a `share` of the samples. z (samples, features).
+
+    Scale-free for the bounded activations; it sees a neuron that switches between -1 and 1 as well.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie between 0 and 1, not {share}")
+    return (_checked(z).abs() > level).double().mean(dim=0) >= share - 1e-12
+
+
+def q_contribution(z: Tensor, dead: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts of the Q-values that live and that dead neurons bring in (v4 Fig. 4, Theorem 4.1).
+
+    Q_a = sum_live W_ai z_i + sum_dead W_ai z_i + b_a. z (samples, features), dead bool (features,),
+    weight (actions, features), bias (actions,). Returns (live, dead_part), each (samples, actions),
+    float64, so that live + dead_part + bias = z @ weight.T + bias. A dead neuron hardly changes, so
+    dead_part acts as a hidden bias.
+    """
+    z = _checked(z)
+    if dead.shape != z.shape[1:] or dead.dtype != torch.bool:
+        raise ValueError(
+            f"dead must be bool ({z.shape[1]},): got {dead.dtype}, shape {tuple(dead.shape)}"
+        )
+    if weight.dim() != 2 or weight.shape[1] != z.shape[1] or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"weight must be (actions, {z.shape[1]}) and bias (actions,): got shapes "
+            f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
+    weight, dead = weight.detach().to(z), dead.to(z.device)
+    return (z * ~dead) @ weight.T, (z * dead) @ weight.T
+
+
+def measure_layer(z: Tensor) -> dict[str, float]:
+    """All MEASURES of z (samples, features): shares of neurons in [0, 1], and ranks."""
+    return {
+        "dead_kde": dead_neurons(z).double().mean().item(),
+        "dormant_0": dormant_neurons(z, 0.0).double().mean().item(),
+        "dormant_0.1": dormant_neurons(z, 0.1).double().mean().item(),
+        "saturated": saturated_neurons(z).double().mean().item(),
+        "effective_rank": effective_rank(z),
+        "entropy_rank": entropy_rank(z),
+    }
+
+
+def kde_figure(layers: dict[str, Tensor]) -> np.ndarray:
+    """Densities of 16 fixed neurons of each layer (v1 Fig. 4 and 10): RGB uint8 (h, w, 3).
+
+    layers: title -> (samples, features). One panel per neuron, each over the range of its layer and
+    scaled to its own peak, whose height stands in it; a dead neuron is framed in red.
+    """
+    figure = Figure(figsize=(4.2 * len(layers), 4.4), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    columns = figure.subplots(1, len(layers), squeeze=False)[0]
+    for axes, (title, z) in zip(columns, layers.items(), strict=True):
+        neurons = torch.linspace(0, z.shape[1] - 1, min(16, z.shape[1])).long()
+        z = z[:, neurons].double().cpu()
+        low, high = z.min().item(), z.max().item()
+        pad = 0.05 * (high - low) or 0.05
+        low, high = low - pad, high + pad
+        # The grid shows the shape, the quantiles find spikes that fall between its points.
+        grid = torch.linspace(low, high, 200, dtype=z.dtype).unsqueeze(1).expand(-1, z.shape[1])
+        points = torch.cat([grid, z.quantile(torch.linspace(0, 1, 101, dtype=z.dtype), dim=0)])
+        points = points.sort(dim=0).values
+        density, dead = kernel_density(z, points), dead_neurons(z)
+        # All 16 panels in one pair of axes: an axes object each would cost a second per figure.
+        for i, neuron in enumerate(neurons.tolist()):
+            x0, y0 = i % 4, 3 - i // 4
+            x = x0 + 0.05 + 0.9 * (points[:, i].numpy() - low) / (high - low)
+            peak = density[:, i].max().item()
+            color = "tab:red" if dead[i] else "tab:blue"
+            axes.fill_between(
+                x, y0 + 0.05, y0 + 0.05 + 0.72 * density[:, i].numpy() / peak, color=color, lw=0
+            )
+            frame = [x0 + 0.03, x0 + 0.97], [y0 + 0.03, y0 + 0.97]
+            axes.plot(
+                [frame[0][j] for j in (0, 1, 1, 0, 0)],
+                [frame[1][j] for j in (0, 0, 1, 1, 0)],
+                color=color if dead[i] else "0.75",
+                lw=1.2,
+            )
+            axes.text(x0 + 0.07, y0 + 0.84, f"{neuron}  peak {peak:.3g}", fontsize=6.5)
+        axes.set_title(f"{title}: values from {low:.2g} to {high:.2g}", fontsize=9)
+        axes.set(xlim=(0, 4), ylim=(0, 4))
+        axes.set_axis_off()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,251 @@
+"""The layer against its definition: branches built one by one with torch's own layers."""
+
+import copy
+import math
+from functools import reduce
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import nn
+
+from dqn_atari import Args, QNetwork
+from hadamard import ACTIVATIONS, COMBINES, LAYER_NORM_EPS, HadamardConv2d, HadamardLinear
+
+FORMULAS = {  # the activations written out, from their papers
+    "relu": lambda x: torch.where(x > 0, x, 0.0),
+    "tanh": lambda x: 1 - 2 / (1 + torch.exp(2 * x)),
+    "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
+    "selu": lambda x: (
+        1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * (x.exp() - 1))
+    ),
+    "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+    "elu": lambda x: torch.where(x > 0, x, x.exp() - 1),
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+    "identity": lambda x: x,
+}
+
+layers = st.fixed_dictionaries(
+    {
+        "activation": st.sampled_from(sorted(ACTIVATIONS)),
+        "branches": st.integers(1, 4),
+        "combine": st.sampled_from(COMBINES),
+        "layer_norm": st.booleans(),
+    }
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def combined(branches, combine):
+    operation = torch.mul if combine == "product" else torch.add
+    return reduce(operation, branches)
+
+
+def random_norm(layer):
+    """LayerNorm parameters that are not the identity, so that mixing up branches shows."""
+    if layer.layer_norm:
+        with torch.no_grad():
+            layer.norm_weight.normal_()
+            layer.norm_bias.normal_()
+
+
+def test_activations_are_the_published_functions():
+    x = torch.linspace(-4, 4, 101, dtype=torch.float64)
+    assert set(ACTIVATIONS) == set(FORMULAS)
+    for name, formula in FORMULAS.items():
+        torch.testing.assert_close(ACTIVATIONS[name](x), formula(x), rtol=1e-9, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(layers, seeds, st.integers(1, 6), st.integers(1, 7))
+def test_linear_equals_separate_layers(config, seed, n_in, n_out):
+    torch.manual_seed(seed)
+    layer = HadamardLinear(n_in, n_out, **config).double()
+    random_norm(layer)
+    x = torch.randn(5, n_in, dtype=torch.float64)
+    expected = []
+    for i in range(config["branches"]):
+        rows = slice(i * n_out, (i + 1) * n_out)
+        linear = nn.Linear(n_in, n_out).double()
+        linear.load_state_dict({"weight": layer.weight[rows], "bias": layer.bias[rows]})
+        y = linear(x)
+        if config["layer_norm"]:
+            norm = nn.LayerNorm(n_out, eps=LAYER_NORM_EPS).double()
+            norm.load_state_dict({"weight": layer.norm_weight[i], "bias": layer.norm_bias[i]})
+            y = norm(y)
+        expected.append(ACTIVATIONS[config["activation"]](y))
+    torch.testing.assert_close(layer.branch_activations(x), torch.stack(expected))
+    torch.testing.assert_close(layer(x), combined(expected, config["combine"]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(layers, seeds, st.integers(1, 3), st.integers(1, 5), st.integers(1, 2), st.integers(0, 1))
+def test_conv_equals_separate_layers(config, seed, n_in, n_out, stride, padding):
+    torch.manual_seed(seed)
+    layer = HadamardConv2d(n_in, n_out, 3, stride=stride, padding=padding, **config).double()
+    random_norm(layer)
+    x = torch.randn(2, n_in, 7, 6, dtype=torch.float64)
+    expected = []
+    for i in range(config["branches"]):
+        rows = slice(i * n_out, (i + 1) * n_out)
+        y = F.conv2d(x, layer.weight[rows], layer.bias[rows], stride, padding)
+        if config["layer_norm"]:  # over the channels of each pixel, written out
+            mean = y.mean(dim=1, keepdim=True)
+            variance = (y - mean).square().mean(dim=1, keepdim=True)
+            y = (y - mean) / (variance + 1e-6).sqrt()
+            y = y * layer.norm_weight[i][:, None, None] + layer.norm_bias[i][:, None, None]
+        expected.append(ACTIVATIONS[config["activation"]](y))
+    torch.testing.assert_close(layer.branch_activations(x), torch.stack(expected))
+    torch.testing.assert_close(layer(x), combined(expected, config["combine"]))
+    channels_last = x.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(channels_last), layer(x))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(["tanh", "sigmoid"]), seeds, st.integers(1, 5))
+def test_gradient_is_the_formula_of_the_paper(activation, seed, n_out):
+    """v1 section 3.2: z' = A_1 f'(.) f(.) + f(.) A_2 f'(.), for each output and input."""
+    torch.manual_seed(seed)
+    layer = HadamardLinear(3, n_out, activation=activation).double()
+    x = torch.randn(3, dtype=torch.float64)
+    a1, a2 = layer.weight.detach().split(n_out)
+    b1, b2 = layer.bias.detach().split(n_out)
+    u1, u2 = a1 @ x + b1, a2 @ x + b2
+    if activation == "tanh":
+        f1, f2 = u1.tanh(), u2.tanh()
+        d1, d2 = u1.cosh() ** -2, u2.cosh() ** -2
+    else:
+        f1, f2 = u1.sigmoid(), u2.sigmoid()
+        d1, d2 = f1 * (1 - f1), f2 * (1 - f2)
+    expected = a1 * (d1 * f2)[:, None] + a2 * (f1 * d2)[:, None]
+    measured = torch.autograd.functional.jacobian(layer, x)
+    torch.testing.assert_close(measured, expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seeds, st.integers(1, 4))
+def test_default_init_draws_what_separate_torch_layers_draw(seed, branches):
+    torch.manual_seed(seed)
+    linear = HadamardLinear(5, 4, branches=branches)
+    conv = HadamardConv2d(2, 3, 3, branches=branches)
+    torch.manual_seed(seed)
+    linears = [nn.Linear(5, 4) for _ in range(branches)]
+    convs = [nn.Conv2d(2, 3, 3) for _ in range(branches)]
+    for fused, separate in ((linear, linears), (conv, convs)):
+        assert torch.equal(fused.weight, torch.cat([layer.weight for layer in separate]))
+        assert torch.equal(fused.bias, torch.cat([layer.bias for layer in separate]))
+
+
+@pytest.mark.parametrize("branches", [1, 2, 3])
+@pytest.mark.parametrize("make", ["linear", "conv"])
+def test_init_statistics_hold_in_each_branch(branches, make):
+    torch.manual_seed(0)
+    if make == "linear":
+        layer, fan_in, width = HadamardLinear(256, 200, branches=branches), 256, 200
+    else:
+        layer, fan_in, width = HadamardConv2d(64, 200, 2, branches=branches), 256, 200
+    layer.reset_parameters("orthogonal", gain=1.5)
+    for weight in layer.weight.detach().flatten(1).split(width):
+        torch.testing.assert_close(
+            weight @ weight.T, 1.5**2 * torch.eye(width), atol=1e-4, rtol=1e-4
+        )
+    assert not layer.bias.any()
+
+    layer.reset_parameters("he_normal")
+    for weight in layer.weight.detach().flatten(1).split(width):
+        # 51,200 draws: the standard error of the standard deviation is 0.3 %
+        assert weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.02)
+        untruncated = math.sqrt(2 / fan_in) / stats.truncnorm.std(-2, 2)
+        assert weight.abs().max().item() <= 2 * untruncated * (1 + 1e-6)
+    assert not layer.bias.any()
+
+    layer.reset_parameters("torch")
+    bound = 1 / math.sqrt(fan_in)
+    for weight in layer.weight.detach().flatten(1).split(width):
+        assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+        assert weight.abs().max().item() <= bound
+
+
+def trunk_parameters(network):
+    head = sum(parameter.numel() for parameter in network.head.parameters())
+    return sum(parameter.numel() for parameter in network.parameters()) - head
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"branches": 1}, 1_684_128),
+        ({"branches": 2}, 3_290_272),
+        ({"branches": 2, "apply_to": "all"}, 3_368_256),
+        ({"branches": 1, "latent_dim": 1024}, 3_290_272),
+    ],
+)
+def test_parameter_counts_without_the_head(flags, expected):
+    assert trunk_parameters(QNetwork(4, Args(**flags))) == expected
+
+
+def test_dtype_moves_and_state_dict_round_trip(tmp_path):
+    torch.manual_seed(0)
+    for layer in (HadamardLinear(6, 5, layer_norm=True), HadamardConv2d(2, 5, 3, layer_norm=True)):
+        random_norm(layer)
+        x = torch.randn(3, 6) if isinstance(layer, HadamardLinear) else torch.randn(3, 2, 6, 6)
+        torch.save(layer.state_dict(), tmp_path / "layer.pt")
+        other = copy.deepcopy(layer)
+        other.reset_parameters("he_normal")
+        assert not torch.equal(other(x), layer(x))
+        other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
+        assert torch.equal(other(x), layer(x))
+        for dtype, tolerance in ((torch.float64, 1e-5), (torch.bfloat16, 0.1)):
+            z = copy.deepcopy(layer).to(dtype)(x.to(dtype))
+            assert z.dtype == dtype
+            torch.testing.assert_close(z.float(), layer(x), atol=tolerance, rtol=tolerance)
+        with torch.device("meta"):
+            assert layer.to("meta")(x.to("meta")).device.type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_device_move():
+    layer = HadamardLinear(6, 5, layer_norm=True)
+    x = torch.randn(3, 6)
+    expected = layer(x)
+    torch.testing.assert_close(layer.cuda()(x.cuda()).cpu(), expected)
+
+
+def test_gradients_reach_every_branch():
+    layer = HadamardLinear(4, 3, branches=3)
+    layer(torch.randn(8, 4)).sum().backward()
+    for gradient in layer.weight.grad.split(3):
+        assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"activation": "tahn"}, "relu, tanh, sigmoid, selu, gelu, elu, silu, identity"),
+        ({"combine": "mean"}, "product, sum"),
+        ({"branches": 0}, "at least 1"),
+        ({"branches": 1.5}, "at least 1"),
+        ({"branches": True}, "at least 1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        HadamardLinear(3, 4, **arguments)
+    with pytest.raises(ValueError, match=named):
+        HadamardConv2d(3, 4, 3, **arguments)
+    with pytest.raises(ValueError, match="torch, orthogonal, he_normal"):
+        HadamardLinear(3, 4).reset_parameters("xavier")
+
+
+def test_extra_leading_dimensions():
+    layer = HadamardLinear(4, 3, branches=2)
+    x = torch.randn(2, 5, 4)
+    assert layer(x).shape == (2, 5, 3)
+    branches = layer.branch_activations(x)
+    assert branches.shape == (2, 2, 5, 3)
+    np.testing.assert_allclose(branches.prod(0).detach(), layer(x).detach(), rtol=1e-6)
