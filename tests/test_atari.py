@@ -1,0 +1,281 @@
+"""The environment boundary against the raw emulator (`ALEInterface`), on real games."""
+
+import numpy as np
+import pytest
+from ale_py import Action, ALEInterface, AtariVectorEnv, LoggerMode, roms
+from gymnasium.vector import AutoresetMode
+
+import atari
+from atari import AtariEnvs, resolve_game
+
+ALEInterface.setLoggerMode(LoggerMode.Error)
+
+
+def play(envs, policy, steps):
+    """Steps of (actions, obs, rewards, terminations, truncations, infos)."""
+    for _ in range(steps):
+        actions = policy()
+        yield (actions, *envs.step(actions))
+
+
+def random_policy(envs, seed=0):
+    rng = np.random.default_rng(seed)
+    return lambda: rng.integers(envs.single_action_space.n, size=envs.num_envs)
+
+
+@pytest.mark.parametrize(
+    "name", ["Breakout", "breakout", "ALE/Breakout-v5", "BreakoutNoFrameskip-v4", "Breakout-v4"]
+)
+def test_names_of_a_game(name):
+    assert resolve_game(name) == "breakout"
+
+
+def test_names_of_several_words():
+    for name in ("SpaceInvaders", "space_invaders", "ALE/SpaceInvaders-v5"):
+        assert resolve_game(name) == "space_invaders"
+    assert atari.game_title("space_invaders") == "SpaceInvaders"
+
+
+@pytest.mark.parametrize(
+    ("name", "closest"),
+    [("Breakut", "Breakout"), ("Seaqest", "Seaquest"), ("MrPacman", "MsPacman")],
+)
+def test_an_unknown_game_suggests_the_closest(name, closest):
+    with pytest.raises(ValueError, match=f"unknown game '{name}': did you mean .*{closest}"):
+        resolve_game(name)
+
+
+@pytest.mark.parametrize("name", ["", "../../etc", "combat", "CartPole-v1"])
+def test_what_is_no_game_is_refused(name):
+    with pytest.raises(ValueError, match="unknown game"):
+        resolve_game(name)
+
+
+def native_game(rom):
+    """A game of ale-py's own, without life-loss signal and clipping."""
+    return AtariVectorEnv(
+        rom,
+        1,
+        reward_clipping=False,
+        episodic_life=False,
+        life_loss_info=False,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+
+
+@pytest.mark.parametrize("rom", ["breakout", "seaquest", "pong"])
+def test_one_game_against_the_bare_emulator(rom):
+    """No vector environment at all: the emulator's own rewards and lives, frame by frame."""
+    envs = AtariEnvs(rom, 1, seed=2)
+    _, infos = envs.reset()
+    ale = ALEInterface()
+    ale.setFloat("repeat_action_probability", 0.0)
+    ale.loadROM(roms.get_rom_path(rom))
+    meanings = ale.getMinimalActionSet()
+    # A game starts with FIRE, then comes the random number of no-ops.
+    ale.act(Action.FIRE)
+    for _ in range(int(envs._games.reset(seed=2)[1]["frame_number"][0]) - 1):
+        ale.act(Action.NOOP)
+    assert ale.lives() == infos["lives"][0]
+    total, score = 0.0, 0.0
+    for _, _, rewards, terminations, truncations, infos in play(envs, random_policy(envs), 3_000):
+        lives, reward = ale.lives(), 0.0
+        for _ in range(4):
+            if not ale.game_over():
+                reward += ale.act(meanings[infos["executed_actions"][0]])
+        total += reward
+        score += rewards[0]
+        assert rewards[0] == np.sign(reward)
+        assert terminations[0] == (ale.lives() < lives or ale.game_over())
+        assert not truncations[0]
+        if ale.game_over():
+            assert infos["episode"]["r"][0] == total
+            break
+        assert infos["lives"][0] == ale.lives()
+    assert ale.game_over()
+    assert total == score or rom == "seaquest"  # 20 points a fish there, clipped to 1
+
+
+@pytest.mark.parametrize("rom", ["breakout", "seaquest", "pong", "freeway"])
+def test_returns_lives_and_fire_over_many_games(rom):
+    """Replay the executed actions on ale-py's own environment: same rewards, lives, ends, observations."""
+    envs = AtariEnvs(rom, 2, seed=11)
+    meanings = list(envs._games.ale.get_action_set())
+    fire = meanings.index(Action.FIRE) if Action.FIRE in meanings else None
+    ale = [native_game(rom) for _ in range(2)]
+    first, _ = envs.reset()
+    lives = np.zeros(2, int)
+    for i in range(2):
+        obs, infos = ale[i].reset(seed=11 + i)
+        assert np.array_equal(obs[0], first[i])
+        lives[i] = infos["lives"][0]
+    raw_return, length, fire_due = np.zeros(2), np.zeros(2, int), np.zeros(2, bool)
+    life_losses = games_ended = 0
+    # 2,500 steps hold several whole games of each but Freeway, which is cut after 2,048.
+    for actions, obs, rewards, terminations, truncations, infos in play(
+        envs, random_policy(envs), 2_500
+    ):
+        executed = infos["executed_actions"]
+        assert np.array_equal(executed, np.where(fire_due, fire or 0, actions))
+        for i in range(2):
+            raw_obs, reward, ended, cut, raw_infos = ale[i].step(executed[i : i + 1])
+            raw_return[i] += reward[0]
+            length[i] += 1
+            assert rewards[i] == np.sign(reward[0])
+            assert rewards.dtype == np.float32
+            game_over = bool(ended[0] or cut[0])
+            lost_life = not game_over and raw_infos["lives"][0] < lives[i]
+            assert terminations[i] == (bool(ended[0]) or lost_life)
+            assert truncations[i] == bool(cut[0])
+            assert infos["game_over"][i] == game_over
+            lives[i] = raw_infos["lives"][0]
+            fire_due[i] = lost_life and fire is not None
+            life_losses += lost_life
+            if game_over:
+                games_ended += 1
+                assert infos["episode"]["_r"][i]
+                assert infos["episode"]["r"][i] == raw_return[i]
+                assert infos["episode"]["l"][i] == length[i]
+                raw_return[i] = length[i] = 0
+            else:
+                assert "episode" not in infos or not infos["episode"]["_r"][i]
+            assert np.array_equal(obs[i], raw_obs[0])
+    assert games_ended >= 2
+    if rom in ("breakout", "seaquest"):
+        assert life_losses >= 4
+    envs.close()
+
+
+def test_a_life_loss_ends_the_bootstrap_but_not_the_game():
+    envs = AtariEnvs("breakout", 1, seed=0)
+    _, infos = envs.reset()
+    lives, seen = infos["lives"][0], []
+    for _, obs, _, terminations, _, infos in play(envs, random_policy(envs), 400):
+        if terminations[0] and not infos["game_over"][0]:
+            assert infos["lives"][0] == lives - 1
+            assert obs[0, 0].any()  # no zero frame: the stack was not reset
+            seen.append(infos["lives"][0])
+        lives = infos["lives"][0]
+        if infos["game_over"][0]:
+            break
+    assert seen == [4, 3, 2, 1]
+    assert lives == 5
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_truncation_brings_the_true_last_observation(seed):
+    """The same actions without the cut show what the last observation is."""
+    whole = AtariEnvs("breakout", 1, seed)
+    whole.reset()
+    # The emulator counts the frames of the no-ops, too, and would cut in the middle of a step.
+    started_at = int(whole._games.reset(seed=seed)[1]["frame_number"][0])
+    cut = AtariEnvs("breakout", 1, seed, max_episode_frames=started_at + 4 * 60)
+    cut.reset()
+    policy = random_policy(cut)
+    for step in range(1, 61):
+        actions = policy()
+        obs, _, _, truncations, infos = cut.step(actions)
+        expected, *_ = whole.step(actions)
+        assert truncations[0] == infos["game_over"][0] == (step == 60)
+        if step < 60:
+            assert np.array_equal(obs, expected)
+            assert "final_obs" not in infos
+    assert np.array_equal(infos["final_obs"][0], expected[0])
+    assert infos["_final_obs"].tolist() == infos["episode"]["_r"].tolist() == [True]
+    assert infos["episode"]["l"][0] == 60
+    assert not obs[0, :3].any()  # a new game: zeros before its first frame
+    assert obs[0, 3].any()
+
+
+def trajectory(num_threads, seed=5, steps=300, sticky_actions=0.25, reset_seed=None):
+    envs = AtariEnvs("seaquest", 3, seed, num_threads=num_threads, sticky_actions=sticky_actions)
+    obs, _ = envs.reset(seed=reset_seed)
+    digest = [obs.tobytes()]
+    for _, obs, rewards, terminations, truncations, infos in play(envs, random_policy(envs), steps):
+        parts = (obs, rewards, terminations, truncations, infos["lives"])
+        digest.append(b"".join(part.tobytes() for part in parts))
+    envs.close()
+    return digest
+
+
+def test_same_seed_same_trajectory_for_1_and_2_threads():
+    one = trajectory(1)
+    assert one == trajectory(2) == trajectory(1)
+    assert one == trajectory(1, seed=9, reset_seed=5)
+    assert one != trajectory(1, seed=6)
+
+
+def test_a_second_reset_starts_other_games():
+    envs = AtariEnvs("seaquest", 2, seed=0, sticky_actions=0.25)
+
+    def frames():
+        envs.reset()
+        return [step[1].tobytes() for step in play(envs, random_policy(envs), 40)]
+
+    assert frames() != frames()
+
+
+def test_long_logs_are_cut_by_a_seeded_reset(monkeypatch):
+    """Past RESEED_AFTER the next game starts from a fresh seed, which alone reproduces it."""
+    monkeypatch.setattr(atari, "RESEED_AFTER", 200)
+    envs = AtariEnvs("breakout", 2, seed=1)
+    envs.reset()
+    reseeded = 0
+    for _, obs, _, _, _, infos in play(envs, random_policy(envs), 900):
+        for i in np.flatnonzero(infos["game_over"] & (envs._log_lengths == 0)):
+            reseeded += 1
+            fresh = native_game("breakout")
+            expected, expected_infos = fresh.reset(seed=np.array([envs._seeds[i]]))
+            assert np.array_equal(obs[i], expected[0])
+            assert infos["lives"][i] == expected_infos["lives"][0]
+    assert reseeded >= 4
+    assert envs._log_lengths.max() < 900
+
+
+def test_the_log_reproduces_the_games():
+    """Seed and logged actions, played back on the raw emulator, lead to the same frame."""
+    envs = AtariEnvs("breakout", 2, seed=4, sticky_actions=0.25)
+    envs.reset()
+    for _, obs, *_ in play(envs, random_policy(envs), 500):
+        pass
+    for i in range(2):
+        game = AtariVectorEnv(
+            "breakout", 1, repeat_action_probability=0.25, autoreset_mode=AutoresetMode.SAME_STEP
+        )
+        game.reset(seed=np.array([envs._seeds[i]]))
+        for action in envs._log[i, : envs._log_lengths[i]]:
+            replayed, *_ = game.step(np.array([action], dtype=np.int64))
+        assert np.array_equal(replayed[0], obs[i])
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [[0, 4], [-1, 0], [0], [[0, 0]], [0.0, 1.0], [True, False]],
+    ids=["too large", "negative", "too few", "2-d", "floats", "bools"],
+)
+def test_bad_actions_are_refused_before_they_hang_the_emulator(actions):
+    envs = AtariEnvs("breakout", 2, seed=0)
+    envs.reset()
+    with pytest.raises(ValueError, match="actions must"):
+        envs.step(np.array(actions))
+    envs.step(np.array([0, 3]))  # and it goes on
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"num_envs": 0}, "num_envs"),
+        ({"sticky_actions": 1.0}, "sticky_actions"),
+        ({"num_threads": -1}, "num_threads"),
+        ({"seed": -1}, "seed"),
+        ({"max_episode_frames": 0}, "max_episode_frames"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        AtariEnvs(**({"env_id": "breakout", "num_envs": 1, "seed": 0} | arguments))
+
+
+def test_step_before_reset_is_an_error():
+    with pytest.raises(RuntimeError, match="reset"):
+        AtariEnvs("breakout", 1, seed=0).step(np.array([0]))
