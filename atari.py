@@ -64,7 +64,8 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
 
     Env i starts from seed + i, and `reset()` without a seed goes on with seeds of its own: the same
     seed and actions give the same trajectory, whatever the number of threads. `num_threads` 0 means
-    one per core (at most one per game), `max_episode_frames` counts emulator frames.
+    one per core (at most one per game); a game is truncated after `max_episode_frames` emulator
+    frames, not counting its no-ops.
 
     Raises ValueError for an unknown game, fewer than 1 env, sticky_actions outside [0, 1), and for
     actions of a wrong shape, dtype or range (which would hang the emulator's threads).
@@ -94,7 +95,8 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
             self.game,
             num_envs,
             num_threads=num_threads,
-            max_num_frames_per_episode=max_episode_frames,
+            # Truncated here, not there: the last frame of its `final_obs` is a mix of earlier ones.
+            max_num_frames_per_episode=2**31 - 1,
             repeat_action_probability=sticky_actions,
             autoreset_mode=AutoresetMode.SAME_STEP,
             frameskip=FRAME_SKIP,
@@ -114,6 +116,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
 
         meanings = list(self._games.ale.get_action_set())
         self._fire = meanings.index(Action.FIRE) if Action.FIRE in meanings else None
+        self._max_steps = max_episode_frames // FRAME_SKIP
         self._seed = seed
         self._was_reset = False
         self._press_fire = np.zeros(num_envs, dtype=bool)
@@ -121,10 +124,10 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         self._lengths = np.zeros(num_envs, dtype=np.int64)
         self._game_start = np.zeros(num_envs, dtype=np.int64)  # in frames since the seeded reset
         # What reproduces each game: its seed and the actions since. A log is cut at the end of a
-        # game, so it holds RESEED_AFTER actions and one more game at most.
+        # game, so it holds at most RESEED_AFTER actions and one game more.
         self._seeds = np.zeros(num_envs, dtype=np.int64)
         self._reseeds = np.zeros(num_envs, dtype=np.int64)
-        log_length = RESEED_AFTER + max_episode_frames // FRAME_SKIP + 1
+        log_length = RESEED_AFTER + self._max_steps + 1
         self._log = np.zeros((num_envs, log_length), dtype=np.uint8)
         self._log_lengths = np.zeros(num_envs, dtype=np.int64)
 
@@ -151,7 +154,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         self._press_fire[:] = False
         self._returns[:] = 0
         self._lengths[:] = 0
-        self._game_start[:] = infos["frame_number"] - infos["episode_frame_number"]
+        self._game_start[:] = self._game_starts(infos)
         return obs, {"lives": infos["lives"]}
 
     def step(self, actions: np.ndarray):
@@ -163,15 +166,15 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         self._log[np.arange(self.num_envs), self._log_lengths] = executed
         self._log_lengths += 1
 
-        obs, raw_rewards, terminations, truncations, ale_infos = self._games.step(executed)
-        # A life loss and the end of a game both read as a termination; only the latter starts a new
-        # game, whose first frame lies at another distance from the emulator's frame counter.
-        game_start = ale_infos["frame_number"] - ale_infos["episode_frame_number"]
-        game_over = truncations | (terminations & (game_start != self._game_start))
-        self._game_start[:] = game_start
-        self._press_fire = terminations & ~game_over
+        obs, raw_rewards, terminations, _, ale_infos = self._games.step(executed)
         self._returns += raw_rewards
         self._lengths += 1
+        # A life loss and the end of a game both read as a termination; only the latter starts a new
+        # game, whose first frame lies at another distance from the emulator's frame counter.
+        ended = terminations & (self._game_starts(ale_infos) != self._game_start)
+        truncations = (self._lengths >= self._max_steps) & ~ended
+        game_over = ended | truncations
+        self._press_fire = terminations & ~game_over
 
         infos = {
             "executed_actions": executed,
@@ -181,7 +184,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         if truncations.any():
             infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
             for i in np.flatnonzero(truncations):
-                infos["final_obs"][i] = ale_infos["final_obs"][i].copy()
+                infos["final_obs"][i] = obs[i].copy()
             infos["_final_obs"] = truncations.copy()
         if game_over.any():
             infos["episode"] = {
@@ -193,9 +196,18 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
             infos["_episode"] = game_over.copy()
             self._returns[game_over] = 0
             self._lengths[game_over] = 0
-            obs = self._reseed_long_logs(obs, game_over, infos)
+            reseed = truncations | (ended & (self._log_lengths > RESEED_AFTER))
+            if reseed.any():
+                obs, ale_infos = self._reseed(reseed)
+                infos["lives"] = ale_infos["lives"]
+            self._game_start[game_over] = self._game_starts(ale_infos)[game_over]
         rewards = np.clip(raw_rewards, -1, 1).astype(np.float32)
         return obs, rewards, terminations, truncations, infos
+
+    @staticmethod
+    def _game_starts(ale_infos) -> np.ndarray:
+        """The emulator's frame counter at the start of each running game."""
+        return ale_infos["frame_number"] - ale_infos["episode_frame_number"]
 
     def _checked_actions(self, actions) -> np.ndarray:
         actions = np.asarray(actions)
@@ -217,20 +229,11 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
             state = np.random.SeedSequence(entropy).generate_state(1)[0]
             self._seeds[i] = state & 0x7FFFFFFF
 
-    def _reseed_long_logs(self, obs, game_over, infos):
-        """Seed the games anew that have just ended and whose log has become long."""
-        mask = game_over & (self._log_lengths > RESEED_AFTER)
-        if not mask.any():
-            return obs
+    def _reseed(self, mask):
+        """Start these games anew from fresh seeds and with empty logs: obs and infos of all."""
         self._draw_seeds(np.flatnonzero(mask))
-        obs, ale_infos = self._games.reset(
-            seed=self._seeds[mask].copy(), options={"reset_mask": mask}
-        )
         self._log_lengths[mask] = 0
-        game_start = ale_infos["frame_number"] - ale_infos["episode_frame_number"]
-        self._game_start[mask] = game_start[mask]
-        infos["lives"] = ale_infos["lives"]
-        return obs
+        return self._games.reset(seed=self._seeds[mask].copy(), options={"reset_mask": mask})
 
     def close_extras(self, **kwargs):
         self._games.close()

@@ -98,7 +98,7 @@ def test_one_game_against_the_bare_emulator(rom):
 
 @pytest.mark.parametrize("rom", ["breakout", "seaquest", "pong", "freeway"])
 def test_returns_lives_and_fire_over_many_games(rom):
-    """Replay the executed actions on ale-py's own environment: same rewards, lives, ends, observations."""
+    """ale-py's own environment, given the executed actions, shows the same games."""
     envs = AtariEnvs(rom, 2, seed=11)
     meanings = list(envs._games.ale.get_action_set())
     fire = meanings.index(Action.FIRE) if Action.FIRE in meanings else None
@@ -162,29 +162,49 @@ def test_a_life_loss_ends_the_bootstrap_but_not_the_game():
     assert lives == 5
 
 
-@pytest.mark.parametrize("seed", [3, 4, 5])
-def test_truncation_brings_the_true_last_observation(seed):
+def test_truncation_brings_the_true_last_observation():
     """The same actions without the cut show what the last observation is."""
-    whole = AtariEnvs("breakout", 1, seed)
-    whole.reset()
-    # The emulator counts the frames of the no-ops, too, and would cut in the middle of a step.
-    started_at = int(whole._games.reset(seed=seed)[1]["frame_number"][0])
-    cut = AtariEnvs("breakout", 1, seed, max_episode_frames=started_at + 4 * 60)
+    cut = AtariEnvs("breakout", 3, seed=3, max_episode_frames=4 * 60)
+    whole = AtariEnvs("breakout", 3, seed=3)
     cut.reset()
+    whole.reset()
     policy = random_policy(cut)
     for step in range(1, 61):
         actions = policy()
-        obs, _, _, truncations, infos = cut.step(actions)
-        expected, *_ = whole.step(actions)
-        assert truncations[0] == infos["game_over"][0] == (step == 60)
+        obs, _, terminations, truncations, infos = cut.step(actions)
+        expected, _, expected_terminations, *_ = whole.step(actions)
+        assert np.array_equal(terminations, expected_terminations)
+        assert truncations.tolist() == infos["game_over"].tolist() == [step == 60] * 3
         if step < 60:
             assert np.array_equal(obs, expected)
             assert "final_obs" not in infos
-    assert np.array_equal(infos["final_obs"][0], expected[0])
-    assert infos["_final_obs"].tolist() == infos["episode"]["_r"].tolist() == [True]
-    assert infos["episode"]["l"][0] == 60
-    assert not obs[0, :3].any()  # a new game: zeros before its first frame
-    assert obs[0, 3].any()
+    for i in range(3):
+        assert np.array_equal(infos["final_obs"][i], expected[i])
+    assert infos["_final_obs"].all()
+    assert infos["episode"]["_r"].all()
+    assert infos["episode"]["l"].tolist() == [60] * 3
+    assert infos["lives"].tolist() == [5] * 3
+    assert not obs[:, :3].any()  # new games: zeros before their first frames
+    assert obs[:, 3].any()
+    *_, (_, _, _, _, truncations, infos) = play(cut, policy, 60)
+    assert truncations.all()  # and the count starts again
+    assert infos["episode"]["l"].tolist() == [60] * 3
+
+
+def test_one_game_is_truncated_while_the_others_go_on():
+    """Started at different times, by a life loss more or less, the games stay apart."""
+    envs = AtariEnvs("breakout", 2, seed=1, max_episode_frames=4 * 130)
+    envs.reset()
+    alone = 0
+    before = None
+    for _, obs, _, _, truncations, infos in play(envs, random_policy(envs), 1_500):
+        if truncations.any() and not infos["game_over"].all():
+            alone += 1
+            going_on = int(np.flatnonzero(~infos["game_over"])[0])
+            assert np.array_equal(obs[going_on, :3], before[going_on, 1:])
+            assert infos["final_obs"][going_on] is None
+        before = obs
+    assert alone >= 2
 
 
 def trajectory(num_threads, seed=5, steps=300, sticky_actions=0.25, reset_seed=None):
@@ -236,8 +256,7 @@ def test_the_log_reproduces_the_games():
     """Seed and logged actions, played back on the raw emulator, lead to the same frame."""
     envs = AtariEnvs("breakout", 2, seed=4, sticky_actions=0.25)
     envs.reset()
-    for _, obs, *_ in play(envs, random_policy(envs), 500):
-        pass
+    *_, (_, obs, *_) = play(envs, random_policy(envs), 500)
     for i in range(2):
         game = AtariVectorEnv(
             "breakout", 1, repeat_action_probability=0.25, autoreset_mode=AutoresetMode.SAME_STEP
