@@ -41,7 +41,7 @@ class Args:
     seed: int = 1
     """seed of the network, the exploration, the replay sampling and the games"""
     total_timesteps: int = 10_000_000
-    """steps of the run, summed over the parallel games (10M are the paper's 40M frames)"""
+    """steps of the run, summed over the parallel games (the paper: 10M, which are 40M frames)"""
     activation: str = "tanh"
     """of the hidden layers that --apply-to names: relu, tanh, sigmoid, selu, gelu, elu, silu,
     identity"""
@@ -306,6 +306,11 @@ def linear_schedule(start: float, end: float, duration: float, step: int) -> flo
     return start + (end - start) * min(step / duration, 1.0)
 
 
+def multiples(since: int, now: int, every: int) -> int:
+    """How many multiples of `every` lie in (since, now]: what falls due in a vector step."""
+    return now // every - since // every
+
+
 def td_loss(
     q_network: nn.Module, target_network: nn.Module, batch: Batch, gamma: float, double_dqn: bool
 ) -> tuple[Tensor, Tensor]:
@@ -405,11 +410,8 @@ def main(args: Args) -> int:
             )
 
             # 4. learn: whatever the number of games, one update per train_frequency steps
-            def due(every, since=previous, now=step):
-                return now // every - since // every
-
             if step > args.learning_starts:
-                for _ in range(due(args.train_frequency)):
+                for _ in range(multiples(previous, step, args.train_frequency)):
                     batch = buffer.sample(args.batch_size, sampling)
                     with autocast:
                         loss, q_values = td_loss(
@@ -420,11 +422,11 @@ def main(args: Args) -> int:
                     optimizer.step()
                     losses.append(loss.detach())
                     q_sums.append(q_values.detach().mean())
-                if due(args.target_network_frequency):
+                if multiples(previous, step, args.target_network_frequency):
                     update_target(target_network, q_network, args.tau)
 
             # 5. log
-            if due(LOG_EVERY) or step >= args.total_timesteps:
+            if multiples(previous, step, LOG_EVERY) or step >= args.total_timesteps:
                 values = {"charts/epsilon": epsilon, "charts/learning_rate": args.learning_rate}
                 if losses:
                     values["losses/td_loss"] = torch.stack(losses).mean().item()
@@ -432,7 +434,8 @@ def main(args: Args) -> int:
                     losses, q_sums = [], []
                 run.scalars(step, values)
                 run.progress(step)
-            if due(args.metrics_every) and len(buffer) >= args.metrics_samples:
+            measured = multiples(previous, step, args.metrics_every)
+            if measured and len(buffer) >= args.metrics_samples:
                 measure(run, step, q_network, buffer.newest_obs(args.metrics_samples))
         status = run.finish(step, q_network)
     envs.close()

@@ -1,0 +1,59 @@
+"""What several tests need: running a script as a user does, and reading its event file back."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+
+# Examples from a fixed seed: a run of the tests does not depend on luck.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
+# Two processes of two threads each on two cores wait for each other more than they compute.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Call a script with flags in an empty folder: the finished process."""
+
+    def call(name, *flags, check=True, **popen):
+        env = os.environ | {"OMP_NUM_THREADS": "1"} | popen.pop("env", {})
+        command = [sys.executable, str(ROOT / name), *map(str, flags)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, **popen
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture
+def only_run(tmp_path):
+    """The one run folder below tmp_path / runs."""
+
+    def find(runs_dir="runs"):
+        (folder,) = (tmp_path / runs_dir).iterdir()
+        return folder
+
+    return find
+
+
+@pytest.fixture
+def events():
+    def load(folder):
+        accumulator = EventAccumulator(str(folder), size_guidance=dict.fromkeys(SIZES, 0))
+        accumulator.Reload()
+        return accumulator
+
+    return load
+
+
+SIZES = ("scalars", "images", "tensors")

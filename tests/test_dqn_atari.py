@@ -1,0 +1,326 @@
+"""The DQN script: its pure functions against slow definitions, and itself as a user calls it."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from tensorboard.plugins.hparams import plugin_data_pb2
+from torch import nn
+
+import dqn_atari
+from dqn_atari import Args, Batch, QNetwork, act, linear_schedule, multiples, td_loss, update_target
+from metrics import MEASURES
+
+# A short run that learns, measures twice and logs. 2,048 samples are there after 2,048 steps.
+SHORT = (
+    *("--total-timesteps", 3_000, "--learning-starts", 2_400, "--buffer-size", 5_000),
+    *("--metrics-every", 1_250, "--exploration-fraction", 0.5),
+)
+
+
+class Table(nn.Module):
+    """Q-values looked up by the first pixel of an obs."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values))
+
+    def forward(self, obs):
+        return self.values[obs[:, 0, 0, 0].long()]
+
+
+def table_batch():
+    obs = torch.zeros(4, 4, 1, 1, dtype=torch.uint8)
+    next_obs = obs.clone()
+    obs[:, 0, 0, 0] = torch.tensor([0, 1, 0, 1])
+    next_obs[:, 0, 0, 0] = torch.tensor([1, 0, 1, 1])
+    rewards = torch.tensor([1.0, -1.0, 0.0, 1.0])
+    return Batch(obs, torch.tensor([0, 1, 1, 0]), rewards, next_obs, torch.tensor([0, 0, 1.0, 0]))
+
+
+@pytest.mark.parametrize("double_dqn", [False, True])
+def test_td_loss_against_a_loop(double_dqn):
+    online = [[1.0, 2.0], [5.0, -3.0]]
+    target = [[0.5, 0.25], [1.0, 7.0]]
+    batch = table_batch()
+    errors = []
+    for i in range(4):
+        s, s_next = batch.obs[i, 0, 0, 0].item(), batch.next_obs[i, 0, 0, 0].item()
+        action = batch.actions[i].item()
+        if double_dqn:
+            best = max(range(2), key=lambda a: online[s_next][a])
+            bootstrap = target[s_next][best]
+        else:
+            bootstrap = max(target[s_next])
+        y = batch.rewards[i].item() + (0 if batch.terminations[i] else 0.9 * bootstrap)
+        errors.append((y - online[s][action]) ** 2)
+    q_network = Table(online)
+    target_network = Table(target)
+    loss, q_values = td_loss(q_network, target_network, batch, 0.9, double_dqn)
+    assert loss.item() == pytest.approx(np.mean(errors))
+    assert q_values.tolist() == [1.0, -3.0, 2.0, 5.0]
+    loss.backward()
+    assert target_network.values.grad is None  # a semi-gradient
+    assert q_network.values.grad is not None
+
+
+def test_target_network_moves_by_tau():
+    online, target = Table([[1.0, 2.0]]), Table([[3.0, 6.0]])
+    update_target(target, online, 0.25)
+    assert target.values.tolist() == [[2.5, 5.0]]
+    update_target(target, online, 1.0)
+    assert torch.equal(target.values, online.values)
+
+
+def test_linear_schedule():
+    values = [linear_schedule(1.0, 0.1, 1_000, step) for step in (0, 500, 1_000, 5_000)]
+    assert values == pytest.approx([1.0, 0.55, 0.1, 0.1])
+
+
+def test_multiples_counts_what_the_original_loop_would_do():
+    for since in range(12):
+        for now in range(since, 25):
+            for every in range(1, 6):
+                expected = sum(t % every == 0 for t in range(since + 1, now + 1))
+                assert multiples(since, now, every) == expected
+
+
+def test_epsilon_greedy_frequencies():
+    """Each env explores by itself: the greedy action has 1 - epsilon + epsilon / 3."""
+    network = QNetwork(3, Args(branches=1, latent_dim=8))
+    obs = np.random.default_rng(0).integers(0, 255, (1, 4, 84, 84), dtype=np.uint8)
+    greedy = network(torch.from_numpy(obs)).argmax().item()
+    rng, device = np.random.default_rng(1), torch.device("cpu")
+    many = np.repeat(obs, 50, axis=0)
+    actions = np.concatenate([act(network, many, 0.6, device, rng) for _ in range(60)])
+    counts = np.bincount(actions, minlength=3) / len(actions)
+    # 3,000 draws from a fixed seed: 5 standard errors are 0.045
+    assert counts[greedy] == pytest.approx(0.6, abs=0.045)
+    assert counts.max() == counts[greedy]
+    assert (act(network, many, 0.0, device, rng) == greedy).all()
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 8])
+def test_one_gradient_step_per_4_agent_steps(num_envs, tmp_path, monkeypatch):
+    calls = {"updates": 0, "target": 0}
+
+    def counted(name, function):
+        def wrapper(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        return wrapper
+
+    monkeypatch.setattr(dqn_atari, "td_loss", counted("updates", td_loss))
+    monkeypatch.setattr(dqn_atari, "update_target", counted("target", update_target))
+    args = Args(
+        total_timesteps=240,
+        learning_starts=120,
+        num_envs=num_envs,
+        target_network_frequency=40,
+        buffer_size=2_048,
+        latent_dim=16,
+        batch_size=2,
+        runs_dir=str(tmp_path),
+    )
+    assert dqn_atari.main(args) == 0
+    original_loop = [t for t in range(121, 241) if t % 4 == 0]
+    assert calls == {"updates": len(original_loop), "target": 3}
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """One real run through the command line: its folder, its output."""
+    folder = tmp_path_factory.mktemp("short")
+    command = [sys.executable, str(ROOT / "dqn_atari.py"), *map(str, SHORT)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "runs").iterdir()
+    return run, done
+
+
+def test_what_lands_in_the_event_file(short_run, events):
+    run, _ = short_run
+    log = events(run)
+    scalars = {
+        tag: [(event.step, event.value) for event in log.Scalars(tag)]
+        for tag in log.Tags()["scalars"]
+    }
+    expected = {"charts/episodic_return", "charts/episodic_length", "charts/SPS"}
+    expected |= {"charts/epsilon", "charts/learning_rate", "losses/td_loss", "losses/q_values"}
+    expected |= {f"representation/{measure}" for measure in MEASURES}
+    expected |= {f"representation/branch_{i}/{m}" for i in (0, 1) for m in MEASURES}
+    parts = ("live", "dead", "bias", "live_abs", "dead_abs")
+    expected |= {f"q_contribution/{part}" for part in parts}
+    assert set(scalars) == expected
+
+    assert all(np.isfinite(value) for points in scalars.values() for _, value in points)
+    for tag, points in scalars.items():
+        if tag.startswith("representation/"):
+            # 1,250 steps are too few observations for a measurement
+            assert [step for step, _ in points] == [2_500]
+            low, high = (1, 512) if tag.endswith("rank") else (0, 1)
+            assert low <= points[0][1] <= high
+    # Epsilon is logged as it was used: at the step before, num_envs 4.
+    assert [step for step, _ in scalars["charts/epsilon"]] == [1_000, 2_000, 3_000]
+    for step, value in scalars["charts/epsilon"]:
+        assert value == pytest.approx(max(1 - 0.9 * (step - 4) / 1_500, 0.1), abs=1e-6)
+    assert [step for step, _ in scalars["losses/td_loss"]] == [3_000]
+    # A random game of Breakout takes 100 to 350 steps, of which there are 3,000
+    assert 8 <= len(scalars["charts/episodic_return"]) <= 30
+    lengths = [value for _, value in scalars["charts/episodic_length"]]
+    assert all(100 <= length <= 600 for length in lengths)
+    assert sum(lengths) <= 3_000
+
+    assert log.Tags()["images"] == ["representation/kde"]
+    assert log.Images("representation/kde")[0].step == 2_500
+
+
+def test_what_tensorboard_is_told_about_the_run(short_run, events):
+    run, _ = short_run
+    assert all(path.is_file() for path in run.iterdir())  # no extra run folders
+    log = events(run)
+    hparams = {}
+    for tag in ("_hparams_/experiment", "_hparams_/session_start_info"):
+        content = log.SummaryMetadata(tag).plugin_data.content
+        hparams[tag] = plugin_data_pb2.HParamsPluginData.FromString(content)
+    values = hparams["_hparams_/session_start_info"].session_start_info.hparams
+    assert values["activation"].string_value == "tanh"
+    assert values["branches"].number_value == 2
+    assert values["variant"].string_value == "tanh-hr"
+    metrics = hparams["_hparams_/experiment"].experiment.metric_infos
+    assert "charts/episodic_return" in {metric.name.tag for metric in metrics}
+    text = log.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "|learning_rate|0.0001|" in text
+    layout = log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0].decode("latin1")
+    for group in ("score", "representation", "losses"):
+        assert group in layout
+    # The charts are regular expressions: together they pick out z and its branches.
+    patterns = re.findall(r"representation/[^\x00-\x1f]*?\$", layout)
+    assert len(patterns) == len(MEASURES)
+    for tag in ("representation/dead_kde", "representation/branch_1/dead_kde"):
+        assert sum(bool(re.match(pattern, tag)) for pattern in patterns) == 1
+
+
+def test_what_the_run_folder_says(short_run):
+    run, done = short_run
+    assert re.fullmatch(r"Breakout__dqn__tanh-hr__s1__\d{8}-\d{6}", run.name)
+    config = json.loads((run / "config.json").read_text())
+    assert config["flags"]["learning_starts"] == 2_400
+    assert config["flags"]["adam_eps"] == 1e-5  # a default, kept all the same
+    assert set(config["flags"]) == set(Args.__dataclass_fields__)
+    assert config["num_parameters"] == 3_290_272 + 512 * 4 + 4
+    assert config["versions"]["torch"] == torch.__version__
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert config["git_commit"] == (head.stdout.strip() or None)
+    assert f"{config['num_parameters']:,} parameters" in done.stdout
+    assert run.name in done.stdout
+
+
+def test_progress_in_a_file_is_plain_lines(short_run):
+    _, done = short_run
+    assert "\r" not in done.stderr
+    last = done.stderr.strip().split("\n")[-1]
+    assert re.fullmatch(
+        r"100%  3,000/3,000 steps  [\d,]+/s  ETA 0:00:00  return \d+\.\d \(last \d+ games\)"
+        r"  dead \d+%  rank \d+",
+        last,
+    )
+
+
+def test_same_seed_same_weights(short_run, script, only_run):
+    run, _ = short_run
+    first = torch.load(run / "model.pt", weights_only=True)
+    script("dqn_atari.py", *SHORT, "--env-threads", 1)
+    second = torch.load(only_run() / "model.pt", weights_only=True)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    torch.manual_seed(1)
+    fresh = QNetwork(4, Args()).state_dict()
+    assert all((first[key] != fresh[key]).any() for key in first)  # it did learn
+    script("dqn_atari.py", *SHORT, "--seed", 2, "--runs-dir", "other")
+    other = torch.load(only_run("other") / "model.pt", weights_only=True)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("flags", "variant"),
+    [
+        (("--activation", "relu", "--branches", 1, "--num-envs", 1), "relu"),
+        (("--layer-norm", "--apply-to", "all", "--precision", "bf16"), "tanh-hr-ln-all"),
+        (("--combine", "sum", "--env-id", "ALE/Pong-v5", "--double-dqn"), "tanh-sum"),
+    ],
+)
+def test_other_settings_train(flags, variant, script, only_run):
+    script(
+        *("dqn_atari.py", "--total-timesteps", 360, "--learning-starts", 300),
+        *("--buffer-size", 2_100, *flags),
+    )
+    run = only_run()
+    game = "Pong" if "ALE/Pong-v5" in flags else "Breakout"
+    assert run.name.startswith(f"{game}__dqn__{variant}__s1__")
+    weights = torch.load(run / "model.pt", weights_only=True)
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_and_keeps_its_files(number, tmp_path, events, only_run):
+    command = [sys.executable, str(ROOT / "dqn_atari.py"), "--buffer-size", "5000"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert "steps" in process.stderr.readline()  # the first progress line: it is under way
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    steps = int(re.search(r"stopped at ([\d,]+) agent steps", out)[1].replace(",", ""))
+    assert 1_000 <= steps < 10_000_000
+    torch.load(only_run() / "model.pt", weights_only=True)
+    assert events(only_run()).Scalars("charts/SPS")
+
+
+def test_a_terminal_shows_a_bar(tmp_path):
+    parent, child = pty.openpty()
+    command = [sys.executable, str(ROOT / "dqn_atari.py"), "--total-timesteps", "2000"]
+    command += ["--learning-starts", "2000", "--buffer-size", "5000"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "150", "TERM": "xterm"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=child
+    ) as process:
+        os.close(child)
+        shown = b""
+        while True:
+            try:
+                chunk = os.read(parent, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not chunk:
+                break
+            shown += chunk
+    os.close(parent)
+    assert process.returncode == 0
+    assert b"\r" in shown
+    assert "2,000/2,000 steps" in shown.decode()
+
+
+def test_frozen_until_learning_starts(script, only_run):
+    script(
+        *("dqn_atari.py", "--total-timesteps", 400, "--learning-starts", 400),
+        *("--buffer-size", 2_100, "--seed", 5),
+    )
+    weights = torch.load(Path(only_run()) / "model.pt", weights_only=True)
+    torch.manual_seed(5)
+    fresh = QNetwork(4, Args()).state_dict()
+    assert all(torch.equal(weights[key], fresh[key]) for key in fresh)

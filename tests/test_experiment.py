@@ -1,0 +1,179 @@
+"""The outside of a run: names, refusals in one line, memory, folders that hold together."""
+
+import os
+import re
+import resource
+import sys
+import types
+
+import pytest
+import torch
+
+import dqn_atari
+import experiment
+from dqn_atari import Args
+from experiment import Run, UsageError, free_memory, variant_name
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("relu", {"activation": "relu", "branches": 1}),
+        ("tanh", {"branches": 1}),
+        ("sigmoid", {"activation": "sigmoid", "branches": 1}),
+        ("selu", {"activation": "selu", "branches": 1}),
+        ("tanh-hr", {}),
+        ("sigmoid-hr", {"activation": "sigmoid"}),
+        ("relu-hr", {"activation": "relu"}),
+        ("tanh-ln", {"branches": 1, "layer_norm": True}),
+        ("tanh-wide", {"branches": 1, "latent_dim": 1024}),
+        ("tanh-sum", {"combine": "sum"}),
+        ("tanh-3hr", {"branches": 3}),
+        ("silu-4sum", {"activation": "silu", "branches": 4, "combine": "sum"}),
+        ("tanh-hr-z256-ln-all", {"latent_dim": 256, "layer_norm": True, "apply_to": "all"}),
+    ],
+)
+def test_variant_names(name, flags):
+    assert variant_name(Args(**flags)) == name
+
+
+BAD_FLAGS = [
+    (["--env-id", "Breakut"], r"unknown game 'Breakut': did you mean Breakout"),
+    (["--env-id", "../../etc"], r"unknown game '\.\./\.\./etc'"),
+    (["--activation", "tahn"], r"--activation 'tahn': choose one of relu, tanh, sigmoid"),
+    (["--combine", "mean"], r"--combine 'mean': choose one of product, sum"),
+    (["--apply-to", "first"], r"--apply-to 'first': choose one of last, all"),
+    (["--precision", "fp64"], r"--precision 'fp64': choose one of fp32, bf16"),
+    (["--device", "tpu"], r"--device 'tpu': choose one of auto, cpu, cuda"),
+    (["--branches", "0"], r"--branches must be at least 1, not 0"),
+    (["--num-envs", "0"], r"--num-envs must be at least 1, not 0"),
+    (["--total-timesteps", "-5"], r"--total-timesteps must be at least 1, not -5"),
+    (["--batch-size", "0"], r"--batch-size must be at least 1, not 0"),
+    (["--train-frequency", "0"], r"--train-frequency must be at least 1, not 0"),
+    (["--metrics-every", "0"], r"--metrics-every must be at least 1, not 0"),
+    (["--latent-dim", "0"], r"--latent-dim must be at least 1, not 0"),
+    (["--learning-starts", "-1"], r"--learning-starts must be at least 0, not -1"),
+    (["--seed", "-1"], r"--seed must be between 0 and \d+, not -1"),
+    (["--learning-rate", "0"], r"--learning-rate must be above 0, not 0"),
+    (["--learning-rate", "nan"], r"--learning-rate must be above 0, not nan"),
+    (["--gamma", "1.5"], r"--gamma must be in \[0, 1\], not 1.5"),
+    (["--tau", "0"], r"--tau must be in \(0, 1\], not 0"),
+    (["--sticky-actions", "1"], r"--sticky-actions must be in \[0, 1\), not 1"),
+    (["--metrics-samples", "511"], r"--metrics-samples must be at least 512"),
+    (["--metrics-samples", "900", "--latent-dim", "1024"], r"must be at least 1024"),
+    (
+        ["--learning-starts", "6000", "--total-timesteps", "5000"],
+        r"--learning-starts 6000 .* at most --total-timesteps 5000",
+    ),
+    (["--buffer-size", "31"], r"--buffer-size 31 must be at least 2048"),
+    (["--buffer-size", "900000000000"], r"needs 6\d+\.\d GB of memory on cpu, .* choose at most"),
+    (["--runs-dir", "/dev/null/runs"], r"--runs-dir /dev/null/runs: /dev/null is not a folder"),
+    (["--runs-dir", "/proc/no/runs"], r"--runs-dir /proc/no/runs: "),
+    (["--track"], r"--track needs Weights & Biases: pip install wandb"),
+    (["--num-envs", "many"], r"--num-envs: .*'many'.*--help lists the flags"),
+    (["--env-idd", "Pong"], r"Unrecognized options: --env-idd, Pong \(did you mean --env-id\?\)"),
+    (["--seed"], r"Missing value for argument '--seed'"),
+    (["--layer-norm", "True"], r"Unrecognized options: True"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=[" ".join(f) for f, _ in BAD_FLAGS])
+def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dqn_atari.py", *flags])
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    monkeypatch.setattr(experiment.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as exit_:
+        experiment.launch(dqn_atari.main, Args)
+    out, err = capfd.readouterr()
+    assert exit_.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("dqn_atari.py: error: ")
+    assert re.search(message, err), err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device(script, tmp_path):
+    done = script("dqn_atari.py", "--device", "cuda", check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no CUDA device; use --device cpu or auto" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_on_memory_is_met_at_the_start(script, tmp_path):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
+
+    done = script("dqn_atari.py", check=False, preexec_fn=limited)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "--buffer-size 1000000 needs 7.1 GB of memory on cpu" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_every_flag_and_ends_well(script):
+    done = script("dqn_atari.py", "--help")
+    for name in Args.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in done.stdout
+
+
+def test_free_memory_is_at_most_what_the_machine_has():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free_memory(torch.device("cpu")) <= total
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(**flags):
+        args = Args(runs_dir=str(tmp_path / "a" / "runs"), **flags)
+        return Run(args, "dqn", 1, torch.device("cpu"))
+
+    return make
+
+
+def test_runs_of_one_second_get_folders_of_their_own(make_run, monkeypatch):
+    now = types.SimpleNamespace(strftime=lambda f: "20260101-000000", isoformat=lambda **k: "now")
+    clock = types.SimpleNamespace(now=lambda zone: now)
+    monkeypatch.setattr(experiment.datetime, "datetime", clock)
+    names = []
+    for _ in range(3):
+        with make_run() as run:
+            names.append(run.folder.name)
+    stem = "Breakout__dqn__tanh-hr__s1__20260101-000000"
+    assert names == [stem, f"{stem}-2", f"{stem}-3"]
+
+
+def test_progress_speed_is_that_of_the_last_seconds(make_run, capsys):
+    """1,000 steps/s for a minute, then 100/s: after 20 s more the line says 100/s."""
+    with make_run() as run:
+        start = run._rates[0][0]
+        for second in range(1, 61):
+            run.progress(1_000 * second, now=start + second)
+        run.returns.extend([1.0, 3.0])
+        for second in range(1, 41):
+            run.progress(60_000 + 100 * second, now=start + 60 + second)
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert "31,000/10,000,000 steps  1,000/s  ETA 2:46:09" in "\n".join(lines)
+    assert "100/s  ETA 1 day, 3:36" in lines[-1]
+    assert "return 2.0 (last 2 games)" in lines[-1]
+
+
+def test_scores_are_means_over_the_last_100_games(make_run):
+    with make_run() as run:
+        for game in range(150):
+            episode = {"_r": [False, True], "r": [99.0, float(game)], "l": [0, 10]}
+            run.episodes(game, {"episode": episode})
+        assert sum(run.returns) / len(run.returns) == sum(range(50, 150)) / 100
+
+
+def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(experiment, "SummaryWriter", full)
+    with pytest.raises(UsageError, match="No space left on device"):
+        Run(Args(runs_dir=str(tmp_path / "runs")), "dqn", 1, torch.device("cpu"))
+    assert not list((tmp_path / "runs").iterdir())
