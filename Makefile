@@ -1,0 +1,45 @@
+# On a machine with only python3 (3.11 or newer), venv and make:
+#   make train   make the environment and train; ALGO= and ARGS= pass through
+#   make test    make the environment and pass the tests
+PYTHON ?= python3
+ALGO ?= dqn
+ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: train test lint format board clean
+
+train: $(VENV)/.installed
+	@test -f $(ALGO)_atari.py || { \
+		echo "make: error: unknown ALGO=$(ALGO): choose one of" *_atari.py | sed 's/_atari.py//g' >&2; exit 2; }
+	@$(RUN) $(ALGO)_atari.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(VENV)/bin/pytest
+
+lint: $(VENV)/.installed-dev
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+board: $(VENV)/.installed
+	@$(VENV)/bin/tensorboard --logdir runs $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+# Stamps, written last: an installation that was broken off is taken up again.
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: error: Python 3.11 or newer is needed: make train PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "installing into $(VENV) (torch is large: some minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
