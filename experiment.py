@@ -233,17 +233,17 @@ class Run:
         self._rates = collections.deque([(time.perf_counter(), 0)], maxlen=200)
         self._next_line = 0.0
 
+        if args.track:
+            import wandb  # optional: only who asks for it needs it
+
         self.folder = self._make_folder()
         try:
             (self.folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
             if args.track:
-                import wandb  # optional: only who asks for it needs it
-
                 wandb.init(
                     project="hadamard-rl",
                     name=self.folder.name,
                     config=self.config,
-                    dir=self.folder,
                     sync_tensorboard=True,
                 )
             self.writer = SummaryWriter(str(self.folder))
@@ -292,11 +292,11 @@ class Run:
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
         columns = flags | {key: self.config[key] for key in ("game", "algorithm", "variant")}
-        tags = ["charts/episodic_return", *(f"representation/{name}" for name in MEASURES)]
+        tags = ["charts/mean_return_100", *(f"representation/{name}" for name in MEASURES)]
         for summary in hparams(columns, dict.fromkeys(tags, 0.0)):
             self.writer.file_writer.add_summary(summary)
         layout = {
-            "score": [f"charts/{name}" for name in ("episodic_return", "episodic_length")],
+            "score": [f"charts/{name}" for name in ("mean_return_100", "episodic_return")],
             # z and its branches in one chart
             "representation": [f"representation/(branch_[0-9]+/)?{name}$" for name in MEASURES],
             "losses": ["losses/td_loss", "losses/q_values"],
@@ -365,6 +365,8 @@ class Run:
         self._rates.append((now, step))
         rate = (step - step_then) / max(now - then, 1e-9)
         self.writer.add_scalar("charts/SPS", rate, step)
+        if self.returns:
+            self.writer.add_scalar("charts/mean_return_100", np.mean(self.returns), step)
         self.bar.n = step
         if sys.stderr.isatty():
             self.bar.set_postfix_str(self._status(step, rate))

@@ -159,7 +159,8 @@ def test_what_lands_in_the_event_file(short_run, events):
         tag: [(event.step, event.value) for event in log.Scalars(tag)]
         for tag in log.Tags()["scalars"]
     }
-    expected = {"charts/episodic_return", "charts/episodic_length", "charts/SPS"}
+    expected = {"charts/episodic_return", "charts/episodic_length", "charts/mean_return_100"}
+    expected |= {"charts/SPS"}
     expected |= {"charts/epsilon", "charts/learning_rate", "losses/td_loss", "losses/q_values"}
     expected |= {f"representation/{measure}" for measure in MEASURES}
     expected |= {f"representation/branch_{i}/{m}" for i in (0, 1) for m in MEASURES}
@@ -181,6 +182,8 @@ def test_what_lands_in_the_event_file(short_run, events):
     assert [step for step, _ in scalars["losses/td_loss"]] == [3_000]
     # A random game of Breakout takes 100 to 350 steps, of which there are 3,000
     assert 8 <= len(scalars["charts/episodic_return"]) <= 30
+    returns = [value for _, value in scalars["charts/episodic_return"]]
+    assert scalars["charts/mean_return_100"][-1] == (3_000, pytest.approx(np.mean(returns)))
     lengths = [value for _, value in scalars["charts/episodic_length"]]
     assert all(100 <= length <= 600 for length in lengths)
     assert sum(lengths) <= 3_000
@@ -202,7 +205,7 @@ def test_what_tensorboard_is_told_about_the_run(short_run, events):
     assert values["branches"].number_value == 2
     assert values["variant"].string_value == "tanh-hr"
     metrics = hparams["_hparams_/experiment"].experiment.metric_infos
-    assert "charts/episodic_return" in {metric.name.tag for metric in metrics}
+    assert "charts/mean_return_100" in {metric.name.tag for metric in metrics}
     text = log.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "|learning_rate|0.0001|" in text
     layout = log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0].decode("latin1")
