@@ -7,12 +7,14 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test lint format board clean
+.PHONY: train algo test lint format board clean
 
-train: $(VENV)/.installed
+train: algo $(VENV)/.installed
+	@$(RUN) $(ALGO)_atari.py $(ARGS)
+
+algo:
 	@test -f $(ALGO)_atari.py || { \
 		echo "make: error: unknown ALGO=$(ALGO): choose one of" *_atari.py | sed 's/_atari.py//g' >&2; exit 2; }
-	@$(RUN) $(ALGO)_atari.py $(ARGS)
 
 test: $(VENV)/.installed-dev
 	@$(VENV)/bin/pytest

@@ -25,6 +25,7 @@ from experiment import (
     launch,
     pick_device,
     require,
+    taking_memory,
 )
 from hadamard import HadamardConv2d, HadamardLinear
 
@@ -173,10 +174,10 @@ class ReplayBuffer:
     A ring of rows, one per vector step: row t holds the newest frame of obs t and the action,
     reward and termination of the step from obs t to obs t + 1, of each env. Stacks are read off the
     rows before, with zeros before the start of a game. The last frame of a truncated game, which
-    no later row holds, lies in a small store beside. `capacity` transitions (rounded up to a
-    multiple of num_envs) take 7,067 bytes each; memory is touched only as it fills.
+    no later row holds, lies beside. `capacity` transitions (rounded up to a
+    multiple of num_envs) take 7,064 bytes each; memory is touched only as it fills.
 
-    Raises UsageError, before taking any, if the device's free memory cannot hold it.
+    Raises UsageError, before taking any, if the free memory of the device cannot hold it.
     """
 
     def __init__(self, capacity: int, num_envs: int, device: torch.device | str = "cpu"):
@@ -186,30 +187,24 @@ class ReplayBuffer:
         # One more row for the newest frame, and three for the stacks of the oldest transitions.
         self.rows = self.capacity + 4
         pixels = FRAME[0] * FRAME[1]
-        bytes_each = pixels + 1 + 4 + 1 + 1 + 4
+        bytes_each = pixels + 1 + 4 + 1 + 1 + 1
         needed, free = self.rows * num_envs * bytes_each, free_memory(self.device)
-        largest = int(0.9 * min(free, needed) / bytes_each)
-        message = (
-            f"--buffer-size {capacity} needs {needed / 1e9:.1f} GB of memory on {self.device}, "
-            f"{free / 1e9:.1f} GB are free: choose at most --buffer-size {largest}"
-        )
         if needed > 0.95 * free:
-            raise UsageError(message)
+            raise UsageError(
+                f"--buffer-size {capacity} needs {needed / 1e9:.1f} GB of memory on {self.device} "
+                f"and {free / 1e9:.1f} GB are free: choose at most {int(0.9 * free / bytes_each)}"
+            )
         shape = (self.rows, num_envs)
-        try:
+        with taking_memory(f"the {needed / 1e9:.1f} GB of --buffer-size {capacity}"):
             self.frames = torch.empty(*shape, *FRAME, dtype=torch.uint8, device=self.device)
             self.actions = torch.empty(shape, dtype=torch.uint8, device=self.device)
             self.rewards = torch.empty(shape, dtype=torch.float32, device=self.device)
             self.terminations = torch.empty(shape, dtype=torch.bool, device=self.device)
             # Frames of the same game before this one, as far as a stack can see: 0 to 3.
             self.history = torch.empty(shape, dtype=torch.uint8, device=self.device)
-            # Where `final_frames` holds the frame after a truncation; -1: it is in the next row.
-            self.final_index = torch.empty(shape, dtype=torch.int32, device=self.device)
-        except RuntimeError as error:
-            raise UsageError(f"{message} (the system refused: a memory limit?)") from error
-        self.final_frames = torch.zeros(1, *FRAME, dtype=torch.uint8, device=self.device)
-        self._free_slots = [0]
-        self._slots_of_row: dict[int, list[int]] = {}
+            # The frame after this one is in `final_frames`, not in the next row.
+            self.truncated = torch.empty(shape, dtype=torch.bool, device=self.device)
+        self.final_frames: dict[int, Tensor] = {}  # by row * num_envs + env
         self.position = 0  # the row of the newest frame
         self.size = 0  # rows whose transitions are complete
 
@@ -220,8 +215,7 @@ class ReplayBuffer:
     def start(self, obs: np.ndarray):
         """Take the first obs (num_envs, 4, 84, 84) after a reset of all games."""
         self.position = self.size = 0
-        self._free_slots += [slot for slots in self._slots_of_row.values() for slot in slots]
-        self._slots_of_row.clear()
+        self.final_frames.clear()
         self.frames[0] = torch.from_numpy(obs[:, -1])
         self.history[0] = 0
 
@@ -243,55 +237,41 @@ class ReplayBuffer:
         self.actions[row] = torch.from_numpy(actions)
         self.rewards[row] = torch.from_numpy(rewards)
         self.terminations[row] = torch.from_numpy(terminations)
-        self._free_slots += self._slots_of_row.pop(row, ())
-        self.final_index[row] = -1
-        if final_obs is not None:
-            for env, obs in enumerate(final_obs):
-                if obs is not None:
-                    self._store_final_frame(row, env, obs[-1])
+        self.truncated[row] = False
+        for env in range(self.num_envs if self.final_frames or final_obs is not None else 0):
+            self.final_frames.pop(row * self.num_envs + env, None)
+            if final_obs is not None and final_obs[env] is not None:
+                frame = torch.from_numpy(final_obs[env][-1].copy()).to(self.device)
+                self.final_frames[row * self.num_envs + env] = frame
+                self.truncated[row, env] = True
         self.frames[following] = torch.from_numpy(next_obs[:, -1])
         history = (self.history[row] + 1).clamp(max=3)
-        self.history[following] = history.masked_fill(self._tensor(game_over), 0)
+        self.history[following] = history * torch.from_numpy(~game_over).to(self.device)
         self.position = following
         self.size = min(self.size + 1, self.capacity)
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
-
-    def _store_final_frame(self, row: int, env: int, frame: np.ndarray):
-        if not self._free_slots:
-            count = len(self.final_frames)
-            self.final_frames = torch.cat([self.final_frames, torch.zeros_like(self.final_frames)])
-            self._free_slots = list(range(count, 2 * count))
-        slot = self._free_slots.pop()
-        self._slots_of_row.setdefault(row, []).append(slot)
-        self.final_index[row, env] = slot
-        self.final_frames[slot] = torch.from_numpy(frame)
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
         """Draw transitions uniformly, with replacement."""
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self.device)
-        back, envs = index // self.num_envs + 1, index % self.num_envs
-        return self._gather((self.position - back) % self.rows, envs)
+        return self.transitions(index)
 
     def newest_obs(self, count: int) -> Tensor:
         """The obs of the newest `count` transitions, uint8 (count, 4, 84, 84), newest first."""
-        index = torch.arange(count, device=self.device)
-        back, envs = index // self.num_envs + 1, index % self.num_envs
-        return self._gather((self.position - back) % self.rows, envs).obs
+        return self.transitions(torch.arange(count, device=self.device)).obs
 
-    def _gather(self, rows: Tensor, envs: Tensor) -> Batch:
+    def transitions(self, index: Tensor) -> Batch:
+        """The transitions with these numbers (batch,), counted from the newest of env 0 back."""
+        rows, envs = self.position - 1 - index // self.num_envs, index % self.num_envs
+        rows = rows % self.rows
         # Five frames serve both obs (the first four) and next_obs (the last four).
         offsets = torch.arange(-3, 2, device=self.device)
         at = (rows.unsqueeze(1) + offsets) % self.rows * self.num_envs + envs.unsqueeze(1)
         frames = self.frames.view(-1, *FRAME).index_select(0, at.flatten()).view(-1, 5, *FRAME)
         here = rows * self.num_envs + envs
         frames *= (-offsets <= self.history.view(-1)[here].unsqueeze(1))[:, :, None, None]
-        if self._slots_of_row:  # some game in the memory was truncated
-            final_index = self.final_index.view(-1)[here].long()
-            final_frames = self.final_frames[final_index.clamp(min=0)]
-            truncated = (final_index >= 0)[:, None, None]
-            frames[:, 4] = torch.where(truncated, final_frames, frames[:, 4])
+        if self.final_frames:
+            for k in torch.nonzero(self.truncated.view(-1)[here]).flatten().tolist():
+                frames[k, 4] = self.final_frames[int(here[k])]
         return Batch(
             frames[:, :4],
             self.actions.view(-1)[here].long(),
@@ -308,7 +288,7 @@ def linear_schedule(start: float, end: float, duration: float, step: int) -> flo
 
 def multiples(since: int, now: int, every: int) -> int:
     """How many multiples of `every` lie in (since, now]: what falls due in a vector step."""
-    return now // every - since // every
+    return max(now // every - since // every, 0)
 
 
 def td_loss(
@@ -351,11 +331,13 @@ def act(
 @torch.no_grad()
 def measure(run: Run, step: int, q_network: QNetwork, obs: Tensor):
     """Log the state of z and its branches over obs (samples, 4, 84, 84), always in fp32."""
-    branches = [
-        q_network.latent.branch_activations(q_network.encode(part)) for part in obs.split(256)
-    ]
-    z = torch.cat([q_network.latent.combine_branches(part) for part in branches])
-    run.representation(step, z, torch.cat(branches, dim=1), q_network.head)
+    latent = q_network.latent
+    parts = [latent.branch_activations(q_network.encode(part)) for part in obs.split(256)]
+    branches = torch.cat(parts, dim=1)
+    layers = {"z": latent.combine_branches(branches)}
+    if len(branches) > 1:
+        layers |= {f"branch_{i}": branch for i, branch in enumerate(branches)}
+    run.representation(step, layers, q_network.head)
 
 
 def main(args: Args) -> int:
@@ -363,6 +345,8 @@ def main(args: Args) -> int:
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
+    buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
+    sampling = torch.Generator(device).manual_seed(args.seed)
     envs = AtariEnvs(
         args.env_id,
         args.num_envs,
@@ -371,14 +355,13 @@ def main(args: Args) -> int:
         num_threads=args.env_threads,
     )
     num_actions = int(envs.single_action_space.n)
-    q_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
-    target_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
+    with taking_memory("this network: choose smaller --latent-dim or --branches"):
+        q_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
+        target_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
     target_network.load_state_dict(q_network.state_dict())
     optimizer = torch.optim.Adam(
         q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True
     )
-    buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
-    sampling = torch.Generator(device).manual_seed(args.seed)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16")
     num_parameters = sum(parameter.numel() for parameter in q_network.parameters())
 
@@ -386,7 +369,7 @@ def main(args: Args) -> int:
         step = 0
         obs, _ = envs.reset()
         buffer.start(obs)
-        losses, q_sums = [], []
+        losses, q_means = [], []
         while step < args.total_timesteps and run.stopped is None:
             # 1. act
             duration = args.exploration_fraction * args.total_timesteps
@@ -399,42 +382,36 @@ def main(args: Args) -> int:
             previous, step = step, step + args.num_envs
             run.episodes(step, infos)
 
-            # 3. store
-            buffer.add(
-                obs,
-                infos["executed_actions"],
-                rewards,
-                terminations,
-                infos["game_over"],
-                infos.get("final_obs"),
-            )
+            # 3. store what was played, which after a life loss is FIRE
+            played, final_obs = infos["executed_actions"], infos.get("final_obs")
+            buffer.add(obs, played, rewards, terminations, infos["game_over"], final_obs)
 
             # 4. learn: whatever the number of games, one update per train_frequency steps
-            if step > args.learning_starts:
-                for _ in range(multiples(previous, step, args.train_frequency)):
-                    batch = buffer.sample(args.batch_size, sampling)
-                    with autocast:
-                        loss, q_values = td_loss(
-                            q_network, target_network, batch, args.gamma, args.double_dqn
-                        )
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    losses.append(loss.detach())
-                    q_sums.append(q_values.detach().mean())
-                if multiples(previous, step, args.target_network_frequency):
-                    update_target(target_network, q_network, args.tau)
+            since = max(previous, args.learning_starts)
+            for _ in range(multiples(since, step, args.train_frequency)):
+                batch = buffer.sample(args.batch_size, sampling)
+                with autocast:
+                    loss, q_values = td_loss(
+                        q_network, target_network, batch, args.gamma, args.double_dqn
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+                q_means.append(q_values.detach().mean())
+            if multiples(since, step, args.target_network_frequency) > 0:
+                update_target(target_network, q_network, args.tau)
 
             # 5. log
             if multiples(previous, step, LOG_EVERY) or step >= args.total_timesteps:
                 values = {"charts/epsilon": epsilon, "charts/learning_rate": args.learning_rate}
                 if losses:
                     values["losses/td_loss"] = torch.stack(losses).mean().item()
-                    values["losses/q_values"] = torch.stack(q_sums).mean().item()
-                    losses, q_sums = [], []
+                    values["losses/q_values"] = torch.stack(q_means).mean().item()
+                    losses, q_means = [], []
                 run.scalars(step, values)
                 run.progress(step)
-            measured = multiples(previous, step, args.metrics_every)
+            measured = multiples(previous, step, args.metrics_every) > 0
             if measured and len(buffer) >= args.metrics_samples:
                 measure(run, step, q_network, buffer.newest_obs(args.metrics_samples))
         status = run.finish(step, q_network)

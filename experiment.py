@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -34,7 +35,7 @@ from tqdm import tqdm
 
 from atari import game_title, resolve_game
 from hadamard import ACTIVATIONS, COMBINES
-from metrics import MEASURES, dead_neurons, kde_figure, measure_layer, q_contribution
+from metrics import MEASURES, kde_figure, measure_representation
 
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
 FIGURE_EVERY = 10
@@ -69,10 +70,17 @@ def parse_flags(args_class, argv=None):
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        box = [line.strip("│ ") for line in complaint.getvalue().splitlines() if line[:1] == "│"]
-        text = " ".join(box).split("─")[0].strip()
-        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(args_class)]
-        similar = [flag for flag in flags if f" {flag} " in f"{' '.join(box)} "]
+        # Sections between rules, which are plain ASCII where the terminal is.
+        sections = [[]]
+        for line in complaint.getvalue().splitlines():
+            if re.search("─{3}|-{3}", line):
+                sections.append([])
+            else:
+                sections[-1].append(line.strip("│| "))
+        text = " ".join(next(filter(None, sections), ["the flags do not parse"]))
+        said = " ".join(sum(sections, []))
+        flags = [flag(field.name) for field in dataclasses.fields(args_class)]
+        similar = [name for name in flags if f" {name} " in f"{said} "]
         hint = f" (did you mean {similar[0]}?)" if similar and "Unrecognized" in text else ""
         raise UsageError(f"{text}{hint}; --help lists the flags") from None
 
@@ -82,10 +90,10 @@ def flag(name: str) -> str:
 
 
 def require(args, condition: str, accept, *names: str):
-    """UsageError for the first of these flags whose value `accept` refuses or is not finite."""
+    """UsageError for the first of these flags whose value `accept` refuses, or is NaN or vast."""
     for name in names:
         value = getattr(args, name)
-        if not (math.isfinite(value) and accept(value)):
+        if not (abs(value) < 1e18 and accept(value)):
             raise UsageError(f"{flag(name)} must be {condition}, not {value}")
 
 
@@ -106,8 +114,10 @@ def check_shared_flags(args):
     require_one_of(args, "apply_to", ("last", "all"))
     require_one_of(args, "device", ("auto", "cpu", "cuda"))
     require_one_of(args, "precision", ("fp32", "bf16"))
-    positive = ("total_timesteps", "branches", "latent_dim", "num_envs", "metrics_every")
+    positive = ("total_timesteps", "branches", "latent_dim", "metrics_every")
     require(args, "at least 1", lambda value: value >= 1, *positive)
+    # A game takes a tenth of a second to make, and some megabytes.
+    require(args, "between 1 and 4096", lambda value: 1 <= value <= 4096, "num_envs")
     require(args, "at least 0", lambda value: value >= 0, "env_threads")
     seeds = 2**31 - 1 - args.num_envs
     require(args, f"between 0 and {seeds}", lambda value: 0 <= value <= seeds, "seed")
@@ -159,10 +169,24 @@ def free_memory(device: torch.device) -> float:
         group = next(line[3:] for line in lines if line.startswith("0::"))
         folder = Path("/sys/fs/cgroup") / group.strip("/")
         for level in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError):  # ValueError: the limit reads "max"
+            with contextlib.suppress(OSError, ValueError, KeyError):  # ValueError: no limit, "max"
                 limit = int((level / "memory.max").read_text())
-                free = min(free, limit - int((level / "memory.current").read_text()))
+                counts = dict(line.split() for line in (level / "memory.stat").open())
+                used = int((level / "memory.current").read_text())
+                # Page cache counts as used, though the system drops it when memory is short.
+                free = min(free, limit - used + int(counts["inactive_file"]))
     return free
+
+
+@contextlib.contextmanager
+def taking_memory(what: str):
+    """UsageError for an allocation in this block that the system refuses."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error) + type(error).__name__:
+            raise
+        raise UsageError(f"not enough memory for {what} (the system refused it)") from None
 
 
 def variant_name(args) -> str:
@@ -192,7 +216,8 @@ def describe(args, algorithm: str, num_parameters: int, device: torch.device) ->
         return None
 
     changes = git("status", "--porcelain", "--untracked-files=no")
-    libraries = ("torch", "gymnasium", "ale-py", "numpy", "scipy", "tensorboard", "tyro")
+    libraries = ["torch", "gymnasium", "ale-py", "numpy", "scipy", "tensorboard", "tyro", "tqdm"]
+    libraries.append("matplotlib")
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -208,6 +233,7 @@ def describe(args, algorithm: str, num_parameters: int, device: torch.device) ->
         "git_has_changes": None if changes is None else bool(changes),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processor": f"{processor}, {os.cpu_count()} cores",
+        "torch_threads": torch.get_num_threads(),  # sums depend on it in their last bits
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in libraries},
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -228,7 +254,7 @@ class Run:
         self.config = describe(args, algorithm, num_parameters, device)
         self.stopped: int | None = None  # the signal that asked for it
         self.returns = collections.deque(maxlen=100)
-        self._latest: dict[str, float] = {}
+        self._state = ""  # of the layer, when last measured
         self._measurements = 0
         self._rates = collections.deque([(time.perf_counter(), 0)], maxlen=200)
         self._next_line = 0.0
@@ -236,8 +262,7 @@ class Run:
         if args.track:
             import wandb  # optional: only who asks for it needs it
 
-        self.folder = self._make_folder()
-        try:
+        with self._folder_or_nothing() as self.folder:
             (self.folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
             if args.track:
                 wandb.init(
@@ -247,10 +272,11 @@ class Run:
                     sync_tensorboard=True,
                 )
             self.writer = SummaryWriter(str(self.folder))
-        except OSError as error:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise UsageError(f"cannot write to {self.folder}: {error.strerror}") from None
-        self._write_hyperparameters()
+            self._write_hyperparameters()
+            self._handlers = {
+                number: signal.signal(number, self._request_stop)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
         print(
             f"{self.config['game']}, {algorithm}, {self.config['variant']}, seed {args.seed}: "
             f"{num_parameters:,} parameters on {device}, {self.folder}",
@@ -259,32 +285,38 @@ class Run:
         self.bar = tqdm(
             total=args.total_timesteps,
             disable=not sys.stderr.isatty(),
-            bar_format="{percentage:3.0f}%|{bar:20}| {postfix}",
+            bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
             dynamic_ncols=True,
         )
-        self._handlers = {
-            number: signal.signal(number, self._request_stop)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
 
-    def _make_folder(self) -> Path:
+    @contextlib.contextmanager
+    def _folder_or_nothing(self):
+        """A new folder for this run, which is gone again if the block does not end well."""
         config, runs_dir = self.config, Path(self.args.runs_dir)
         when = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
         stem = [config["game"], config["algorithm"], config["variant"], f"s{self.args.seed}", when]
         name = "__".join(stem)
-        made = [folder for folder in (runs_dir, *runs_dir.parents) if not folder.exists()]
+        missing = [folder for folder in (runs_dir, *runs_dir.parents) if not folder.exists()]
+        folder, attempt = runs_dir / name, 1
         try:
-            for attempt in range(1, 100):
-                folder = runs_dir / (name if attempt == 1 else f"{name}-{attempt}")
-                with contextlib.suppress(FileExistsError):
+            while True:
+                try:
                     folder.mkdir(parents=True)
-                    return folder
-            raise UsageError(f"too many runs called {name} in {runs_dir}")
-        except OSError as error:
-            for parent in made:
+                    break
+                except FileExistsError:
+                    if not runs_dir.is_dir():
+                        raise
+                    attempt += 1
+                    folder = runs_dir / f"{name}-{attempt}"
+            yield folder
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in missing:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
-            raise UsageError(f"--runs-dir {runs_dir}: {error.strerror}") from None
+            if isinstance(error, OSError):
+                raise UsageError(f"--runs-dir {runs_dir}: {error.strerror or error}") from None
+            raise
 
     def _write_hyperparameters(self):
         flags = self.config["flags"]
@@ -313,10 +345,13 @@ class Run:
         print(f"\n{signal.Signals(number).name}: stopping", file=sys.stderr, flush=True)
 
     def scalars(self, step: int, values: dict[str, float]):
-        """Write these tags at this agent step."""
+        """Write these tags at this agent step. UsageError for NaN or inf: the run has diverged."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
-        self._latest |= values
+            if not math.isfinite(value):
+                raise UsageError(
+                    f"diverged: {tag} is {value} at step {step}; try a smaller --learning-rate"
+                )
 
     def episodes(self, step: int, infos: dict):
         """Write the raw return and the length (agent steps) of every game that ended."""
@@ -328,28 +363,12 @@ class Run:
             self.writer.add_scalar("charts/episodic_return", episode["r"][i], step)
             self.writer.add_scalar("charts/episodic_length", episode["l"][i], step)
 
-    def representation(self, step: int, z, branches, head: torch.nn.Linear):
-        """Measure z (samples, features), its branches (branches, samples, features) and the head.
-
-        For more than one branch each is measured like z, under `representation/branch_{i}/`. The
-        live and dead parts of the Q-values are means over samples and actions.
-        """
-        layers = {"z": z}
-        if len(branches) > 1:
-            layers |= {f"branch_{i}": branch for i, branch in enumerate(branches)}
-        values = {}
-        for name, layer in layers.items():
-            prefix = "representation/" if name == "z" else f"representation/{name}/"
-            values |= {prefix + key: value for key, value in measure_layer(layer).items()}
-        live, dead = q_contribution(z, dead_neurons(z), head.weight, head.bias)
-        values |= {
-            "q_contribution/live": live.mean().item(),
-            "q_contribution/dead": dead.mean().item(),
-            "q_contribution/bias": head.bias.mean().item(),
-            "q_contribution/live_abs": live.abs().mean().item(),
-            "q_contribution/dead_abs": dead.abs().mean().item(),
-        }
+    def representation(self, step: int, layers: dict[str, torch.Tensor], head: torch.nn.Linear):
+        """Measure z and its branches and the head that reads z: see `measure_representation`."""
+        values = measure_representation(layers, head.weight, head.bias)
         self.scalars(step, values)
+        self._state = f"  dead {values['representation/dead_kde']:.0%}"
+        self._state += f"  rank {values['representation/effective_rank']}"
         if self._measurements % FIGURE_EVERY == 0:
             image = kde_figure(layers)
             self.writer.add_image("representation/kde", image, step, dataformats="HWC")
@@ -367,24 +386,21 @@ class Run:
         self.writer.add_scalar("charts/SPS", rate, step)
         if self.returns:
             self.writer.add_scalar("charts/mean_return_100", np.mean(self.returns), step)
-        self.bar.n = step
         if sys.stderr.isatty():
-            self.bar.set_postfix_str(self._status(step, rate))
+            self.bar.n = min(step, self.args.total_timesteps)
+            self.bar.set_description_str(self._status(step, rate))
         elif now >= self._next_line or step >= self.args.total_timesteps:
             self._next_line = now + LINE_EVERY
-            share = step / self.args.total_timesteps
+            share = min(step / self.args.total_timesteps, 1.0)
             print(f"{share:4.0%}  {self._status(step, rate)}", file=sys.stderr, flush=True)
 
     def _status(self, step: int, rate: float) -> str:
-        left = (self.args.total_timesteps - step) / max(rate, 1e-9)
+        left = max(self.args.total_timesteps - step, 0) / max(rate, 1e-9)
         eta = datetime.timedelta(seconds=int(min(left, 3e9)))
         status = f"{step:,}/{self.args.total_timesteps:,} steps  {rate:,.0f}/s  ETA {eta}"
         if self.returns:
             status += f"  return {np.mean(self.returns):.1f} (last {len(self.returns)} games)"
-        if "representation/dead_kde" in self._latest:
-            status += f"  dead {self._latest['representation/dead_kde']:.0%}"
-            status += f"  rank {self._latest['representation/effective_rank']}"
-        return status
+        return status + self._state
 
     def finish(self, step: int, network: torch.nn.Module) -> int:
         """Save the weights as `model.pt`; the status for the process to exit with."""

@@ -18,7 +18,7 @@ MEASURES = ("dead_kde", "dormant_0", "dormant_0.1", "saturated", "effective_rank
 # Grid points per kernel bandwidth when the peak of a density is searched for. Linear binning onto
 # this grid errs by at most (1 / 16)^2 / 8 = 5e-4 of the peak; the peak itself is then exact.
 BINS_PER_BANDWIDTH = 16
-# Elements of the largest intermediate tensor: bounds the extra memory at some 100 MB.
+# Elements of an intermediate tensor, or those of z if it has more: bounds the extra memory.
 CHUNK_ELEMENTS = 2**20
 
 
@@ -82,7 +82,7 @@ def _peak_position(a: Tensor, bandwidth: Tensor) -> Tensor:
     left = u.floor()
     right_share = u - left
     margin = 6 * BINS_PER_BANDWIDTH
-    # The longest range decides: at most n^0.7 bandwidths, a single outlier among n samples.
+    # The neuron with the longest range decides; see `dead_neurons` for how long it can be.
     bins = int(left.max()) + 2
     length = bins + 2 * margin
     rows = torch.arange(a.shape[0], device=a.device).unsqueeze(1) * length
@@ -154,8 +154,9 @@ def dead_neurons(
     features, samples = a.shape
     bandwidth = _bandwidths(a)
     dead = (bandwidth == 0).flatten()
-    # Longest density row there can be: n^0.7 bandwidths (one outlier among n) and the margins.
-    longest = int(samples**0.7 + 13) * BINS_PER_BANDWIDTH
+    # The longest range there can be is sqrt(2) n^0.7 bandwidths, of two opposite outliers among n
+    # samples; the margins of 6 bandwidths on either side come on top.
+    longest = int(2**0.5 * samples**0.7 + 13) * BINS_PER_BANDWIDTH
     step = max(1, CHUNK_ELEMENTS // max(longest, samples))
     for start in range(0, features, step):
         rows = torch.arange(start, min(start + step, features), device=a.device)
@@ -174,7 +175,10 @@ def effective_rank(z: Tensor, delta: float = 0.01) -> int:
     """
     if not 0 <= delta < 1:
         raise ValueError(f"delta must be at least 0 and below 1, not {delta}")
-    s = torch.linalg.svdvals(_checked(z))
+    return _effective_rank(torch.linalg.svdvals(_checked(z)), delta)
+
+
+def _effective_rank(s: Tensor, delta: float) -> int:
     if s[0] == 0:
         return 0
     share = s.cumsum(0) / s.sum()
@@ -187,7 +191,10 @@ def entropy_rank(z: Tensor) -> float:
 
     z (samples, features). Between 1 and the number of features; 0 for a z of zeros.
     """
-    s = torch.linalg.svdvals(_checked(z))
+    return _entropy_rank(torch.linalg.svdvals(_checked(z)))
+
+
+def _entropy_rank(s: Tensor) -> float:
     if s[0] == 0:
         return 0.0
     return float(torch.special.entr(s / s.sum()).sum().exp())
@@ -208,7 +215,8 @@ def dormant_neurons(z: Tensor, tau: float = 0.0) -> Tensor:
 def saturated_neurons(z: Tensor, level: float = 0.99, share: float = 0.99) -> Tensor:
     """Bool (features,): |z_i| > level on at least a `share` of the samples. z (samples, features).
 
-    Scale-free for the bounded activations; it sees a neuron that switches between -1 and 1 as well.
+    Made for tanh, whose saturation it sees even where a neuron switches between -1 and 1. It does
+    not see a sigmoid saturated at 0, and for unbounded activations the level means little.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie between 0 and 1, not {share}")
@@ -239,13 +247,37 @@ def q_contribution(z: Tensor, dead: Tensor, weight: Tensor, bias: Tensor) -> tup
 
 def measure_layer(z: Tensor) -> dict[str, float]:
     """All MEASURES of z (samples, features): shares of neurons in [0, 1], and ranks."""
+    s = torch.linalg.svdvals(_checked(z))
     return {
         "dead_kde": dead_neurons(z).double().mean().item(),
         "dormant_0": dormant_neurons(z, 0.0).double().mean().item(),
         "dormant_0.1": dormant_neurons(z, 0.1).double().mean().item(),
         "saturated": saturated_neurons(z).double().mean().item(),
-        "effective_rank": effective_rank(z),
-        "entropy_rank": entropy_rank(z),
+        "effective_rank": _effective_rank(s, 0.01),
+        "entropy_rank": _entropy_rank(s),
+    }
+
+
+def measure_representation(
+    layers: dict[str, Tensor], weight: Tensor, bias: Tensor
+) -> dict[str, float]:
+    """Everything that is logged of the last hidden layer, by TensorBoard tag.
+
+    layers: "z" and, for more than one branch, "branch_0" ... (samples, features); weight (actions,
+    features) and bias (actions,) of the layer that reads z. The parts of the Q-values are means
+    over samples and actions, those called `_abs` of the magnitudes.
+    """
+    values = {}
+    for name, layer in layers.items():
+        prefix = "representation/" if name == "z" else f"representation/{name}/"
+        values |= {prefix + measure: value for measure, value in measure_layer(layer).items()}
+    live, dead = q_contribution(layers["z"], dead_neurons(layers["z"]), weight, bias)
+    return values | {
+        "q_contribution/live": live.mean().item(),
+        "q_contribution/dead": dead.mean().item(),
+        "q_contribution/bias": bias.mean().item(),
+        "q_contribution/live_abs": live.abs().mean().item(),
+        "q_contribution/dead_abs": dead.abs().mean().item(),
     }
 
 
@@ -286,7 +318,7 @@ def kde_figure(layers: dict[str, Tensor]) -> np.ndarray:
                 lw=1.2,
             )
             axes.text(x0 + 0.07, y0 + 0.84, f"{neuron}  peak {peak:.3g}", fontsize=6.5)
-        axes.set_title(f"{title}: values from {low:.2g} to {high:.2g}", fontsize=9)
+        axes.set_title(f"{title}: values from {low + pad:.2g} to {high - pad:.2g}", fontsize=9)
         axes.set(xlim=(0, 4), ylim=(0, 4))
         axes.set_axis_off()
     canvas.draw()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 KEPT = ("charts/episodic", "charts/epsilon", "losses/", "representation/", "q_contribution/")
@@ -18,6 +19,7 @@ MEASURES = {  # panel -> (tag, what it is called, factor)
     "dead and saturated neurons (%)": [
         ("representation/dead_kde", "z, dead by the KDE test", 100),
         ("representation/branch_0/dead_kde", "branch 0, dead by the KDE test", 100),
+        ("representation/branch_1/dead_kde", "branch 1, dead by the KDE test", 100),
         ("representation/dormant_0.1", "z, dormant at 0.1", 100),
         ("representation/branch_0/saturated", "branch 0, saturated", 100),
     ],
@@ -60,15 +62,26 @@ def main(run: Path, stem: Path):
                 axes.plot(curves[tag][:, 0], factor * curves[tag][:, 1], label=label)
     for axes in (score, *others):
         axes.set_xlabel("agent steps")
+        axes.xaxis.set_major_formatter(EngFormatter())
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     name = f"{config['game']}, {config['algorithm']}, {config['variant']}"
-    figure.suptitle(f"{name}, seed {config['flags']['seed']}, commit {config['git_commit'][:10]}")
+    commit = (config["git_commit"] or "unknown")[:10] + "+ changes" * bool(
+        config["git_has_changes"]
+    )
+    figure.suptitle(f"{name}, seed {config['flags']['seed']}, commit {commit}")
     figure.savefig(stem.with_suffix(".png"), dpi=90)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or not (Path(sys.argv[1]) / "config.json").is_file():
-        print("curve.py: error: give a run folder (with config.json) and a stem", file=sys.stderr)
+    problem = ""
+    if len(sys.argv) != 3:
+        problem = "give a run folder and a stem: curve.py runs/NAME results/NAME"
+    elif not (Path(sys.argv[1]) / "config.json").is_file():
+        problem = f"{sys.argv[1]} is no run folder: it has no config.json"
+    elif not Path(sys.argv[2]).parent.is_dir():
+        problem = f"there is no folder {Path(sys.argv[2]).parent} to write to"
+    if problem:
+        print(f"curve.py: error: {problem}", file=sys.stderr)
         sys.exit(2)
     main(Path(sys.argv[1]), Path(sys.argv[2]))

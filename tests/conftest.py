@@ -11,11 +11,14 @@ from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
+# One thread, as two processes of two threads each on two cores wait more than they compute; and
+# the CPU also where there is a GPU, as what the tests compare bit for bit holds there.
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+TIMEOUT = 240  # seconds, against hanging: no call takes a tenth of it
 
 # Examples from a fixed seed: a run of the tests does not depend on luck.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
-# Two processes of two threads each on two cores wait for each other more than they compute.
 torch.set_num_threads(1)
 
 
@@ -24,10 +27,9 @@ def script(tmp_path):
     """Call a script with flags in an empty folder: the finished process."""
 
     def call(name, *flags, check=True, **popen):
-        env = os.environ | {"OMP_NUM_THREADS": "1"} | popen.pop("env", {})
         command = [sys.executable, str(ROOT / name), *map(str, flags)]
         done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, **popen
+            command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=TIMEOUT, **popen
         )
         assert not check or done.returncode == 0, done.stderr
         return done

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -15,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ENV, ROOT, TIMEOUT
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
 
 import dqn_atari
+from atari import AtariEnvs
 from dqn_atari import Args, Batch, QNetwork, act, linear_schedule, multiples, td_loss, update_target
 from metrics import MEASURES
 
@@ -113,7 +115,8 @@ def test_epsilon_greedy_frequencies():
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
-def test_one_gradient_step_per_4_agent_steps(num_envs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("learning_starts", [120, 125])
+def test_one_gradient_step_per_4_agent_steps(num_envs, learning_starts, tmp_path, monkeypatch):
     calls = {"updates": 0, "target": 0}
 
     def counted(name, function):
@@ -127,17 +130,67 @@ def test_one_gradient_step_per_4_agent_steps(num_envs, tmp_path, monkeypatch):
     monkeypatch.setattr(dqn_atari, "update_target", counted("target", update_target))
     args = Args(
         total_timesteps=240,
-        learning_starts=120,
+        learning_starts=learning_starts,
         num_envs=num_envs,
         target_network_frequency=40,
         buffer_size=2_048,
         latent_dim=16,
         batch_size=2,
         runs_dir=str(tmp_path),
+        device="cpu",
     )
     assert dqn_atari.main(args) == 0
-    original_loop = [t for t in range(121, 241) if t % 4 == 0]
+    original_loop = [t for t in range(learning_starts + 1, 241) if t % 4 == 0]
     assert calls == {"updates": len(original_loop), "target": 3}
+
+
+def test_the_loop_stores_what_the_games_did(tmp_path, monkeypatch):
+    """Every stored transition against the games' own steps, with FIRE, life losses and cuts."""
+    stepped, stored = [], []
+
+    class ShortGames(AtariEnvs):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options, max_episode_frames=4 * 140)
+
+        def step(self, actions):
+            obs, *rest = super().step(actions)
+            stepped.append((np.array(actions), obs.copy(), *rest))
+            return obs, *rest
+
+    class Recorder(dqn_atari.ReplayBuffer):
+        def add(self, *arguments):
+            stored.append(arguments)
+            super().add(*arguments)
+
+    monkeypatch.setattr(dqn_atari, "AtariEnvs", ShortGames)
+    monkeypatch.setattr(dqn_atari, "ReplayBuffer", Recorder)
+    args = Args(
+        total_timesteps=2_000,
+        learning_starts=2_000,
+        buffer_size=2_048,
+        latent_dim=16,
+        runs_dir=str(tmp_path),
+        device="cpu",
+    )
+    assert dqn_atari.main(args) == 0
+    assert len(stored) == len(stepped) == 500
+    seen = dict.fromkeys(("fire", "life loss", "truncated", "ended"), 0)
+    for put, (actions, obs, rewards, terminations, truncations, infos) in zip(
+        stored, stepped, strict=True
+    ):
+        next_obs, played, put_rewards, put_terminations, put_game_over, put_final_obs = put
+        assert np.array_equal(next_obs, obs)
+        assert np.array_equal(played, infos["executed_actions"])
+        assert np.array_equal(put_rewards, rewards)
+        assert np.array_equal(put_terminations, terminations)
+        assert np.array_equal(put_game_over, infos["game_over"])
+        for i in np.flatnonzero(truncations):
+            assert np.array_equal(put_final_obs[i], infos["final_obs"][i])
+        seen["fire"] += (played != actions).sum()
+        seen["life loss"] += (terminations & ~infos["game_over"]).sum()
+        seen["truncated"] += truncations.sum()
+        seen["ended"] += (infos["game_over"] & ~truncations).sum()
+    assert min(seen.values()) >= 2, seen
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +198,9 @@ def short_run(tmp_path_factory):
     """One real run through the command line: its folder, its output."""
     folder = tmp_path_factory.mktemp("short")
     command = [sys.executable, str(ROOT / "dqn_atari.py"), *map(str, SHORT)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=ENV, capture_output=True, text=True, timeout=TIMEOUT
+    )
     assert done.returncode == 0, done.stderr
     (run,) = (folder / "runs").iterdir()
     return run, done
@@ -227,8 +281,11 @@ def test_what_the_run_folder_says(short_run):
     assert set(config["flags"]) == set(Args.__dataclass_fields__)
     assert config["num_parameters"] == 3_290_272 + 512 * 4 + 4
     assert config["versions"]["torch"] == torch.__version__
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    assert config["git_commit"] == (head.stdout.strip() or None)
+    if shutil.which("git"):
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert config["git_commit"] == (head.stdout.strip() or None)
     assert f"{config['num_parameters']:,} parameters" in done.stdout
     assert run.name in done.stdout
 
@@ -279,13 +336,14 @@ def test_other_settings_train(flags, variant, script, only_run):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_run_and_keeps_its_files(number, tmp_path, events, only_run):
     command = [sys.executable, str(ROOT / "dqn_atari.py"), "--buffer-size", "5000"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert "steps" in process.stderr.readline()  # the first progress line: it is under way
-    process.send_signal(number)
-    out, err = process.communicate()
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENV, stdout=pipe, stderr=pipe, text=True)
+    try:
+        assert "steps" in process.stderr.readline()  # the first progress line: it is under way
+        process.send_signal(number)
+        out, err = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
     assert process.returncode == 128 + number
     assert "Traceback" not in err
     steps = int(re.search(r"stopped at ([\d,]+) agent steps", out)[1].replace(",", ""))
@@ -299,7 +357,7 @@ def test_a_terminal_shows_a_bar(tmp_path):
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
     command = [sys.executable, str(ROOT / "dqn_atari.py"), "--total-timesteps", "2000"]
     command += ["--learning-starts", "2000", "--buffer-size", "5000"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    env = ENV | {"TERM": "xterm"}
     with subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=child
     ) as process:
@@ -328,3 +386,11 @@ def test_frozen_until_learning_starts(script, only_run):
     torch.manual_seed(5)
     fresh = QNetwork(4, Args()).state_dict()
     assert all(torch.equal(weights[key], fresh[key]) for key in fresh)
+
+
+def test_a_diverged_run_says_so_in_one_line(script):
+    flags = ("--total-timesteps", 2_000, "--learning-starts", 500, "--learning-rate", 1e30)
+    done = script("dqn_atari.py", *flags, "--buffer-size", 2_100, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.search(r"error: diverged: losses/\w+ is (nan|inf) at step 1000;", done.stderr)

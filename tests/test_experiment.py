@@ -8,6 +8,7 @@ import types
 
 import pytest
 import torch
+from conftest import ENV
 
 import dqn_atari
 import experiment
@@ -46,7 +47,10 @@ BAD_FLAGS = [
     (["--precision", "fp64"], r"--precision 'fp64': choose one of fp32, bf16"),
     (["--device", "tpu"], r"--device 'tpu': choose one of auto, cpu, cuda"),
     (["--branches", "0"], r"--branches must be at least 1, not 0"),
-    (["--num-envs", "0"], r"--num-envs must be at least 1, not 0"),
+    (["--num-envs", "0"], r"--num-envs must be between 1 and 4096, not 0"),
+    (["--num-envs", "100000"], r"--num-envs must be between 1 and 4096, not 100000"),
+    (["--total-timesteps", "1" + "0" * 400], r"--total-timesteps must be at least 1, not 10"),
+    (["--branches", "100000"], r"not enough memory for this network: choose smaller --latent-dim"),
     (["--total-timesteps", "-5"], r"--total-timesteps must be at least 1, not -5"),
     (["--batch-size", "0"], r"--batch-size must be at least 1, not 0"),
     (["--train-frequency", "0"], r"--train-frequency must be at least 1, not 0"),
@@ -66,13 +70,16 @@ BAD_FLAGS = [
         r"--learning-starts 6000 .* at most --total-timesteps 5000",
     ),
     (["--buffer-size", "31"], r"--buffer-size 31 must be at least 2048"),
-    (["--buffer-size", "900000000000"], r"needs 6\d+\.\d GB of memory on cpu, .* choose at most"),
+    (
+        ["--buffer-size", "900000000000"],
+        r"needs 6\d+\.\d GB of memory on cpu and .* choose at most",
+    ),
     (["--runs-dir", "/dev/null/runs"], r"--runs-dir /dev/null/runs: /dev/null is not a folder"),
     (["--runs-dir", "/proc/no/runs"], r"--runs-dir /proc/no/runs: "),
     (["--track"], r"--track needs Weights & Biases: pip install wandb"),
     (["--num-envs", "many"], r"--num-envs: .*'many'.*--help lists the flags"),
     (["--env-idd", "Pong"], r"Unrecognized options: --env-idd, Pong \(did you mean --env-id\?\)"),
-    (["--seed"], r"Missing value for argument '--seed'"),
+    (["--device", "cpu", "--seed"], r"Missing value for argument '--seed'"),
     (["--layer-norm", "True"], r"Unrecognized options: True"),
 ]
 
@@ -80,6 +87,8 @@ BAD_FLAGS = [
 @pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=[" ".join(f) for f, _ in BAD_FLAGS])
 def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    if "--device" not in flags:
+        flags = [*flags, "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["dqn_atari.py", *flags])
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     monkeypatch.setattr(experiment.importlib.util, "find_spec", lambda name: None)
@@ -94,7 +103,6 @@ def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_device(script, tmp_path):
     done = script("dqn_atari.py", "--device", "cuda", check=False)
     assert done.returncode == 2
@@ -105,13 +113,21 @@ def test_cuda_without_a_device(script, tmp_path):
 
 def test_a_limit_on_memory_is_met_at_the_start(script, tmp_path):
     def limited():
-        resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
+        resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
 
-    done = script("dqn_atari.py", check=False, preexec_fn=limited)
+    flags = ("--buffer-size", 2_000_000)
+    done = script("dqn_atari.py", *flags, check=False, preexec_fn=limited)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
-    assert "--buffer-size 1000000 needs 7.1 GB of memory on cpu" in done.stderr
+    assert re.search("14.1 GB .*--buffer-size 2000000|--buffer-size 2000000 .*14.1 GB", done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_complaints_survive_a_terminal_without_unicode(script, monkeypatch):
+    for name, value in (("LC_ALL", "C"), ("PYTHONIOENCODING", "ascii"), ("PYTHONUTF8", "0")):
+        monkeypatch.setitem(ENV, name, value)
+    done = script("dqn_atari.py", "--env-idd", "Pong", check=False)
+    assert "Unrecognized options: --env-idd, Pong (did you mean --env-id?)" in done.stderr
 
 
 def test_help_lists_every_flag_and_ends_well(script):
@@ -169,11 +185,26 @@ def test_scores_are_means_over_the_last_100_games(make_run):
         assert sum(run.returns) / len(run.returns) == sum(range(50, 150)) / 100
 
 
-def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("branches", [1, 3])
+def test_branches_are_measured_where_there_are_several(branches, make_run, events):
+    torch.manual_seed(0)
+    layers = {"z": torch.randn(600, 8).tanh()}
+    layers |= {f"branch_{i}": torch.randn(600, 8).tanh() for i in range(branches) if branches > 1}
+    with make_run() as run:
+        run.representation(7, layers, torch.nn.Linear(8, 2))
+    tags = set(events(run.folder).Tags()["scalars"])
+    assert "representation/effective_rank" in tags
+    for i in range(4):
+        assert (f"representation/branch_{i}/effective_rank" in tags) == (1 < branches > i)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_be_filled_leaves_nothing(error, tmp_path, monkeypatch):
     def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(experiment, "SummaryWriter", full)
-    with pytest.raises(UsageError, match="No space left on device"):
-        Run(Args(runs_dir=str(tmp_path / "runs")), "dqn", 1, torch.device("cpu"))
-    assert not list((tmp_path / "runs").iterdir())
+    expected = UsageError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected, match="No space left" if expected is UsageError else None):
+        Run(Args(runs_dir=str(tmp_path / "a" / "runs")), "dqn", 1, torch.device("cpu"))
+    assert not list(tmp_path.iterdir())

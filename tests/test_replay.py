@@ -95,10 +95,7 @@ def test_equals_a_list_of_stacks(seed, num_envs, rows, steps, weights):
         assert len(buffer) == len(model) * num_envs
         newest = buffer.newest_obs(len(buffer))
         newest_first = [transition for row in reversed(model) for transition in row]
-        rows_back = torch.arange(len(buffer)) // num_envs + 1
-        everything = buffer._gather(
-            (buffer.position - rows_back) % buffer.rows, torch.arange(len(buffer)) % num_envs
-        )
+        everything = buffer.transitions(torch.arange(len(buffer)))
         for k, expected in enumerate(newest_first):
             assert_transition(everything, k, expected)
             assert np.array_equal(newest[k], expected[0])
@@ -122,15 +119,15 @@ def test_sampling_is_uniform_and_reproducible():
     assert torch.equal(draws, again)
 
 
-def test_final_frames_are_reused_as_their_rows_are_overwritten():
+def test_final_frames_go_with_their_rows():
     games = Games(3, np.random.default_rng(0))
     buffer = ReplayBuffer(12, 3)
     buffer.start(games.obs())
     for _ in range(100):
         _, actions, rewards, terminations, game_over, final_obs = games.step([0, 0, 0, 1, 0])
         buffer.add(games.obs(), actions, rewards, terminations, game_over, final_obs)
-    # 8 rows of 3 truncated games can be alive at once, not 300
-    assert len(buffer.final_frames) <= 32
+    # The ring has 8 rows of 3 games, all truncated; 300 were in all.
+    assert len(buffer.final_frames) <= 24
 
 
 def test_a_million_transitions_fit_the_promised_memory(monkeypatch):
@@ -143,6 +140,6 @@ def test_a_million_transitions_fit_the_promised_memory(monkeypatch):
 
 def test_too_little_memory_is_refused_with_what_would_fit(monkeypatch):
     monkeypatch.setattr(dqn_atari, "free_memory", lambda device: 1e9)
-    with pytest.raises(UsageError, match=r"needs 7\.1 GB .* 1\.0 GB are free.*--buffer-size 127"):
+    with pytest.raises(UsageError, match=r"needs 7\.1 GB .* 1\.0 GB are free.*at most 127"):
         ReplayBuffer(1_000_000, 4)
     ReplayBuffer(127_000, 4)
