@@ -70,17 +70,17 @@ def parse_flags(args_class, argv=None):
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        # Sections between rules, which are plain ASCII where the terminal is.
-        sections = [[]]
+        # Sections between rules, of which the second says it; in plain ASCII where the terminal is.
+        sections = [""]
         for line in complaint.getvalue().splitlines():
             if re.search("─{3}|-{3}", line):
-                sections.append([])
+                sections.append("")
             else:
-                sections[-1].append(line.strip("│| "))
-        text = " ".join(next(filter(None, sections), ["the flags do not parse"]))
-        said = " ".join(sum(sections, []))
+                sections[-1] += " " + line.strip("│| ")
+        text = sections[1].strip() if len(sections) > 1 else "the flags do not parse"
+        words = complaint.getvalue().split()
         flags = [flag(field.name) for field in dataclasses.fields(args_class)]
-        similar = [name for name in flags if f" {name} " in f"{said} "]
+        similar = [name for name in flags if name in words]
         hint = f" (did you mean {similar[0]}?)" if similar and "Unrecognized" in text else ""
         raise UsageError(f"{text}{hint}; --help lists the flags") from None
 
