@@ -216,8 +216,8 @@ def describe(args, algorithm: str, num_parameters: int, device: torch.device) ->
         return None
 
     changes = git("status", "--porcelain", "--untracked-files=no")
-    libraries = ["torch", "gymnasium", "ale-py", "numpy", "scipy", "tensorboard", "tyro", "tqdm"]
-    libraries.append("matplotlib")
+    requirements = (Path(__file__).parent / "requirements.txt").read_text()
+    libraries = re.findall(r"^([\w-]+)==", requirements, flags=re.MULTILINE)
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -319,11 +319,12 @@ class Run:
             raise
 
     def _write_hyperparameters(self):
-        flags = self.config["flags"]
-        rows = "\n".join(f"|{key}|{value}|" for key, value in flags.items())
+        rows = "\n".join(f"|{key}|{value}|" for key, value in self.config["flags"].items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
-        columns = flags | {key: self.config[key] for key in ("game", "algorithm", "variant")}
+        columns = self.config["flags"] | {
+            key: self.config[key] for key in ("game", "algorithm", "variant")
+        }
         tags = ["charts/mean_return_100", *(f"representation/{name}" for name in MEASURES)]
         for summary in hparams(columns, dict.fromkeys(tags, 0.0)):
             self.writer.file_writer.add_summary(summary)
