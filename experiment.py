@@ -85,6 +85,12 @@ def parse_flags(args_class, argv=None):
         raise UsageError(f"{text}{hint}; --help lists the flags") from None
 
 
+def say(text: str, file=None):
+    """Print at once; a reader that has gone away (a closed pipe or terminal) ends no run."""
+    with contextlib.suppress(OSError):
+        print(text, file=file or sys.stdout, flush=True)
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -93,7 +99,9 @@ def require(args, condition: str, accept, *names: str):
     """UsageError for the first of these flags whose value `accept` refuses, or is NaN or vast."""
     for name in names:
         value = getattr(args, name)
-        if not (abs(value) < 1e18 and accept(value)):
+        if not abs(value) < 1e18:
+            raise UsageError(f"{flag(name)} must be {condition} and below 1e18, not {value}")
+        if not accept(value):
             raise UsageError(f"{flag(name)} must be {condition}, not {value}")
 
 
@@ -134,8 +142,11 @@ def check_shared_flags(args):
     if args.track and importlib.util.find_spec("wandb") is None:
         raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
     parent = Path(args.runs_dir).absolute()
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
+    try:
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+    except OSError as error:
+        raise UsageError(f"--runs-dir {args.runs_dir}: {error.strerror}") from None
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"--runs-dir {args.runs_dir}: {parent} is not a folder one can write to")
 
@@ -243,8 +254,9 @@ def describe(args, algorithm: str, num_parameters: int, device: torch.device) ->
 class Run:
     """The outside of one training run; a context manager that leaves its files complete.
 
-    Makes the folder `{runs_dir}/{Game}__{algorithm}__{variant}__s{seed}__{time}`. SIGINT and
-    SIGTERM only set `stopped`, for the loop to end at a safe point; a second SIGINT ends at once.
+    Makes the folder `{runs_dir}/{Game}__{algorithm}__{variant}__s{seed}__{time}`. SIGINT,
+    SIGTERM and SIGHUP only set `stopped`, for the loop to end at a safe point; a second SIGINT ends
+    at once.
 
     Raises UsageError if the folder cannot be written.
     """
@@ -275,7 +287,7 @@ class Run:
             self._write_hyperparameters()
             self._handlers = {
                 number: signal.signal(number, self._request_stop)
-                for number in (signal.SIGINT, signal.SIGTERM)
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
             }
         print(
             f"{self.config['game']}, {algorithm}, {self.config['variant']}, seed {args.seed}: "
@@ -285,7 +297,7 @@ class Run:
         self.bar = tqdm(
             total=args.total_timesteps,
             disable=not sys.stderr.isatty(),
-            bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
+            bar_format="{percentage:3.0f}% {desc} {bar}",  # the bar takes what is left of the line
             dynamic_ncols=True,
         )
 
@@ -343,7 +355,7 @@ class Run:
     def _request_stop(self, number, frame):
         self.stopped = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print(f"\n{signal.Signals(number).name}: stopping", file=sys.stderr, flush=True)
+        say(f"\n{signal.Signals(number).name}: stopping", sys.stderr)
 
     def scalars(self, step: int, values: dict[str, float]):
         """Write these tags at this agent step. UsageError for NaN or inf: the run has diverged."""
@@ -389,11 +401,13 @@ class Run:
             self.writer.add_scalar("charts/mean_return_100", np.mean(self.returns), step)
         if sys.stderr.isatty():
             self.bar.n = min(step, self.args.total_timesteps)
-            self.bar.set_description_str(self._status(step, rate))
+            status = self._status(step, rate).replace(" steps", "")
+            with contextlib.suppress(OSError):
+                self.bar.set_description_str(re.sub(r" \(last .* games\)", "", status))
         elif now >= self._next_line or step >= self.args.total_timesteps:
             self._next_line = now + LINE_EVERY
             share = min(step / self.args.total_timesteps, 1.0)
-            print(f"{share:4.0%}  {self._status(step, rate)}", file=sys.stderr, flush=True)
+            say(f"{share:4.0%}  {self._status(step, rate)}", sys.stderr)
 
     def _status(self, step: int, rate: float) -> str:
         left = max(self.args.total_timesteps - step, 0) / max(rate, 1e-9)
@@ -405,13 +419,20 @@ class Run:
 
     def finish(self, step: int, network: torch.nn.Module) -> int:
         """Save the weights as `model.pt`; the status for the process to exit with."""
+        with contextlib.suppress(OSError):  # the terminal may have gone away
+            self.bar.close()
         temporary = self.folder / "model.pt.tmp"
-        torch.save(network.state_dict(), temporary)
-        temporary.replace(self.folder / "model.pt")
+        try:
+            torch.save(network.state_dict(), temporary)
+            temporary.replace(self.folder / "model.pt")
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            reason = str(error).split("\n")[0]
+            raise UsageError(f"cannot save the weights in {self.folder}: {reason}") from None
         if self.stopped is None:
-            print(f"done: {step:,} agent steps, {self.folder}", flush=True)
+            say(f"done: {step:,} agent steps, {self.folder}")
             return 0
-        print(f"stopped at {step:,} agent steps, {self.folder}", flush=True)
+        say(f"stopped at {step:,} agent steps, {self.folder}")
         return 128 + self.stopped
 
     def __enter__(self):
@@ -420,7 +441,8 @@ class Run:
     def __exit__(self, *exception):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self.bar.close()
+        with contextlib.suppress(OSError):
+            self.bar.close()
         self.writer.close()
         if self.args.track:
             import wandb

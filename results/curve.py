@@ -39,7 +39,10 @@ def main(run: Path, stem: Path):
         for tag in sorted(log.Tags()["scalars"])
         if tag.startswith(KEPT)
     }
-    with open(stem.with_suffix(".csv"), "w", newline="") as file:
+    if "charts/episodic_return" not in curves:
+        print(f"curve.py: error: no game has ended in {run}", file=sys.stderr)
+        sys.exit(2)
+    with open(f"{stem}.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["tag", "agent_step", "value"])
         for tag, points in curves.items():
@@ -70,7 +73,7 @@ def main(run: Path, stem: Path):
         config["git_has_changes"]
     )
     figure.suptitle(f"{name}, seed {config['flags']['seed']}, commit {commit}")
-    figure.savefig(stem.with_suffix(".png"), dpi=90)
+    figure.savefig(f"{stem}.png", dpi=90)
 
 
 if __name__ == "__main__":

@@ -333,7 +333,7 @@ def test_other_settings_train(flags, variant, script, only_run):
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_run_and_keeps_its_files(number, tmp_path, events, only_run):
     command = [sys.executable, str(ROOT / "dqn_atari.py"), "--buffer-size", "5000"]
     pipe = subprocess.PIPE
@@ -354,7 +354,7 @@ def test_a_signal_stops_the_run_and_keeps_its_files(number, tmp_path, events, on
 
 def test_a_terminal_shows_a_bar(tmp_path):
     parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     command = [sys.executable, str(ROOT / "dqn_atari.py"), "--total-timesteps", "2000"]
     command += ["--learning-starts", "2000", "--buffer-size", "5000"]
     env = ENV | {"TERM": "xterm"}
@@ -374,7 +374,7 @@ def test_a_terminal_shows_a_bar(tmp_path):
     os.close(parent)
     assert process.returncode == 0
     assert b"\r" in shown
-    assert "2,000/2,000 steps" in shown.decode()
+    assert re.search(r"2,000/2,000  [\d,]+/s  ETA 0:00:00  return \d\.\d ", shown.decode())
 
 
 def test_frozen_until_learning_starts(script, only_run):
