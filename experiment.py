@@ -289,10 +289,9 @@ class Run:
                 number: signal.signal(number, self._request_stop)
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
             }
-        print(
+        say(
             f"{self.config['game']}, {algorithm}, {self.config['variant']}, seed {args.seed}: "
-            f"{num_parameters:,} parameters on {device}, {self.folder}",
-            flush=True,
+            f"{num_parameters:,} parameters on {device}, {self.folder}"
         )
         self.bar = tqdm(
             total=args.total_timesteps,
@@ -309,12 +308,12 @@ class Run:
         stem = [config["game"], config["algorithm"], config["variant"], f"s{self.args.seed}", when]
         name = "__".join(stem)
         missing = [folder for folder in (runs_dir, *runs_dir.parents) if not folder.exists()]
-        folder, attempt = runs_dir / name, 1
+        folder, attempt, made = runs_dir / name, 1, False
         try:
-            while True:
+            while not made:
                 try:
                     folder.mkdir(parents=True)
-                    break
+                    made = True
                 except FileExistsError:
                     if not runs_dir.is_dir():
                         raise
@@ -322,7 +321,8 @@ class Run:
                     folder = runs_dir / f"{name}-{attempt}"
             yield folder
         except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            if made:  # else the name may be that of another run
+                shutil.rmtree(folder, ignore_errors=True)
             for parent in missing:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
@@ -401,20 +401,22 @@ class Run:
             self.writer.add_scalar("charts/mean_return_100", np.mean(self.returns), step)
         if sys.stderr.isatty():
             self.bar.n = min(step, self.args.total_timesteps)
-            status = self._status(step, rate).replace(" steps", "")
             with contextlib.suppress(OSError):
-                self.bar.set_description_str(re.sub(r" \(last .* games\)", "", status))
+                self.bar.set_description_str(self._status(step, rate, brief=True))
         elif now >= self._next_line or step >= self.args.total_timesteps:
             self._next_line = now + LINE_EVERY
             share = min(step / self.args.total_timesteps, 1.0)
             say(f"{share:4.0%}  {self._status(step, rate)}", sys.stderr)
 
-    def _status(self, step: int, rate: float) -> str:
+    def _status(self, step: int, rate: float, brief: bool = False) -> str:
+        """One line; the brief one fits a terminal of 80 columns."""
         left = max(self.args.total_timesteps - step, 0) / max(rate, 1e-9)
         eta = datetime.timedelta(seconds=int(min(left, 3e9)))
-        status = f"{step:,}/{self.args.total_timesteps:,} steps  {rate:,.0f}/s  ETA {eta}"
+        steps = f"{step:,}/{self.args.total_timesteps:,}" + ("" if brief else " steps")
+        status = f"{steps}  {rate:,.0f}/s  ETA {eta}"
         if self.returns:
-            status += f"  return {np.mean(self.returns):.1f} (last {len(self.returns)} games)"
+            status += f"  return {np.mean(self.returns):.1f}"
+            status += "" if brief else f" (last {len(self.returns)} games)"
         return status + self._state
 
     def finish(self, step: int, network: torch.nn.Module) -> int:
