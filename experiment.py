@@ -1,4 +1,4 @@
-"""One run: its flags checked, its folder, TensorBoard, progress line, signals and final weights.
+"""One run: device and memory, folder, TensorBoard, progress line, signals and final weights.
 
 A run folder holds `config.json` (everything that decides the run: flags, versions, git commit,
 device), the TensorBoard event files and, at the end, `model.pt`. The x axis of every curve is agent
@@ -11,8 +11,6 @@ import ctypes
 import dataclasses
 import datetime
 import importlib.metadata
-import importlib.util
-import io
 import json
 import math
 import os
@@ -28,13 +26,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from atari import game_title, resolve_game
-from hadamard import ACTIVATIONS, COMBINES
+from flags import UsageError, variant_name
 from metrics import MEASURES, kde_figure, measure_representation
 
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
@@ -43,112 +40,10 @@ FIGURE_EVERY = 10
 LINE_EVERY = 30.0
 
 
-class UsageError(Exception):
-    """Something a user can mend, told in one line: what is wrong and what would be right."""
-
-
-def launch(main, args_class):
-    """Parse the command line into `args_class`, run `main(args)` and exit with its status.
-
-    A `UsageError` and a flag that does not parse end in one line on stderr and status 2.
-    """
-    try:
-        sys.exit(main(parse_flags(args_class)))
-    except UsageError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-
-
-def parse_flags(args_class, argv=None):
-    """The dataclass from the command line; tyro's boxed complaints become one `UsageError` line."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(args_class, args=argv)
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        # Sections between rules, of which the second says it; in plain ASCII where the terminal is.
-        sections = [""]
-        for line in complaint.getvalue().splitlines():
-            if re.search("─{3}|-{3}", line):
-                sections.append("")
-            else:
-                sections[-1] += " " + line.strip("│| ")
-        text = sections[1].strip() if len(sections) > 1 else "the flags do not parse"
-        words = complaint.getvalue().split()
-        flags = [flag(field.name) for field in dataclasses.fields(args_class)]
-        similar = [name for name in flags if name in words]
-        hint = f" (did you mean {similar[0]}?)" if similar and "Unrecognized" in text else ""
-        raise UsageError(f"{text}{hint}; --help lists the flags") from None
-
-
 def say(text: str, file=None):
     """Print at once; a reader that has gone away (a closed pipe or terminal) ends no run."""
     with contextlib.suppress(OSError):
         print(text, file=file or sys.stdout, flush=True)
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def require(args, condition: str, accept, *names: str):
-    """UsageError for the first of these flags whose value `accept` refuses, or is NaN or vast."""
-    for name in names:
-        value = getattr(args, name)
-        if not abs(value) < 1e18:
-            raise UsageError(f"{flag(name)} must be {condition} and below 1e18, not {value}")
-        if not accept(value):
-            raise UsageError(f"{flag(name)} must be {condition}, not {value}")
-
-
-def require_one_of(args, name: str, choices):
-    if getattr(args, name) not in choices:
-        choices = ", ".join(choices)
-        raise UsageError(f"unknown {flag(name)} {getattr(args, name)!r}: choose one of {choices}")
-
-
-def check_shared_flags(args):
-    """UsageError for a bad value of any flag that all scripts share; nothing is touched."""
-    try:
-        resolve_game(args.env_id)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    require_one_of(args, "activation", ACTIVATIONS)
-    require_one_of(args, "combine", COMBINES)
-    require_one_of(args, "apply_to", ("last", "all"))
-    require_one_of(args, "device", ("auto", "cpu", "cuda"))
-    require_one_of(args, "precision", ("fp32", "bf16"))
-    positive = ("total_timesteps", "branches", "latent_dim", "metrics_every")
-    require(args, "at least 1", lambda value: value >= 1, *positive)
-    # A game takes a tenth of a second to make, and some megabytes.
-    require(args, "between 1 and 4096", lambda value: 1 <= value <= 4096, "num_envs")
-    require(args, "at least 0", lambda value: value >= 0, "env_threads")
-    seeds = 2**31 - 1 - args.num_envs
-    require(args, f"between 0 and {seeds}", lambda value: 0 <= value <= seeds, "seed")
-    require(args, "in [0, 1)", lambda value: 0 <= value < 1, "sticky_actions")
-    smallest = max(512, args.latent_dim)
-    require(
-        args,
-        f"at least {smallest} (a rank needs as many samples as there are features)",
-        lambda value: value >= smallest,
-        "metrics_samples",
-    )
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu or auto")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
-    parent = Path(args.runs_dir).absolute()
-    try:
-        while not parent.exists() and parent != parent.parent:
-            parent = parent.parent
-    except OSError as error:
-        raise UsageError(f"--runs-dir {args.runs_dir}: {error.strerror}") from None
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--runs-dir {args.runs_dir}: {parent} is not a folder one can write to")
 
 
 def pick_device(name: str) -> torch.device:
@@ -189,31 +84,41 @@ def free_memory(device: torch.device) -> float:
     return free
 
 
-@contextlib.contextmanager
-def taking_memory(what: str):
-    """UsageError for an allocation in this block that the system refuses."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error) + type(error).__name__:
-            raise
-        raise UsageError(f"not enough memory for {what} (the system refused it)") from None
+def require_memory(what: str, count: int, bytes_each: int, device: torch.device):
+    """UsageError, before any is taken, if the device has not the memory for `count` of something.
 
-
-def variant_name(args) -> str:
-    """The paper's name for the hidden layer that the flags ask for, e.g. relu, tanh-hr, tanh-sum.
-
-    Settings beyond the paper's get names of the same pattern, e.g. silu-hr or tanh-hr-ln.
+    `what` names it, with the flag that asks for that many.
     """
-    name = args.activation
-    if args.branches > 1:
-        count = "" if args.branches == 2 else str(args.branches)
-        name += f"-{count}{'hr' if args.combine == 'product' else 'sum'}"
-    if args.latent_dim != 512:
-        name += "-wide" if args.latent_dim == 1024 else f"-z{args.latent_dim}"
-    if args.layer_norm:
-        name += "-ln"
-    return name + ("-all" if args.apply_to == "all" else "")
+    needed, free = count * bytes_each, free_memory(device)
+    if needed > 0.95 * free:
+        raise UsageError(
+            f"{what} needs {needed / 1e9:.1f} GB of memory on {device} and {free / 1e9:.1f} GB are "
+            f"free: choose at most {int(0.9 * free / bytes_each)}"
+        )
+
+
+@torch.no_grad()
+def hidden_layers(network, obs: torch.Tensor, convolutions: bool) -> dict[str, torch.Tensor]:
+    """What the hidden layers of a script's network say to obs, in fp32 whatever the precision.
+
+    obs uint8 (samples, 4, 84, 84) -> activations (samples, features) of "z", of its "branch_0" ...
+    where it has several, and with `convolutions` of "conv_1" ... A feature map counts as one
+    neuron there, seen at one pixel per sample, drawn from a fixed seed: so the number of samples,
+    on which the KDE test depends, is the same for every layer.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parts = collections.defaultdict(list)
+    for part in obs.split(256):
+        maps = network.encode(part)
+        branches = network.latent.branch_activations(maps[-1].flatten(1))
+        parts["z"].append(network.latent.combine_branches(branches))
+        for i, branch in enumerate(branches if len(branches) > 1 else ()):
+            parts[f"branch_{i}"].append(branch)
+        for i, layer in enumerate(maps if convolutions else (), start=1):
+            pixel = torch.randint(layer[0, 0].numel(), (len(part),), generator=generator)
+            sample = torch.arange(len(part))
+            parts[f"conv_{i}"].append(layer.flatten(2)[sample, :, pixel])
+    return {name: torch.cat(layer) for name, layer in parts.items()}
 
 
 def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
@@ -254,15 +159,17 @@ def describe(args, algorithm: str, num_parameters: int, device: torch.device) ->
 class Run:
     """The outside of one training run; a context manager that leaves its files complete.
 
-    Makes the folder `{runs_dir}/{Game}__{algorithm}__{variant}__s{seed}__{time}`. SIGINT,
-    SIGTERM and SIGHUP only set `stopped`, for the loop to end at a safe point; a second SIGINT ends
-    at once.
+    Makes the folder `{runs_dir}/{Game}__{algorithm}__{variant}__s{seed}__{time}`. `losses` are the
+    tags below losses/ that the script will write, for the layout of the charts. SIGINT, SIGTERM and
+    SIGHUP only set `stopped`, for the loop to end at a safe point; a second SIGINT ends at once.
 
     Raises UsageError if the folder cannot be written.
     """
 
-    def __init__(self, args, algorithm: str, num_parameters: int, device: torch.device):
+    def __init__(self, args, algorithm: str, network: torch.nn.Module, losses: tuple[str, ...]):
         self.args = args
+        num_parameters = sum(parameter.numel() for parameter in network.parameters())
+        device = next(network.parameters()).device
         self.config = describe(args, algorithm, num_parameters, device)
         self.stopped: int | None = None  # the signal that asked for it
         self.returns = collections.deque(maxlen=100)
@@ -284,7 +191,7 @@ class Run:
                     sync_tensorboard=True,
                 )
             self.writer = SummaryWriter(str(self.folder))
-            self._write_hyperparameters()
+            self._write_hyperparameters(losses)
             self._handlers = {
                 number: signal.signal(number, self._request_stop)
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -330,7 +237,7 @@ class Run:
                 raise UsageError(f"--runs-dir {runs_dir}: {error.strerror or error}") from None
             raise
 
-    def _write_hyperparameters(self):
+    def _write_hyperparameters(self, losses: tuple[str, ...]):
         rows = "\n".join(f"|{key}|{value}|" for key, value in self.config["flags"].items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
@@ -344,8 +251,10 @@ class Run:
             "score": [f"charts/{name}" for name in ("mean_return_100", "episodic_return")],
             # z and its branches in one chart
             "representation": [f"representation/(branch_[0-9]+/)?{name}$" for name in MEASURES],
-            "losses": ["losses/td_loss", "losses/q_values"],
+            "losses": [f"losses/{name}" for name in losses],
         }
+        if self.args.apply_to == "all":
+            layout["every layer"] = [f"representation/(conv_[0-9]+/)?{name}$" for name in MEASURES]
         layout = {
             group: {tag.split("/")[-1].strip(")?$"): ["Multiline", [tag]] for tag in tags}
             for group, tags in layout.items()
@@ -376,14 +285,27 @@ class Run:
             self.writer.add_scalar("charts/episodic_return", episode["r"][i], step)
             self.writer.add_scalar("charts/episodic_length", episode["l"][i], step)
 
-    def representation(self, step: int, layers: dict[str, torch.Tensor], head: torch.nn.Linear):
-        """Measure z and its branches and the head that reads z: see `measure_representation`."""
-        values = measure_representation(layers, head.weight, head.bias)
+    def representation(
+        self,
+        step: int,
+        network: torch.nn.Module,
+        obs: torch.Tensor,
+        head: torch.nn.Linear,
+        contribution: str = "q_contribution",
+    ):
+        """Measure z, its branches and its head over the observations obs (samples, 4, 84, 84).
+
+        With --apply-to all the convolutions, too. `contribution` is the tag of what live and dead
+        neurons bring into the outputs of `head`: see `measure_representation`.
+        """
+        layers = hidden_layers(network, obs, self.args.apply_to == "all")
+        values = measure_representation(layers, head.weight, head.bias, contribution)
         self.scalars(step, values)
         self._state = f"  dead {values['representation/dead_kde']:.0%}"
         self._state += f"  rank {values['representation/effective_rank']}"
         if self._measurements % FIGURE_EVERY == 0:
-            image = kde_figure(layers)
+            shown = {name: layer for name, layer in layers.items() if "conv" not in name}
+            image = kde_figure(shown)
             self.writer.add_image("representation/kde", image, step, dataformats="HWC")
         self._measurements += 1
         self.writer.flush()

@@ -35,8 +35,9 @@ def init_parameters(weight: Tensor, bias: Tensor, init: str = "torch", gain: flo
     """Initialise one weight (out, in, ...) and its bias (out,) in place.
 
     `torch`: what nn.Linear and nn.Conv2d do, drawn in their order (DQN). `orthogonal`: orthogonal
-    rows scaled by `gain`, bias 0 (PPO). `he_normal`: normal of variance 2 / fan_in, cut off at two
-    standard deviations before scaling, bias 0 (PQN; flax's `he_normal`).
+    rows scaled by `gain`, bias 0 (PPO). `he_normal`: normal of variance gain^2 / fan_in, cut off at
+    two standard deviations before scaling, bias 0 (PQN; flax's `he_normal`, and its `lecun_normal`
+    where the gain is 1).
 
     Raises ValueError for another name.
     """
@@ -49,7 +50,7 @@ def init_parameters(weight: Tensor, bias: Tensor, init: str = "torch", gain: flo
         nn.init.zeros_(bias)
     elif init == "he_normal":
         # A unit normal cut off at +-2 has standard deviation 0.8796: divide to restore it.
-        std = math.sqrt(2 / fan_in) / 0.87962566103423978
+        std = gain / math.sqrt(fan_in) / 0.87962566103423978
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
         nn.init.zeros_(bias)
     else:

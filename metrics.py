@@ -259,13 +259,14 @@ def measure_layer(z: Tensor) -> dict[str, float]:
 
 
 def measure_representation(
-    layers: dict[str, Tensor], weight: Tensor, bias: Tensor
+    layers: dict[str, Tensor], weight: Tensor, bias: Tensor, contribution: str = "q_contribution"
 ) -> dict[str, float]:
-    """Everything that is logged of the last hidden layer, by TensorBoard tag.
+    """Everything that is logged of the hidden layers, by TensorBoard tag.
 
-    layers: "z" and, for more than one branch, "branch_0" ... (samples, features); weight (actions,
-    features) and bias (actions,) of the layer that reads z. The parts of the Q-values are means
-    over samples and actions, those called `_abs` of the magnitudes.
+    layers: "z" and, where there are any, "branch_0" ..., "conv_1" ..., each (samples, features);
+    weight (actions, features) and bias (actions,) of the layer that reads z. Its output's parts, at
+    the tags below `contribution`, are means over samples and actions, those called `_abs` of the
+    magnitudes.
     """
     values = {}
     for name, layer in layers.items():
@@ -273,11 +274,11 @@ def measure_representation(
         values |= {prefix + measure: value for measure, value in measure_layer(layer).items()}
     live, dead = q_contribution(layers["z"], dead_neurons(layers["z"]), weight, bias)
     return values | {
-        "q_contribution/live": live.mean().item(),
-        "q_contribution/dead": dead.mean().item(),
-        "q_contribution/bias": bias.mean().item(),
-        "q_contribution/live_abs": live.abs().mean().item(),
-        "q_contribution/dead_abs": dead.abs().mean().item(),
+        f"{contribution}/live": live.mean().item(),
+        f"{contribution}/dead": dead.mean().item(),
+        f"{contribution}/bias": bias.mean().item(),
+        f"{contribution}/live_abs": live.abs().mean().item(),
+        f"{contribution}/dead_abs": dead.abs().mean().item(),
     }
 
 

@@ -8,12 +8,16 @@ import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ENV
 
 import dqn_atari
 import experiment
-from dqn_atari import Args
-from experiment import Run, UsageError, free_memory, variant_name
+import flags as flags_room
+from dqn_atari import Args, QNetwork
+from experiment import Run, free_memory, hidden_layers
+from flags import UsageError, variant_name
+from hadamard import ACTIVATIONS
 
 
 @pytest.mark.parametrize(
@@ -62,8 +66,9 @@ BAD_FLAGS = [
     (["--latent-dim", "0"], r"--latent-dim must be at least 1, not 0"),
     (["--learning-starts", "-1"], r"--learning-starts must be at least 0, not -1"),
     (["--seed", "-1"], r"--seed must be between 0 and \d+, not -1"),
-    (["--learning-rate", "0"], r"--learning-rate must be above 0, not 0"),
-    (["--learning-rate", "nan"], r"--learning-rate must be above 0 and below 1e18, not nan"),
+    (["--learning-rate", "-1"], r"--learning-rate must be at least 0, not -1"),
+    (["--learning-rate", "nan"], r"--learning-rate must be at least 0 and below 1e18, not nan"),
+    (["--init", "xavier"], r"--init 'xavier': choose one of torch, orthogonal, he_normal"),
     (["--gamma", "1.5"], r"--gamma must be in \[0, 1\], not 1.5"),
     (["--tau", "0"], r"--tau must be in \(0, 1\], not 0"),
     (["--sticky-actions", "1"], r"--sticky-actions must be in \[0, 1\), not 1"),
@@ -95,9 +100,9 @@ def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatc
         flags = [*flags, "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["dqn_atari.py", *flags])
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
-    monkeypatch.setattr(experiment.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(flags_room.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as exit_:
-        experiment.launch(dqn_atari.main, Args)
+        flags_room.launch(dqn_atari.main, Args)
     out, err = capfd.readouterr()
     assert exit_.value.code == 2
     assert out == ""
@@ -149,7 +154,8 @@ def test_free_memory_is_at_most_what_the_machine_has():
 def make_run(tmp_path):
     def make(**flags):
         args = Args(runs_dir=str(tmp_path / "a" / "runs"), **flags)
-        return Run(args, "dqn", 1, torch.device("cpu"))
+        network = QNetwork(4, Args(latent_dim=8, branches=args.branches, apply_to=args.apply_to))
+        return Run(args, "dqn", network, ("td_loss",))
 
     return make
 
@@ -189,17 +195,63 @@ def test_scores_are_means_over_the_last_100_games(make_run):
         assert sum(run.returns) / len(run.returns) == sum(range(50, 150)) / 100
 
 
+def forward_by_torch(network, obs):
+    """All hidden activations by torch's own functions: maps per convolution, branches of z."""
+    x, maps = obs.double() / 255, []
+    for layer, stride in zip(network.convolutions, (4, 2, 1), strict=True):
+        z = 1.0
+        weights, biases = (
+            parameter.double().split(layer.width) for parameter in (layer.weight, layer.bias)
+        )
+        for weight, bias in zip(weights, biases, strict=True):
+            z = z * ACTIVATIONS[layer.activation](F.conv2d(x, weight, bias, stride))
+        maps.append(z)
+        x = z
+    latent = network.latent
+    parts = zip(latent.weight.double().split(8), latent.bias.double().split(8), strict=True)
+    return maps, [torch.tanh(F.linear(x.flatten(1), *part)) for part in parts]
+
+
+@pytest.mark.parametrize("apply_to", ["last", "all"])
 @pytest.mark.parametrize("branches", [1, 3])
-def test_branches_are_measured_where_there_are_several(branches, make_run, events):
+def test_hidden_layers_are_those_of_the_network(branches, apply_to):
     torch.manual_seed(0)
-    layers = {"z": torch.randn(600, 8).tanh()}
-    layers |= {f"branch_{i}": torch.randn(600, 8).tanh() for i in range(branches) if branches > 1}
-    with make_run() as run:
-        run.representation(7, layers, torch.nn.Linear(8, 2))
+    args = Args(latent_dim=8, branches=branches, apply_to=apply_to, precision="bf16")
+    network = QNetwork(4, args)
+    obs = torch.randint(0, 255, (300, 4, 84, 84), dtype=torch.uint8)
+    layers = hidden_layers(network, obs, convolutions=apply_to == "all")
+    maps, factors = forward_by_torch(network, obs)
+
+    names = {"z"} | {f"branch_{i}" for i in range(branches) if branches > 1}
+    names |= {"conv_1", "conv_2", "conv_3"} if apply_to == "all" else set()
+    assert set(layers) == names
+    expected = {"z": torch.stack(factors).prod(dim=0)}
+    expected |= {f"branch_{i}": factor for i, factor in enumerate(factors)}
+    for name in names:
+        if "conv" not in name:
+            assert torch.allclose(layers[name].double(), expected[name], atol=1e-5)
+    for i, feature_maps in enumerate(maps if apply_to == "all" else (), start=1):
+        # Each sample is one pixel of its own maps, and not always the same one.
+        sampled = layers[f"conv_{i}"].double()
+        assert sampled.shape == feature_maps.shape[:2]
+        distance = (feature_maps.flatten(2) - sampled.unsqueeze(2)).abs().amax(dim=1)
+        assert (distance.amin(dim=1) < 1e-5).all()
+        assert len(distance.argmin(dim=1).unique()) > 20
+
+
+@pytest.mark.parametrize("apply_to", ["last", "all"])
+@pytest.mark.parametrize("branches", [1, 3])
+def test_what_is_measured_of_a_network(branches, apply_to, make_run, events):
+    torch.manual_seed(0)
+    network = QNetwork(4, Args(latent_dim=8, branches=branches, apply_to=apply_to))
+    obs = torch.randint(0, 255, (512, 4, 84, 84), dtype=torch.uint8)
+    with make_run(apply_to=apply_to) as run:
+        run.representation(7, network, obs, network.head)
     tags = set(events(run.folder).Tags()["scalars"])
     assert "representation/effective_rank" in tags
     for i in range(4):
         assert (f"representation/branch_{i}/effective_rank" in tags) == (1 < branches > i)
+        assert (f"representation/conv_{i}/dead_kde" in tags) == (apply_to == "all" and i > 0)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -210,5 +262,5 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(error, tmp_path, monkeypa
     monkeypatch.setattr(experiment, "SummaryWriter", full)
     expected = UsageError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="No space left" if expected is UsageError else None):
-        Run(Args(runs_dir=str(tmp_path / "a" / "runs")), "dqn", 1, torch.device("cpu"))
+        Run(Args(runs_dir=str(tmp_path / "a" / "runs")), "dqn", torch.nn.Linear(1, 1), ())
     assert not list(tmp_path.iterdir())

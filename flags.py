@@ -1,0 +1,174 @@
+"""The command line of a script: flags parsed and checked, refusals in one line, the variant's name.
+
+Bad input ends in one line that says what is wrong and what would be right, and exit status 2.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import tyro
+
+from atari import resolve_game
+from hadamard import ACTIVATIONS, COMBINES, INITS
+
+
+class UsageError(Exception):
+    """Something a user can mend, told in one line: what is wrong and what would be right."""
+
+
+def launch(main, args_class):
+    """Parse the command line into `args_class`, run `main(args)` and exit with its status.
+
+    A `UsageError`, a flag that does not parse and memory that runs out end in one line on stderr
+    and status 2.
+    """
+    try:
+        with taking_memory("this run: choose smaller batches or a smaller network"):
+            sys.exit(main(parse_flags(args_class)))
+    except UsageError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+@contextlib.contextmanager
+def taking_memory(what: str):
+    """UsageError for an allocation in this block that the system refuses."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error) + type(error).__name__:
+            raise
+        raise UsageError(f"not enough memory for {what} (the system refused it)") from None
+
+
+def parse_flags(args_class, argv=None):
+    """The dataclass from the command line; tyro's boxed complaints become one `UsageError` line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(args_class, args=argv)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        # Sections between rules, of which the second says it; in plain ASCII where the terminal is.
+        sections = [""]
+        for line in complaint.getvalue().splitlines():
+            if re.search("─{3}|-{3}", line):
+                sections.append("")
+            else:
+                sections[-1] += " " + line.strip("│| ")
+        text = sections[1].strip() if len(sections) > 1 else "the flags do not parse"
+        words = complaint.getvalue().split()
+        flags = [flag(field.name) for field in dataclasses.fields(args_class)]
+        similar = [name for name in flags if name in words]
+        hint = f" (did you mean {similar[0]}?)" if similar and "Unrecognized" in text else ""
+        raise UsageError(f"{text}{hint}; --help lists the flags") from None
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def require(args, condition: str, accept, *names: str):
+    """UsageError for the first of these flags whose value `accept` refuses, or is NaN or vast."""
+    for name in names:
+        value = getattr(args, name)
+        if not abs(value) < 1e18:
+            raise UsageError(f"{flag(name)} must be {condition} and below 1e18, not {value}")
+        if not accept(value):
+            raise UsageError(f"{flag(name)} must be {condition}, not {value}")
+
+
+def require_one_of(args, name: str, choices):
+    if getattr(args, name) not in choices:
+        choices = ", ".join(choices)
+        raise UsageError(f"unknown {flag(name)} {getattr(args, name)!r}: choose one of {choices}")
+
+
+def check_shared_flags(args):
+    """UsageError for a bad value of any flag that all scripts share; nothing is touched."""
+    try:
+        resolve_game(args.env_id)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    require_one_of(args, "activation", ACTIVATIONS)
+    require_one_of(args, "combine", COMBINES)
+    require_one_of(args, "init", INITS)
+    require_one_of(args, "apply_to", ("last", "all"))
+    require_one_of(args, "device", ("auto", "cpu", "cuda"))
+    require_one_of(args, "precision", ("fp32", "bf16"))
+    positive = ("total_timesteps", "branches", "latent_dim", "metrics_every")
+    require(args, "at least 1", lambda value: value >= 1, *positive)
+    # A game takes a tenth of a second to make, and some megabytes.
+    require(args, "between 1 and 4096", lambda value: 1 <= value <= 4096, "num_envs")
+    require(args, "at least 0", lambda value: value >= 0, "env_threads")
+    seeds = 2**31 - 1 - args.num_envs
+    require(args, f"between 0 and {seeds}", lambda value: 0 <= value <= seeds, "seed")
+    require(args, "in [0, 1)", lambda value: 0 <= value < 1, "sticky_actions")
+    smallest = max(512, args.latent_dim)
+    require(
+        args,
+        f"at least {smallest} (a rank needs as many samples as there are features)",
+        lambda value: value >= smallest,
+        "metrics_samples",
+    )
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu or auto")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
+    parent = Path(args.runs_dir).absolute()
+    try:
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+    except OSError as error:
+        raise UsageError(f"--runs-dir {args.runs_dir}: {error.strerror}") from None
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--runs-dir {args.runs_dir}: {parent} is not a folder one can write to")
+
+
+def check_rollout_flags(args):
+    """UsageError for rollouts that do not divide into minibatches or do not fit into the run."""
+    counts = ("num_steps", "num_minibatches", "update_epochs")
+    require(args, "at least 1", lambda value: value >= 1, *counts)
+    batch_size = args.num_envs * args.num_steps
+    rollout = f"--num-envs {args.num_envs} times --num-steps {args.num_steps} is {batch_size} steps"
+    if batch_size > args.total_timesteps:
+        raise UsageError(
+            f"{rollout} per rollout: more than --total-timesteps {args.total_timesteps}; it must "
+            "be at most that"
+        )
+    if batch_size % args.num_minibatches:
+        closest = max(n for n in range(1, args.num_minibatches) if batch_size % n == 0)
+        raise UsageError(
+            f"{rollout}, which --num-minibatches {args.num_minibatches} does not divide: {closest} "
+            "would"
+        )
+
+
+def variant_name(args) -> str:
+    """The paper's name for the hidden layers that the flags ask for, e.g. relu, tanh-hr, tanh-sum.
+
+    Settings beyond the paper's get names of the same pattern, e.g. silu-hr or tanh-hr-ln. Whether
+    the norm and the layers that change are named depends on the script's own defaults: `tanh-hr` is
+    what the paper does with that algorithm.
+    """
+    default = {field.name: field.default for field in dataclasses.fields(args)}
+    name = args.activation
+    if args.branches > 1:
+        count = "" if args.branches == 2 else str(args.branches)
+        name += f"-{count}{'hr' if args.combine == 'product' else 'sum'}"
+    if args.latent_dim != 512:
+        name += "-wide" if args.latent_dim == 1024 else f"-z{args.latent_dim}"
+    if args.layer_norm != default["layer_norm"]:
+        name += "-ln" if args.layer_norm else "-noln"
+    return name + (f"-{args.apply_to}" if args.apply_to != default["apply_to"] else "")
