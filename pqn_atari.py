@@ -1,0 +1,338 @@
+"""PQN on Atari with a Hadamard representation: the PQN authors' setting (arXiv 2407.04811).
+
+    python pqn_atari.py                                       Tanh (HR) on Breakout, the full run
+    python pqn_atari.py --activation relu --branches 1        the plain network
+    python pqn_atari.py --env-id Seaquest --seed 2 --precision bf16
+
+One step is one agent step, which is 4 emulator frames. Reads top to bottom: flags, network,
+play, returns, update, training loop; the layer, the measures, the games and the run folder are
+imported.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atari import AtariEnvs
+from experiment import Run, pick_device, require_memory
+from flags import (
+    check_rollout_flags,
+    check_shared_flags,
+    launch,
+    require,
+    taking_memory,
+)
+from hadamard import HadamardConv2d, HadamardLinear, init_parameters
+
+FRAMES = (4, 84, 84)  # of an observation
+LOSSES = ("td_loss", "q_values")
+
+
+@dataclass
+class Args:
+    """PQN on Atari with a Hadamard representation. A step is an agent step (4 emulator frames)."""
+
+    env_id: str = "Breakout"
+    """the game: Breakout, ALE/Breakout-v5, BreakoutNoFrameskip-v4 and breakout mean the same"""
+    seed: int = 1
+    """seed of the network, the actions, the minibatches and the games"""
+    total_timesteps: int = 10_000_000
+    """steps of the run, summed over the parallel games (the paper: 10M, which are 40M frames)"""
+    activation: str = "tanh"
+    """of the hidden layers that --apply-to names: relu, tanh, sigmoid, selu, gelu, elu, silu,
+    identity"""
+    branches: int = 2
+    """factors of the product: 1 is the plain layer, 2 the paper's HR, 3 its 2xHR"""
+    combine: str = "product"
+    """what becomes of the branches: product or sum"""
+    latent_dim: int = 512
+    """width of the last hidden layer, z (1024 with --branches 1: the parameter-matched control)"""
+    layer_norm: bool = True
+    """normalise inside each branch, before its activation"""
+    apply_to: str = "all"
+    """hidden layers that get activation, branches and norm: last or all; the others are ReLU"""
+    init: str = "he_normal"
+    """of each branch, as if it were a layer alone: torch, orthogonal or he_normal"""
+    num_envs: int = 128
+    """games played in parallel"""
+    env_threads: int = 0
+    """threads of the emulator; 0: one per core, at most one per game"""
+    sticky_actions: float = 0.0
+    """chance that the emulator repeats the last action (the paper: 0)"""
+    learning_rate: float = 2.5e-4
+    """of RAdam, at the start (0 freezes the network)"""
+    anneal_lr: bool = False
+    """let the learning rate fall to 0 over the run"""
+    num_steps: int = 32
+    """steps that each game plays between two updates"""
+    num_minibatches: int = 32
+    """minibatches per epoch"""
+    update_epochs: int = 2
+    """passes over the steps of a rollout"""
+    gamma: float = 0.99
+    """discount factor"""
+    q_lambda: float = 0.65
+    """lambda of the Q(lambda) returns"""
+    start_e: float = 1.0
+    """epsilon at the start"""
+    end_e: float = 0.001
+    """epsilon at the end"""
+    exploration_fraction: float = 0.1
+    """share of total-timesteps over which epsilon falls"""
+    max_grad_norm: float = 10.0
+    """norm that the gradient is clipped to"""
+    metrics_every: int = 20_000
+    """steps between two measurements of the representation"""
+    metrics_samples: int = 2048
+    """newest observations that a measurement uses (the KDE test depends on their number)"""
+    device: str = "auto"
+    """auto, cpu or cuda; the rollouts lie there too"""
+    precision: str = "fp32"
+    """fp32 or bf16 (autocast; the weights stay fp32)"""
+    runs_dir: str = "runs"
+    """where the run folder is made"""
+    track: bool = False
+    """mirror TensorBoard to Weights & Biases, if installed"""
+
+
+def check(args: Args):
+    """UsageError for a flag that cannot work, before anything is made."""
+    check_shared_flags(args)
+    check_rollout_flags(args)
+    require(args, "at least 0", lambda value: value >= 0, "learning_rate")
+    require(args, "above 0", lambda value: value > 0, "max_grad_norm")
+    shares = ("gamma", "q_lambda", "start_e", "end_e")
+    require(args, "in [0, 1]", lambda value: 0 <= value <= 1, *shares)
+    require(args, "in (0, 1]", lambda value: 0 < value <= 1, "exploration_fraction")
+
+
+class QNetwork(nn.Module):
+    """The Nature network (Mnih et al. 2015), layer-normalised; z is its last hidden layer.
+
+    obs uint8 (batch, 4, 84, 84) -> Q-values (batch, actions).
+    """
+
+    def __init__(self, num_actions: int, args: Args):
+        super().__init__()
+        changed = {
+            "activation": args.activation,
+            "branches": args.branches,
+            "combine": args.combine,
+            "layer_norm": args.layer_norm,
+        }
+        below = changed if args.apply_to == "all" else {"activation": "relu", "branches": 1}
+        self.convolutions = nn.ModuleList(
+            [
+                HadamardConv2d(4, 32, 8, stride=4, **below),
+                HadamardConv2d(32, 64, 4, stride=2, **below),
+                HadamardConv2d(64, 64, 3, stride=1, **below),
+            ]
+        )
+        self.latent = HadamardLinear(64 * 7 * 7, args.latent_dim, **changed)
+        self.head = nn.Linear(args.latent_dim, num_actions)
+        for layer in (*self.convolutions, self.latent):
+            layer.reset_parameters(args.init)
+        init_parameters(self.head.weight, self.head.bias, args.init, gain=1.0)
+        self.bf16 = args.precision == "bf16"
+
+    def encode(self, obs: Tensor) -> list[Tensor]:
+        """The feature maps of the three convolutions, each (batch, channels, height, width)."""
+        # Channels last: the layout in which the convolutions are fastest, 1.3 to 2 times on a CPU.
+        maps = [obs.contiguous(memory_format=torch.channels_last) / 255.0]
+        for convolution in self.convolutions:
+            maps.append(convolution(maps[-1]))
+        return maps[1:]
+
+    def forward(self, obs: Tensor) -> Tensor:
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
+            z = self.latent(self.encode(obs)[-1].flatten(1))
+            return self.head(z).float()
+
+
+class Rollout(NamedTuple):
+    """Steps that were played: (steps, envs, ...) in a rollout, (batch, ...) in a minibatch."""
+
+    obs: Tensor  # uint8 (..., 4, 84, 84)
+    actions: Tensor  # int64, as executed, which after a life loss is FIRE
+    rewards: Tensor  # plus gamma max_a Q(final_obs, a) where a game was truncated
+    dones: Tensor  # bool: life lost, game over or truncated
+    values: Tensor  # max_a Q(obs, a) of the network that played
+    returns: Tensor
+
+
+def empty_rollout(args: Args, device: torch.device) -> Rollout:
+    """Room for num_steps steps of all games. UsageError if the device has not that much memory."""
+    shape = (args.num_steps, args.num_envs)
+    steps = args.num_steps * args.num_envs
+    what = f"--num-envs {args.num_envs} times --num-steps {args.num_steps}, {steps} observations,"
+    # Twice: the newest ones are kept for the measures, too.
+    require_memory(what, steps, 2 * math.prod(FRAMES), device)
+    obs = torch.empty(*shape, *FRAMES, dtype=torch.uint8, device=device)
+    actions = torch.empty(shape, dtype=torch.int64, device=device)
+    dones = torch.empty(shape, dtype=torch.bool, device=device)
+    rewards, values, returns = torch.empty(3, *shape, device=device)
+    return Rollout(obs, actions, rewards, dones, values, returns)
+
+
+def linear_schedule(start: float, end: float, duration: float, step: int) -> float:
+    """From start to end over `duration` steps, then constant."""
+    return start + (end - start) * min(step / duration, 1.0)
+
+
+def act(q_values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Epsilon-greedy actions, int64 (envs,), each env on its own. q_values (envs, actions)."""
+    num_envs, num_actions = q_values.shape
+    at = {"generator": generator, "device": q_values.device}
+    explore = torch.rand(num_envs, **at) < epsilon
+    return torch.where(
+        explore, torch.randint(num_actions, (num_envs,), **at), q_values.argmax(dim=1)
+    )
+
+
+@torch.no_grad()
+def play(
+    q_network: nn.Module,
+    envs: AtariEnvs,
+    obs: np.ndarray,
+    rollout: Rollout,
+    run: Run,
+    step: int,
+    args: Args,
+    generator: torch.Generator,
+) -> tuple[np.ndarray, int, float]:
+    """Fill the rollout (steps, envs, ...) with play from obs on; obs, step and epsilon after it."""
+    device = rollout.rewards.device
+    duration = args.exploration_fraction * args.total_timesteps
+    for t in range(len(rollout.obs)):
+        # 1. act
+        rollout.obs[t] = torch.from_numpy(obs)
+        q_values = q_network(rollout.obs[t])
+        rollout.values[t] = q_values.max(dim=1).values
+        epsilon = linear_schedule(args.start_e, args.end_e, duration, step)
+        actions = act(q_values, epsilon, generator)
+
+        # 2. step the games
+        obs, rewards, terminations, truncations, infos = envs.step(actions.cpu().numpy())
+        step += envs.num_envs
+        run.episodes(step, infos)
+
+        # 3. store what was played, which after a life loss is FIRE
+        rollout.actions[t] = torch.from_numpy(infos["executed_actions"])
+        cut = truncations & ~terminations
+        if cut.any():
+            final_obs = torch.from_numpy(np.stack(infos["final_obs"][cut])).to(device)
+            rewards[cut] += args.gamma * q_network(final_obs).max(dim=1).values.cpu().numpy()
+        rollout.rewards[t] = torch.from_numpy(rewards)
+        rollout.dones[t] = torch.from_numpy(terminations | truncations)
+    return obs, step, epsilon
+
+
+def q_lambda_returns(
+    rewards: Tensor, dones: Tensor, next_values: Tensor, gamma: float, q_lambda: float
+) -> Tensor:
+    """Q(lambda) returns (Gallici et al. 2024, arXiv 2407.04811), (steps, envs).
+
+    G_{T-1} = r_{T-1} + gamma (1 - d_{T-1}) max_a Q(s_T, a)
+    G_t     = r_t + gamma (1 - d_t) [lambda G_{t+1} + (1 - lambda) max_a Q(s_{t+1}, a)]
+
+    rewards, dones, next_values (steps, envs): d_t says that step t ended the bootstrap,
+    next_values[t] is max_a Q(s_{t+1}, a). A truncated step comes with gamma max_a Q(final_obs, a)
+    in its reward and d_t = 1.
+    """
+    discounts = gamma * (1.0 - dones.to(rewards))
+    returns = torch.empty_like(rewards)
+    following = next_values[-1]  # G_T: the last step has nothing but the bootstrap
+    for t in reversed(range(len(rewards))):
+        mixed = q_lambda * following + (1 - q_lambda) * next_values[t]
+        following = returns[t] = rewards[t] + discounts[t] * mixed
+    return returns
+
+
+def update(
+    q_network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    args: Args,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Learn from a rollout (steps, envs, ...): L = 1/2 (G - Q(s, a))^2. Means over the update."""
+    steps = Rollout(*(field.flatten(0, 1) for field in rollout))
+    losses, q_means = [], []
+    for _ in range(args.update_epochs):
+        order = torch.randperm(len(steps.obs), generator=generator, device=generator.device)
+        for index in order.chunk(args.num_minibatches):
+            batch = Rollout(*(field[index] for field in steps))
+            q_values = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+            loss = 0.5 * F.mse_loss(q_values, batch.returns)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(q_network.parameters(), args.max_grad_norm)
+            optimizer.step()
+            losses.append(loss.detach())
+            q_means.append(q_values.detach().mean())
+    return {
+        "losses/td_loss": torch.stack(losses).mean().item(),
+        "losses/q_values": torch.stack(q_means).mean().item(),
+    }
+
+
+def main(args: Args) -> int:
+    check(args)
+    device = pick_device(args.device)
+    torch.manual_seed(args.seed)
+    sampling = torch.Generator(device).manual_seed(args.seed)
+    rollout = empty_rollout(args, device)
+    envs = AtariEnvs(
+        args.env_id,
+        args.num_envs,
+        args.seed,
+        sticky_actions=args.sticky_actions,
+        num_threads=args.env_threads,
+    )
+    num_actions = int(envs.single_action_space.n)
+    with taking_memory("this network: choose smaller --latent-dim or --branches"):
+        q_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.RAdam(q_network.parameters(), lr=args.learning_rate)
+
+    with Run(args, "pqn", q_network, LOSSES) as run:
+        step = 0
+        obs, _ = envs.reset()
+        recent = rollout.obs[:0].flatten(0, 1)  # the newest observations, for the measures
+        while step < args.total_timesteps and run.stopped is None:
+            previous = step
+            if args.anneal_lr:
+                left = 1 - step / args.total_timesteps
+                optimizer.param_groups[0]["lr"] = left * args.learning_rate
+
+            obs, step, epsilon = play(q_network, envs, obs, rollout, run, step, args, sampling)
+            recent = torch.cat([recent, rollout.obs.flatten(0, 1)])[-args.metrics_samples :]
+            with torch.no_grad():
+                last = q_network(torch.from_numpy(obs).to(device)).max(dim=1, keepdim=True).values
+            rollout.returns[:] = q_lambda_returns(
+                rollout.rewards,
+                rollout.dones,
+                torch.cat([rollout.values[1:], last.T]),
+                args.gamma,
+                args.q_lambda,
+            )
+            values = update(q_network, optimizer, rollout, args, sampling)
+
+            values["charts/epsilon"] = epsilon
+            values["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            run.scalars(step, values)
+            run.progress(step)
+            measured = step // args.metrics_every > previous // args.metrics_every
+            if measured and len(recent) == args.metrics_samples:
+                run.representation(step, q_network, recent, q_network.head)
+        status = run.finish(step, q_network)
+    envs.close()
+    return status
+
+
+if __name__ == "__main__":
+    launch(main, Args)
