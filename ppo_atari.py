@@ -208,7 +208,7 @@ def play(
     rollout: Rollout,
     run: Run,
     step: int,
-    gamma: float,
+    args: Args,
     generator: torch.Generator,
 ) -> tuple[np.ndarray, int]:
     """Fill the rollout (steps, envs, ...) with play from obs on; the obs and the step after it."""
@@ -231,7 +231,7 @@ def play(
         cut = truncations & ~terminations
         if cut.any():
             final_obs = torch.from_numpy(np.stack(infos["final_obs"][cut])).to(device)
-            rewards[cut] += gamma * agent(final_obs)[1].cpu().numpy()
+            rewards[cut] += args.gamma * agent(final_obs)[1].cpu().numpy()
         rollout.rewards[t] = torch.from_numpy(rewards)
         rollout.dones[t] = torch.from_numpy(terminations | truncations)
     return obs, step
@@ -359,13 +359,16 @@ def main(args: Args) -> int:
         obs, _ = envs.reset()
         recent = rollout.obs[:0].flatten(0, 1)  # the newest observations, for the measures
         while step < args.total_timesteps and run.stopped is None:
-            previous = step
             if args.anneal_lr:
                 left = 1 - step / args.total_timesteps
                 optimizer.param_groups[0]["lr"] = left * args.learning_rate
 
-            obs, step = play(agent, envs, obs, rollout, run, step, args.gamma, sampling)
+            # 1. to 3. act, step the games, store
+            previous = step
+            obs, step = play(agent, envs, obs, rollout, run, step, args, sampling)
             recent = torch.cat([recent, rollout.obs.flatten(0, 1)])[-args.metrics_samples :]
+
+            # 4. learn
             with torch.no_grad():
                 next_value = agent(torch.from_numpy(obs).to(device))[1]
             rollout.advantages[:] = gae(
@@ -379,6 +382,7 @@ def main(args: Args) -> int:
             rollout.returns[:] = rollout.advantages + rollout.values
             values = update(agent, optimizer, rollout, args, sampling)
 
+            # 5. log
             values["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.scalars(step, values)
             run.progress(step)

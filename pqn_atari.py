@@ -304,13 +304,16 @@ def main(args: Args) -> int:
         obs, _ = envs.reset()
         recent = rollout.obs[:0].flatten(0, 1)  # the newest observations, for the measures
         while step < args.total_timesteps and run.stopped is None:
-            previous = step
             if args.anneal_lr:
                 left = 1 - step / args.total_timesteps
                 optimizer.param_groups[0]["lr"] = left * args.learning_rate
 
+            # 1. to 3. act, step the games, store
+            previous = step
             obs, step, epsilon = play(q_network, envs, obs, rollout, run, step, args, sampling)
             recent = torch.cat([recent, rollout.obs.flatten(0, 1)])[-args.metrics_samples :]
+
+            # 4. learn
             with torch.no_grad():
                 last = q_network(torch.from_numpy(obs).to(device)).max(dim=1, keepdim=True).values
             rollout.returns[:] = q_lambda_returns(
@@ -322,6 +325,7 @@ def main(args: Args) -> int:
             )
             values = update(q_network, optimizer, rollout, args, sampling)
 
+            # 5. log
             values["charts/epsilon"] = epsilon
             values["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.scalars(step, values)

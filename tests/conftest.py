@@ -1,5 +1,6 @@
 """What several tests need: running a script as a user does, and reading its event file back."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -59,3 +60,11 @@ def events():
 
 
 SIZES = ("scalars", "images", "tensors")
+
+# How a step can end, at every position of a rollout of 5 steps: 1,024 rollouts.
+EVERY_ENDING = list(itertools.product(("", "life lost", "game over", "truncated"), repeat=5))
+
+
+def ended_steps(rng, endings):
+    """For each rollout its steps: a random reward, how it ended, the value of its last state."""
+    return [[(rng.normal(), ending, rng.normal()) for ending in rollout] for rollout in endings]

@@ -16,30 +16,8 @@ import experiment
 import flags as flags_room
 from dqn_atari import Args, QNetwork
 from experiment import Run, free_memory, hidden_layers
-from flags import UsageError, variant_name
+from flags import UsageError
 from hadamard import ACTIVATIONS
-
-
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [
-        ("relu", {"activation": "relu", "branches": 1}),
-        ("tanh", {"branches": 1}),
-        ("sigmoid", {"activation": "sigmoid", "branches": 1}),
-        ("selu", {"activation": "selu", "branches": 1}),
-        ("tanh-hr", {}),
-        ("sigmoid-hr", {"activation": "sigmoid"}),
-        ("relu-hr", {"activation": "relu"}),
-        ("tanh-ln", {"branches": 1, "layer_norm": True}),
-        ("tanh-wide", {"branches": 1, "latent_dim": 1024}),
-        ("tanh-sum", {"combine": "sum"}),
-        ("tanh-3hr", {"branches": 3}),
-        ("silu-4sum", {"activation": "silu", "branches": 4, "combine": "sum"}),
-        ("tanh-hr-z256-ln-all", {"latent_dim": 256, "layer_norm": True, "apply_to": "all"}),
-    ],
-)
-def test_variant_names(name, flags):
-    assert variant_name(Args(**flags)) == name
 
 
 BAD_FLAGS = [
