@@ -302,6 +302,7 @@ def main(args: Args) -> int:
     with Run(args, "pqn", q_network, LOSSES) as run:
         step = 0
         obs, _ = envs.reset()
+        kept = args.metrics_samples
         recent = rollout.obs[:0].flatten(0, 1)  # the newest observations, for the measures
         while step < args.total_timesteps and run.stopped is None:
             if args.anneal_lr:
@@ -311,7 +312,7 @@ def main(args: Args) -> int:
             # 1. to 3. act, step the games, store
             previous = step
             obs, step, epsilon = play(q_network, envs, obs, rollout, run, step, args, sampling)
-            recent = torch.cat([recent, rollout.obs.flatten(0, 1)])[-args.metrics_samples :]
+            recent = torch.cat([recent, rollout.obs.flatten(0, 1)[-kept:]])[-kept:]
 
             # 4. learn
             with torch.no_grad():
@@ -331,7 +332,7 @@ def main(args: Args) -> int:
             run.scalars(step, values)
             run.progress(step)
             measured = step // args.metrics_every > previous // args.metrics_every
-            if measured and len(recent) == args.metrics_samples:
+            if measured and len(recent) == kept:
                 run.representation(step, q_network, recent, q_network.head)
         status = run.finish(step, q_network)
     envs.close()

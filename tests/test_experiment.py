@@ -19,7 +19,6 @@ from experiment import Run, free_memory, hidden_layers
 from flags import UsageError
 from hadamard import ACTIVATIONS
 
-
 BAD_FLAGS = [
     (["--env-id", "Breakut"], r"unknown game 'Breakut': did you mean Breakout"),
     (["--env-id", "../../etc"], r"unknown game '\.\./\.\./etc'"),
