@@ -14,12 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-KEPT = ("charts/episodic", "charts/epsilon", "losses/", "representation/", "q_contribution/")
+KEPT = (
+    *("charts/episodic", "charts/epsilon", "charts/learning_rate", "losses/", "representation/"),
+    *("q_contribution/", "value_contribution/"),
+)
 MEASURES = {  # panel -> (tag, what it is called, factor)
     "dead and saturated neurons (%)": [
         ("representation/dead_kde", "z, dead by the KDE test", 100),
         ("representation/branch_0/dead_kde", "branch 0, dead by the KDE test", 100),
         ("representation/branch_1/dead_kde", "branch 1, dead by the KDE test", 100),
+        *(
+            (f"representation/conv_{i}/dead_kde", f"conv {i}, dead by the KDE test", 100)
+            for i in (1, 2, 3)
+        ),
         ("representation/dormant_0.1", "z, dormant at 0.1", 100),
         ("representation/branch_0/saturated", "branch 0, saturated", 100),
     ],
@@ -57,7 +64,7 @@ def main(run: Path, stem: Path):
     if len(returns) >= 100:
         means = np.convolve(returns, np.ones(100) / 100, mode="valid")
         score.plot(steps[99:], means, color="tab:blue", label="mean of the last 100 games")
-    score.set_title("episodic return (raw score, while exploring)")
+    score.set_title("episodic return (raw score, in training)")
     for axes, (title, lines) in zip(others, MEASURES.items(), strict=True):
         axes.set_title(title)
         for tag, label, factor in lines:
