@@ -264,7 +264,11 @@ class Run:
     def _request_stop(self, number, frame):
         self.stopped = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        say(f"\n{signal.Signals(number).name}: stopping", sys.stderr)
+        say(
+            f"\n{signal.Signals(number).name}: stopping at the next safe point "
+            "(Ctrl-C ends the run at once)",
+            sys.stderr,
+        )
 
     def scalars(self, step: int, values: dict[str, float]):
         """Write these tags at this agent step. UsageError for NaN or inf: the run has diverged."""

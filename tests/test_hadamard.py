@@ -163,6 +163,10 @@ def test_init_statistics_hold_in_each_branch(branches, make):
         assert weight.abs().max().item() <= 2 * untruncated * (1 + 1e-6)
     assert not layer.bias.any()
 
+    layer.reset_parameters("he_normal", gain=1.0)  # flax's lecun_normal
+    for weight in layer.weight.detach().flatten(1).split(width):
+        assert weight.std().item() == pytest.approx(math.sqrt(1 / fan_in), rel=0.02)
+
     layer.reset_parameters("torch")
     bound = 1 / math.sqrt(fan_in)
     for weight in layer.weight.detach().flatten(1).split(width):

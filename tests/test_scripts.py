@@ -2,12 +2,15 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ENV, ROOT, TIMEOUT
 
 import dqn_atari
 import flags as flags_room
@@ -231,6 +234,27 @@ def test_learning_rate_0_changes_nothing(algorithm, script, only_run):
     torch.manual_seed(7)
     fresh = NETWORKS[algorithm](4, SCRIPTS[algorithm].Args()).state_dict()
     assert all(torch.equal(weights[key], fresh[key]) for key in fresh)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
+def test_a_signal_stops_the_run_and_keeps_its_files(algorithm, tmp_path, events, only_run):
+    command = [sys.executable, str(ROOT / f"{algorithm}_atari.py"), "--num-steps", "32"]
+    command += ["--num-envs", "8", "--num-minibatches", "4"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENV, stdout=pipe, stderr=pipe, text=True)
+    try:
+        assert "steps" in process.stderr.readline()  # the first progress line: it is under way
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in err
+    steps = int(re.search(r"stopped at ([\d,]+) agent steps", out)[1].replace(",", ""))
+    assert steps % 256 == 0  # the rollout and its update were ended
+    assert 256 <= steps < 10_000_000
+    torch.load(only_run() / "model.pt", weights_only=True)
+    assert events(only_run()).Scalars("charts/SPS")
 
 
 LOSSES = {
