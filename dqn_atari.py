@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from atari import AtariEnvs
 from experiment import Run, pick_device, require_memory
 from flags import UsageError, check_shared_flags, launch, require, taking_memory
-from hadamard import HadamardConv2d, HadamardLinear
+from hadamard import HadamardConv2d, HadamardLinear, init_parameters
 
 FRAME = (84, 84)
+LOSSES = ("td_loss", "q_values")
 LOG_EVERY = 1_000  # agent steps between two points of the loss curves
 
 
@@ -49,7 +50,7 @@ class Args:
     apply_to: str = "last"
     """hidden layers that get activation, branches and norm: last or all; the others are ReLU"""
     init: str = "torch"
-    """of each branch, as if it were a layer alone: torch, orthogonal or he_normal"""
+    """of the head and of each branch, as if it were a layer alone: torch, orthogonal, he_normal"""
     num_envs: int = 4
     """games played in parallel; 1 is the original loop. Gradient steps per step stay the same"""
     env_threads: int = 0
@@ -144,6 +145,7 @@ class QNetwork(nn.Module):
         self.head = nn.Linear(args.latent_dim, num_actions)
         for layer in (*self.convolutions, self.latent):
             layer.reset_parameters(args.init)
+        init_parameters(self.head.weight, self.head.bias, args.init, gain=1.0)
         self.bf16 = args.precision == "bf16"
 
     def encode(self, obs: Tensor) -> list[Tensor]:
@@ -156,8 +158,8 @@ class QNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
-            z = self.latent(self.encode(obs)[-1].flatten(1))
-            return self.head(z).float()
+            z = self.latent(self.encode(obs)[-1].flatten(1)).float()
+        return self.head(z)
 
 
 class Batch(NamedTuple):
@@ -349,7 +351,7 @@ def main(args: Args) -> int:
         q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True
     )
 
-    with Run(args, "dqn", q_network, losses=("td_loss", "q_values")) as run:
+    with Run(args, "dqn", q_network, LOSSES) as run:
         step = 0
         obs, _ = envs.reset()
         buffer.start(obs)
@@ -396,8 +398,8 @@ def main(args: Args) -> int:
             measured = multiples(previous, step, args.metrics_every) > 0
             if measured and len(buffer) >= args.metrics_samples:
                 newest = buffer.newest_obs(args.metrics_samples)
-                run.representation(step, q_network, newest, q_network.head)
-        status = run.finish(step, q_network)
+                run.representation(step, newest, q_network.head)
+        status = run.finish(step)
     envs.close()
     return status
 

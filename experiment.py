@@ -34,6 +34,7 @@ from atari import game_title, resolve_game
 from flags import UsageError, variant_name
 from metrics import MEASURES, kde_figure, measure_representation
 
+FRAMES = (4, 84, 84)  # of an observation
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
 FIGURE_EVERY = 10
 # Seconds between two lines when the progress goes to a file instead of a terminal.
@@ -121,6 +122,31 @@ def hidden_layers(network, obs: torch.Tensor, convolutions: bool) -> dict[str, t
     return {name: torch.cat(layer) for name, layer in parts.items()}
 
 
+class RecentObs:
+    """The newest observations of rollouts, uint8 (count, 4, 84, 84), for the measures.
+
+    Raises UsageError, before any is taken, if the free memory of the device cannot hold them.
+    """
+
+    def __init__(self, count: int, device: torch.device):
+        require_memory(f"--metrics-samples {count}", 2 * count, math.prod(FRAMES), device)
+        self.frames = torch.empty(count, *FRAMES, dtype=torch.uint8, device=device)
+        self.seen = 0
+
+    def add(self, obs: torch.Tensor):
+        """Take the observations (steps, envs, 4, 84, 84) of a rollout."""
+        count = len(self.frames)
+        newest = obs.flatten(0, 1)[-count:]
+        self.seen += obs.shape[0] * obs.shape[1]
+        rows = torch.arange(self.seen - len(newest), self.seen, device=obs.device) % count
+        self.frames[rows] = newest
+
+    def newest(self) -> torch.Tensor | None:
+        """All of them, oldest first; None until there are as many."""
+        count = len(self.frames)
+        return self.frames.roll(-(self.seen % count), 0) if self.seen >= count else None
+
+
 def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
     """What decides a run, for `config.json`."""
 
@@ -167,7 +193,7 @@ class Run:
     """
 
     def __init__(self, args, algorithm: str, network: torch.nn.Module, losses: tuple[str, ...]):
-        self.args = args
+        self.args, self.network = args, network
         num_parameters = sum(parameter.numel() for parameter in network.parameters())
         device = next(network.parameters()).device
         self.config = describe(args, algorithm, num_parameters, device)
@@ -271,13 +297,18 @@ class Run:
         )
 
     def scalars(self, step: int, values: dict[str, float]):
-        """Write these tags at this agent step. UsageError for NaN or inf: the run has diverged."""
+        """Write these tags at this agent step.
+
+        UsageError if one of them, or a weight of the network, is NaN or inf: the run has diverged.
+        """
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
-            if not math.isfinite(value):
-                raise UsageError(
-                    f"diverged: {tag} is {value} at step {step}; try a smaller --learning-rate"
-                )
+        wrong = [f"{tag} is {value}" for tag, value in values.items() if not math.isfinite(value)]
+        # The losses were computed before the last step of the optimizer, which may break a weight.
+        weights = self.network.named_parameters()
+        wrong += [f"{name} has NaN or inf" for name, w in weights if not torch.isfinite(w).all()]
+        if wrong:
+            raise UsageError(f"diverged: {wrong[0]} at step {step}; try a smaller --learning-rate")
 
     def episodes(self, step: int, infos: dict):
         """Write the raw return and the length (agent steps) of every game that ended."""
@@ -292,7 +323,6 @@ class Run:
     def representation(
         self,
         step: int,
-        network: torch.nn.Module,
         obs: torch.Tensor,
         head: torch.nn.Linear,
         contribution: str = "q_contribution",
@@ -302,7 +332,12 @@ class Run:
         With --apply-to all the convolutions, too. `contribution` is the tag of what live and dead
         neurons bring into the outputs of `head`: see `measure_representation`.
         """
-        layers = hidden_layers(network, obs, self.args.apply_to == "all")
+        layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
+        for name, layer in layers.items():
+            if not torch.isfinite(layer).all():
+                raise UsageError(
+                    f"diverged: {name} has NaN or inf at step {step}; try a smaller --learning-rate"
+                )
         values = measure_representation(layers, head.weight, head.bias, contribution)
         self.scalars(step, values)
         self._state = f"  dead {values['representation/dead_kde']:.0%}"
@@ -345,13 +380,13 @@ class Run:
             status += "" if brief else f" (last {len(self.returns)} games)"
         return status + self._state
 
-    def finish(self, step: int, network: torch.nn.Module) -> int:
+    def finish(self, step: int) -> int:
         """Save the weights as `model.pt`; the status for the process to exit with."""
         with contextlib.suppress(OSError):  # the terminal may have gone away
             self.bar.close()
         temporary = self.folder / "model.pt.tmp"
         try:
-            torch.save(network.state_dict(), temporary)
+            torch.save(self.network.state_dict(), temporary)
             temporary.replace(self.folder / "model.pt")
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)

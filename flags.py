@@ -25,7 +25,7 @@ class UsageError(Exception):
 
 
 def launch(main, args_class):
-    """Parse the command line into `args_class`, run `main(args)` and exit with its status.
+    """Parse the command line into `args_class`, run `main(args)` and exit with what it returns.
 
     A `UsageError`, a flag that does not parse and memory that runs out end in one line on stderr
     and status 2.
@@ -76,11 +76,15 @@ def parse_flags(args_class, argv=None):
 
 
 def flag(name: str) -> str:
+    """A field of Args as it is typed: num_envs -> --num-envs."""
     return "--" + name.replace("_", "-")
 
 
 def require(args, condition: str, accept, *names: str):
-    """UsageError for the first of these flags whose value `accept` refuses, or is NaN or vast."""
+    """UsageError for the first of these flags whose value is NaN or vast, or not accept(value).
+
+    `condition` says in words what `accept` asks for.
+    """
     for name in names:
         value = getattr(args, name)
         if not abs(value) < 1e18:
@@ -90,6 +94,7 @@ def require(args, condition: str, accept, *names: str):
 
 
 def require_one_of(args, name: str, choices):
+    """UsageError, with the choices, for a flag whose value is none of them."""
     if getattr(args, name) not in choices:
         choices = ", ".join(choices)
         raise UsageError(f"unknown {flag(name)} {getattr(args, name)!r}: choose one of {choices}")
@@ -148,7 +153,8 @@ def check_rollout_flags(args):
             "be at most that"
         )
     if batch_size % args.num_minibatches:
-        closest = max(n for n in range(1, args.num_minibatches) if batch_size % n == 0)
+        smaller = range(1, min(args.num_minibatches, batch_size) + 1)
+        closest = max(n for n in smaller if batch_size % n == 0)
         raise UsageError(
             f"{rollout}, which --num-minibatches {args.num_minibatches} does not divide: {closest} "
             "would"

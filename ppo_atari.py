@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from atari import AtariEnvs
-from experiment import Run, pick_device, require_memory
+from experiment import FRAMES, RecentObs, Run, pick_device, require_memory
 from flags import (
     UsageError,
     check_rollout_flags,
@@ -29,9 +29,13 @@ from flags import (
 )
 from hadamard import HadamardConv2d, HadamardLinear, init_parameters
 
-FRAMES = (4, 84, 84)  # of an observation
 LOSSES = (
-    *("policy_loss", "value_loss", "entropy", "approx_kl", "old_approx_kl", "clipfrac"),
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "approx_kl",
+    "old_approx_kl",
+    "clipfrac",
     "explained_variance",
 )
 
@@ -60,7 +64,7 @@ class Args:
     apply_to: str = "last"
     """hidden layers that get activation, branches and norm: last or all; the others are ReLU"""
     init: str = "orthogonal"
-    """of each branch, as if it were a layer alone: torch, orthogonal or he_normal"""
+    """of the heads and of each branch, as if it were a layer alone: torch, orthogonal, he_normal"""
     num_envs: int = 8
     """games played in parallel"""
     env_threads: int = 0
@@ -100,7 +104,8 @@ class Args:
     metrics_every: int = 20_000
     """steps between two measurements of the representation"""
     metrics_samples: int = 2048
-    """newest observations that a measurement uses (the KDE test depends on their number)"""
+    """newest observations that a measurement uses (the KDE test depends on their number); there is
+    none before as many have been played"""
     device: str = "auto"
     """auto, cpu or cuda; the rollouts lie there too"""
     precision: str = "fp32"
@@ -169,15 +174,15 @@ class Agent(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
-            z = self.latent(self.encode(obs)[-1].flatten(1))
-            return self.actor(z).float(), self.critic(z).float().squeeze(1)
+            z = self.latent(self.encode(obs)[-1].flatten(1)).float()
+        return self.actor(z), self.critic(z).squeeze(1)
 
 
 class Rollout(NamedTuple):
     """Steps that were played: (steps, envs, ...) in a rollout, (batch, ...) in a minibatch."""
 
     obs: Tensor  # uint8 (..., 4, 84, 84)
-    actions: Tensor  # int64, as executed, which after a life loss is FIRE
+    actions: Tensor  # int64, as the policy drew them
     log_probs: Tensor  # of these actions under the policy that played
     rewards: Tensor  # plus gamma V(final_obs) where a game was truncated
     dones: Tensor  # bool: life lost, game over or truncated
@@ -191,13 +196,25 @@ def empty_rollout(args: Args, device: torch.device) -> Rollout:
     shape = (args.num_steps, args.num_envs)
     steps = args.num_steps * args.num_envs
     what = f"--num-envs {args.num_envs} times --num-steps {args.num_steps}, {steps} observations,"
-    # Twice: the newest ones are kept for the measures, too.
-    require_memory(what, steps, 2 * math.prod(FRAMES), device)
+    require_memory(what, steps, math.prod(FRAMES), device)
     obs = torch.empty(*shape, *FRAMES, dtype=torch.uint8, device=device)
     actions = torch.empty(shape, dtype=torch.int64, device=device)
     dones = torch.empty(shape, dtype=torch.bool, device=device)
     log_probs, rewards, values, advantages, returns = torch.empty(5, *shape, device=device)
     return Rollout(obs, actions, log_probs, rewards, dones, values, advantages, returns)
+
+
+def draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
+    """One action each from log-probabilities (batch, actions): int64 (batch,)."""
+    # Of clocks that ring at exponential times with rates p_a, clock a rings first with chance p_a.
+    # torch.multinomial does the same, but waits for the device to check its input.
+    clocks = torch.empty_like(log_probs).exponential_(generator=generator)
+    return (log_probs.exp() / clocks).argmax(dim=1)
+
+
+def taken(log_probs: Tensor, actions: Tensor) -> Tensor:
+    """The log-probabilities (batch,) of these actions (batch,), out of all (batch, actions)."""
+    return log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
 
 
 @torch.no_grad()
@@ -211,23 +228,27 @@ def play(
     args: Args,
     generator: torch.Generator,
 ) -> tuple[np.ndarray, int]:
-    """Fill the rollout (steps, envs, ...) with play from obs on; the obs and the step after it."""
+    """Fill the rollout (steps, envs, ...) with play from obs on; the obs and the step after it.
+
+    FIRE after a life loss is a move of the game here: the policy's own action, which it replaced,
+    is stored. A policy gradient needs actions that the policy drew, and as this one had no
+    effect, it teaches nothing on average.
+    """
     device = rollout.rewards.device
     for t in range(len(rollout.obs)):
         # 1. act
         rollout.obs[t] = torch.from_numpy(obs)
         logits, rollout.values[t] = agent(rollout.obs[t])
-        actions = torch.multinomial(logits.softmax(dim=1), 1, generator=generator).squeeze(1)
+        log_probs = logits.log_softmax(dim=1)
+        rollout.actions[t] = draw(log_probs, generator)
+        rollout.log_probs[t] = taken(log_probs, rollout.actions[t])
 
         # 2. step the games
-        obs, rewards, terminations, truncations, infos = envs.step(actions.cpu().numpy())
+        obs, rewards, terminations, truncations, infos = envs.step(rollout.actions[t].cpu().numpy())
         step += envs.num_envs
         run.episodes(step, infos)
 
-        # 3. store what was played, which after a life loss is FIRE
-        rollout.actions[t] = torch.from_numpy(infos["executed_actions"])
-        log_probs = logits.log_softmax(dim=1)
-        rollout.log_probs[t] = log_probs.gather(1, rollout.actions[t].unsqueeze(1)).squeeze(1)
+        # 3. store what came of it
         cut = truncations & ~terminations
         if cut.any():
             final_obs = torch.from_numpy(np.stack(infos["final_obs"][cut])).to(device)
@@ -273,7 +294,7 @@ def ppo_loss(agent: nn.Module, batch: Rollout, args: Args) -> tuple[Tensor, dict
     """
     logits, values = agent(batch.obs)
     log_probs = logits.log_softmax(dim=1)
-    log_ratio = log_probs.gather(1, batch.actions.unsqueeze(1)).squeeze(1) - batch.log_probs
+    log_ratio = taken(log_probs, batch.actions) - batch.log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     advantages = batch.advantages
@@ -328,7 +349,7 @@ def update(
             break
     parts["clipfrac"] = torch.stack(clipfracs).mean()
     variance = steps.returns.var(correction=0)
-    if variance > 0:  # else it is not defined: no reward in sight
+    if variance > 0:  # else it is not defined
         unexplained = (steps.returns - steps.values).var(correction=0)
         parts["explained_variance"] = 1 - unexplained / variance
     return {f"losses/{name}": part.item() for name, part in parts.items()}
@@ -340,6 +361,7 @@ def main(args: Args) -> int:
     torch.manual_seed(args.seed)
     sampling = torch.Generator(device).manual_seed(args.seed)
     rollout = empty_rollout(args, device)
+    recent = RecentObs(args.metrics_samples, device)
     envs = AtariEnvs(
         args.env_id,
         args.num_envs,
@@ -357,8 +379,6 @@ def main(args: Args) -> int:
     with Run(args, "ppo", agent, LOSSES) as run:
         step = 0
         obs, _ = envs.reset()
-        kept = args.metrics_samples
-        recent = rollout.obs[:0].flatten(0, 1)  # the newest observations, for the measures
         while step < args.total_timesteps and run.stopped is None:
             if args.anneal_lr:
                 left = 1 - step / args.total_timesteps
@@ -367,7 +387,7 @@ def main(args: Args) -> int:
             # 1. to 3. act, step the games, store
             previous = step
             obs, step = play(agent, envs, obs, rollout, run, step, args, sampling)
-            recent = torch.cat([recent, rollout.obs.flatten(0, 1)[-kept:]])[-kept:]
+            recent.add(rollout.obs)
 
             # 4. learn
             with torch.no_grad():
@@ -387,10 +407,10 @@ def main(args: Args) -> int:
             values["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.scalars(step, values)
             run.progress(step)
-            measured = step // args.metrics_every > previous // args.metrics_every
-            if measured and len(recent) == kept:
-                run.representation(step, agent, recent, agent.critic, "value_contribution")
-        status = run.finish(step, agent)
+            due = step // args.metrics_every > previous // args.metrics_every
+            if due and (newest := recent.newest()) is not None:
+                run.representation(step, newest, agent.critic, "value_contribution")
+        status = run.finish(step)
     envs.close()
     return status
 

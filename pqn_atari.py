@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atari import AtariEnvs
-from experiment import Run, pick_device, require_memory
+from experiment import FRAMES, RecentObs, Run, pick_device, require_memory
 from flags import (
     check_rollout_flags,
     check_shared_flags,
@@ -29,7 +29,6 @@ from flags import (
 )
 from hadamard import HadamardConv2d, HadamardLinear, init_parameters
 
-FRAMES = (4, 84, 84)  # of an observation
 LOSSES = ("td_loss", "q_values")
 
 
@@ -51,13 +50,13 @@ class Args:
     combine: str = "product"
     """what becomes of the branches: product or sum"""
     latent_dim: int = 512
-    """width of the last hidden layer, z (1024 with --branches 1: the parameter-matched control)"""
+    """width of the last hidden layer, z"""
     layer_norm: bool = True
     """normalise inside each branch, before its activation"""
     apply_to: str = "all"
     """hidden layers that get activation, branches and norm: last or all; the others are ReLU"""
     init: str = "he_normal"
-    """of each branch, as if it were a layer alone: torch, orthogonal or he_normal"""
+    """of the heads and of each branch, as if it were a layer alone: torch, orthogonal, he_normal"""
     num_envs: int = 128
     """games played in parallel"""
     env_threads: int = 0
@@ -89,7 +88,8 @@ class Args:
     metrics_every: int = 20_000
     """steps between two measurements of the representation"""
     metrics_samples: int = 2048
-    """newest observations that a measurement uses (the KDE test depends on their number)"""
+    """newest observations that a measurement uses (the KDE test depends on their number); there is
+    none before as many have been played"""
     device: str = "auto"
     """auto, cpu or cuda; the rollouts lie there too"""
     precision: str = "fp32"
@@ -112,7 +112,7 @@ def check(args: Args):
 
 
 class QNetwork(nn.Module):
-    """The Nature network (Mnih et al. 2015), layer-normalised; z is its last hidden layer.
+    """The Nature network (Mnih et al. 2015), by default layer-normalised; z: last hidden layer.
 
     obs uint8 (batch, 4, 84, 84) -> Q-values (batch, actions).
     """
@@ -150,8 +150,8 @@ class QNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
-            z = self.latent(self.encode(obs)[-1].flatten(1))
-            return self.head(z).float()
+            z = self.latent(self.encode(obs)[-1].flatten(1)).float()
+        return self.head(z)
 
 
 class Rollout(NamedTuple):
@@ -170,8 +170,7 @@ def empty_rollout(args: Args, device: torch.device) -> Rollout:
     shape = (args.num_steps, args.num_envs)
     steps = args.num_steps * args.num_envs
     what = f"--num-envs {args.num_envs} times --num-steps {args.num_steps}, {steps} observations,"
-    # Twice: the newest ones are kept for the measures, too.
-    require_memory(what, steps, 2 * math.prod(FRAMES), device)
+    require_memory(what, steps, math.prod(FRAMES), device)
     obs = torch.empty(*shape, *FRAMES, dtype=torch.uint8, device=device)
     actions = torch.empty(shape, dtype=torch.int64, device=device)
     dones = torch.empty(shape, dtype=torch.bool, device=device)
@@ -205,7 +204,10 @@ def play(
     args: Args,
     generator: torch.Generator,
 ) -> tuple[np.ndarray, int, float]:
-    """Fill the rollout (steps, envs, ...) with play from obs on; obs, step and epsilon after it."""
+    """Fill the rollout (steps, envs, ...) with play from obs on; the obs and the step after it.
+
+    Returns the last epsilon, too.
+    """
     device = rollout.rewards.device
     duration = args.exploration_fraction * args.total_timesteps
     for t in range(len(rollout.obs)):
@@ -287,6 +289,7 @@ def main(args: Args) -> int:
     torch.manual_seed(args.seed)
     sampling = torch.Generator(device).manual_seed(args.seed)
     rollout = empty_rollout(args, device)
+    recent = RecentObs(args.metrics_samples, device)
     envs = AtariEnvs(
         args.env_id,
         args.num_envs,
@@ -302,8 +305,6 @@ def main(args: Args) -> int:
     with Run(args, "pqn", q_network, LOSSES) as run:
         step = 0
         obs, _ = envs.reset()
-        kept = args.metrics_samples
-        recent = rollout.obs[:0].flatten(0, 1)  # the newest observations, for the measures
         while step < args.total_timesteps and run.stopped is None:
             if args.anneal_lr:
                 left = 1 - step / args.total_timesteps
@@ -312,7 +313,7 @@ def main(args: Args) -> int:
             # 1. to 3. act, step the games, store
             previous = step
             obs, step, epsilon = play(q_network, envs, obs, rollout, run, step, args, sampling)
-            recent = torch.cat([recent, rollout.obs.flatten(0, 1)[-kept:]])[-kept:]
+            recent.add(rollout.obs)
 
             # 4. learn
             with torch.no_grad():
@@ -331,10 +332,10 @@ def main(args: Args) -> int:
             values["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.scalars(step, values)
             run.progress(step)
-            measured = step // args.metrics_every > previous // args.metrics_every
-            if measured and len(recent) == kept:
-                run.representation(step, q_network, recent, q_network.head)
-        status = run.finish(step, q_network)
+            due = step // args.metrics_every > previous // args.metrics_every
+            if due and (newest := recent.newest()) is not None:
+                run.representation(step, newest, q_network.head)
+        status = run.finish(step)
     envs.close()
     return status
 

@@ -8,7 +8,7 @@ import torch
 from conftest import EVERY_ENDING, ended_steps
 from torch import nn
 
-from ppo_atari import Args, Rollout, gae, ppo_loss, update
+from ppo_atari import Args, Rollout, draw, gae, ppo_loss, update
 
 GAMMA = 0.9
 
@@ -60,6 +60,15 @@ def test_gae_at_lambda_0_and_1():
     assert td.flatten().tolist() == [1 + 10 - 10, 2 - 20, 4 + 20 - 30, 8 + 25 - 40]
     full = gae(rewards, dones, values, next_value, 0.5, 1.0)
     assert full.flatten().tolist() == [1 + 1 - 10, 2 - 20, 4 + 4 + 12.5 - 30, 8 + 25 - 40]
+
+
+def test_actions_are_drawn_with_the_chances_of_the_policy():
+    chances = torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.0, 1.0]])
+    drawn = draw(chances.log().repeat(5_000, 1), generator(0)).view(5_000, 2)
+    counts = drawn[:, 0].bincount(minlength=3) / 5_000
+    # From a fixed seed: 5 standard errors are 0.035
+    assert counts.tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.035)
+    assert (drawn[:, 1] == 2).all()
 
 
 class Table(nn.Module):
