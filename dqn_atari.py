@@ -308,6 +308,21 @@ def td_loss(
     return F.mse_loss(q_values, targets), q_values
 
 
+def update(
+    q_network: nn.Module,
+    target_network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    args: Args,
+) -> tuple[Tensor, Tensor]:
+    """One gradient step; the loss and the mean Q(s, a), both scalars."""
+    loss, q_values = td_loss(q_network, target_network, batch, args.gamma, args.double_dqn)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), q_values.detach().mean()
+
+
 @torch.no_grad()
 def update_target(target_network: nn.Module, q_network: nn.Module, tau: float):
     """Q' <- tau Q + (1 - tau) Q'."""
@@ -375,14 +390,9 @@ def main(args: Args) -> int:
             since = max(previous, args.learning_starts)
             for _ in range(multiples(since, step, args.train_frequency)):
                 batch = buffer.sample(args.batch_size, sampling)
-                loss, q_values = td_loss(
-                    q_network, target_network, batch, args.gamma, args.double_dqn
-                )
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.detach())
-                q_means.append(q_values.detach().mean())
+                loss, q_values = update(q_network, target_network, optimizer, batch, args)
+                losses.append(loss)
+                q_means.append(q_values)
             if multiples(since, step, args.target_network_frequency) > 0:
                 update_target(target_network, q_network, args.tau)
 
