@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atari import AtariEnvs
-from experiment import Run, pick_device, require_memory
+from experiment import Run, announce_games, pick_device, require_memory
 from flags import UsageError, check_shared_flags, launch, require, taking_memory
 from hadamard import HadamardConv2d, HadamardLinear, init_parameters
 
@@ -350,6 +350,7 @@ def main(args: Args) -> int:
     rng = np.random.default_rng(args.seed)
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
     sampling = torch.Generator(device).manual_seed(args.seed)
+    announce_games(args.num_envs)
     envs = AtariEnvs(
         args.env_id,
         args.num_envs,

@@ -47,6 +47,12 @@ def say(text: str, file=None):
         print(text, file=file or sys.stdout, flush=True)
 
 
+def announce_games(num_envs: int):
+    """Say that many games are being made and seeded, which takes up to 0.2 s each."""
+    if num_envs >= 16:
+        say(f"making {num_envs} games: up to {0.2 * num_envs:.0f} s")
+
+
 def pick_device(name: str) -> torch.device:
     """The device for auto, cpu or cuda; on the CPU, freed memory is kept for the next update."""
     if name == "auto":

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atari import AtariEnvs
-from experiment import FRAMES, RecentObs, Run, pick_device, require_memory
+from experiment import FRAMES, RecentObs, Run, announce_games, pick_device, require_memory
 from flags import (
     check_rollout_flags,
     check_shared_flags,
@@ -290,6 +290,7 @@ def main(args: Args) -> int:
     sampling = torch.Generator(device).manual_seed(args.seed)
     rollout = empty_rollout(args, device)
     recent = RecentObs(args.metrics_samples, device)
+    announce_games(args.num_envs)
     envs = AtariEnvs(
         args.env_id,
         args.num_envs,
