@@ -73,7 +73,7 @@ def main(run: Path, stem: Path):
     for axes in (score, *others):
         axes.set_xlabel("agent steps")
         axes.xaxis.set_major_formatter(EngFormatter())
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=7, framealpha=0.6)
         axes.grid(alpha=0.3)
     name = f"{config['game']}, {config['algorithm']}, {config['variant']}"
     commit = (config["git_commit"] or "unknown")[:10] + "+ changes" * bool(
