@@ -359,6 +359,7 @@ def main(args: Args) -> int:
         sticky_actions=args.sticky_actions,
         num_threads=args.env_threads,
     )
+    obs, _ = envs.reset()
     num_actions = int(envs.single_action_space.n)
     with taking_memory("this network: choose smaller --latent-dim or --branches"):
         q_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
@@ -370,7 +371,6 @@ def main(args: Args) -> int:
 
     with Run(args, "dqn", q_network, LOSSES) as run:
         step = 0
-        obs, _ = envs.reset()
         buffer.start(obs)
         losses, q_means = [], []
         while step < args.total_timesteps and run.stopped is None:

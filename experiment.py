@@ -50,7 +50,9 @@ def say(text: str, file=None):
 def announce_games(num_envs: int):
     """Say that many games are being made and seeded, which takes up to 0.2 s each."""
     if num_envs >= 16:
-        say(f"making {num_envs} games: up to {0.2 * num_envs:.0f} s")
+        say(
+            f"making {num_envs} games: up to {0.2 * num_envs:.0f} s, of which Ctrl-C waits for half"
+        )
 
 
 def pick_device(name: str) -> torch.device:

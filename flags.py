@@ -5,6 +5,7 @@ Bad input ends in one line that says what is wrong and what would be right, and 
 
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import io
 import os
@@ -68,11 +69,26 @@ def parse_flags(args_class, argv=None):
             else:
                 sections[-1] += " " + line.strip("│| ")
         text = sections[1].strip() if len(sections) > 1 else "the flags do not parse"
-        words = complaint.getvalue().split()
-        flags = [flag(field.name) for field in dataclasses.fields(args_class)]
-        similar = [name for name in flags if name in words]
-        hint = f" (did you mean {similar[0]}?)" if similar and "Unrecognized" in text else ""
-        raise UsageError(f"{text}{hint}; --help lists the flags") from None
+        raise UsageError(f"{_plain(text, args_class)}; --help lists the flags") from None
+
+
+def _plain(complaint: str, args_class) -> str:
+    """What tyro says of a flag, in the words of its user."""
+    types = {flag(field.name): str(field.type) for field in dataclasses.fields(args_class)}
+    if parsing := re.match(r"Error parsing (--[\w-]+):.*'(.*)'", complaint):
+        name, value = parsing.groups()
+        whole = types.get(name) == str(int)
+        wanted = "a whole number, such as 1000" if whole else "a number, such as 0.001"
+        return f"{name} must be {wanted}, not {value!r}"
+    if not complaint.startswith("Unrecognized"):
+        return complaint
+    for unknown in complaint.partition(": ")[2].split(", "):
+        similar = difflib.get_close_matches(unknown.split("=")[0], types, n=1, cutoff=0.85)
+        if similar:
+            return f"{complaint} (did you mean {similar[0]}?)"
+        if unknown.lower() in ("true", "false", "yes", "no", "on", "off", "0", "1"):
+            return f"{complaint} (--layer-norm and --no-layer-norm and the like take no value)"
+    return complaint
 
 
 def flag(name: str) -> str:
@@ -116,7 +132,7 @@ def check_shared_flags(args):
     require(args, "at least 1", lambda value: value >= 1, *positive)
     # A game takes a tenth of a second to make, and some megabytes.
     require(args, "between 1 and 4096", lambda value: 1 <= value <= 4096, "num_envs")
-    require(args, "at least 0", lambda value: value >= 0, "env_threads")
+    require(args, "between 0 and 1024", lambda value: 0 <= value <= 1024, "env_threads")
     seeds = 2**31 - 1 - args.num_envs
     require(args, f"between 0 and {seeds}", lambda value: 0 <= value <= seeds, "seed")
     require(args, "in [0, 1)", lambda value: 0 <= value < 1, "sticky_actions")
@@ -131,6 +147,8 @@ def check_shared_flags(args):
         raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu or auto")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
+    if not args.runs_dir:
+        raise UsageError("--runs-dir is empty: it must be a folder, such as runs")
     parent = Path(args.runs_dir).absolute()
     try:
         while not parent.exists() and parent != parent.parent:
@@ -153,8 +171,10 @@ def check_rollout_flags(args):
             "be at most that"
         )
     if batch_size % args.num_minibatches:
-        smaller = range(1, min(args.num_minibatches, batch_size) + 1)
-        closest = max(n for n in smaller if batch_size % n == 0)
+        # The nearest that does; 10,000 on either side are enough for any real batch.
+        start = min(args.num_minibatches, batch_size)
+        near = (start + sign * k for k in range(10_000) for sign in (-1, 1))
+        closest = next((n for n in near if n > 0 and batch_size % n == 0), 1)
         raise UsageError(
             f"{rollout}, which --num-minibatches {args.num_minibatches} does not divide: {closest} "
             "would"

@@ -371,6 +371,7 @@ def main(args: Args) -> int:
         sticky_actions=args.sticky_actions,
         num_threads=args.env_threads,
     )
+    obs, _ = envs.reset()
     num_actions = int(envs.single_action_space.n)
     with taking_memory("this network: choose smaller --latent-dim or --branches"):
         agent = Agent(num_actions, args).to(device, memory_format=torch.channels_last)
@@ -380,7 +381,6 @@ def main(args: Args) -> int:
 
     with Run(args, "ppo", agent, LOSSES) as run:
         step = 0
-        obs, _ = envs.reset()
         while step < args.total_timesteps and run.stopped is None:
             if args.anneal_lr:
                 left = 1 - step / args.total_timesteps

@@ -64,10 +64,15 @@ BAD_FLAGS = [
     (["--runs-dir", "/dev/null/runs"], r"--runs-dir /dev/null/runs: /dev/null is not a folder"),
     (["--runs-dir", "/proc/no/runs"], r"--runs-dir /proc/no/runs: "),
     (["--track"], r"--track needs Weights & Biases: pip install wandb"),
-    (["--num-envs", "many"], r"--num-envs: .*'many'.*--help lists the flags"),
+    (["--num-envs", "many"], r"--num-envs must be a whole number, .* not 'many'; --help lists the"),
+    (["--total-timesteps", "1e6"], r"--total-timesteps must be a whole number, .* not '1e6'"),
+    (["--gamma", "x"], r"--gamma must be a number, such as 0.001, not 'x'"),
+    (["--env-threads", "2147483648"], r"--env-threads must be between 0 and 1024, not 2147483648"),
+    (["--runs-dir", ""], r"--runs-dir is empty: it must be a folder, such as runs"),
+    (["--activaton=relu"], r"--activaton=relu \(did you mean --activation\?\)"),
     (["--env-idd", "Pong"], r"Unrecognized options: --env-idd, Pong \(did you mean --env-id\?\)"),
     (["--device", "cpu", "--seed"], r"Missing value for argument '--seed'"),
-    (["--layer-norm", "True"], r"Unrecognized options: True"),
+    (["--layer-norm", "True"], r"Unrecognized options: True \(.*--no-layer-norm .*take no value\)"),
 ]
 
 

@@ -468,6 +468,7 @@ def test_a_diverged_run_says_so_in_one_line(algorithm, script):
 BAD_FLAGS = [
     (["--num-minibatches", "1000000000000"], r"does not divide: 1024 would"),
     (["--metrics-samples", "10000000000"], r"--metrics-samples 10000000000 needs 564480\.0 GB"),
+    (["--num-minibatches", "7"], r"does not divide: 8 would"),
     (["--num-minibatches", "3"], r"1024 steps, which --num-minibatches 3 does not divide: 2 would"),
     (["--num-minibatches", "2000"], r"--num-minibatches 2000 does not divide: 1024 would"),
     (
@@ -498,7 +499,8 @@ OWN_BAD_FLAGS = {
         (["--ent-coef", "nan"], r"--ent-coef must be at least 0 and below 1e18, not nan"),
         (["--adam-eps", "0"], r"--adam-eps must be above 0, not 0"),
         (["--num-minibatches", "1024"], r"one step per minibatch, which cannot be normalised"),
-        (["--q-lambda", "0.5"], r"Unrecognized options: --q-lambda"),
+        (["--q-lambda", "0.5"], r"Unrecognized options: --q-lambda, 0.5; --help"),
+        (["--target-kl", "abc"], r"--target-kl must be a number, such as 0.001, not 'abc'"),
     ],
     "pqn": [
         (["--q-lambda", "-0.1"], r"--q-lambda must be in \[0, 1\], not -0.1"),
