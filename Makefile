@@ -17,7 +17,7 @@ algo:
 		echo "make: error: unknown ALGO=$(ALGO): choose one of" *_atari.py | sed 's/_atari.py//g' >&2; exit 2; }
 
 test: $(VENV)/.installed-dev
-	@$(VENV)/bin/pytest
+	@$(VENV)/bin/pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff check .
