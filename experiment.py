@@ -155,6 +155,11 @@ class RecentObs:
         return self.frames.roll(-(self.seen % count), 0) if self.seen >= count else None
 
 
+def diverged(what: str, step: int) -> UsageError:
+    """The error of a run of which `what`, a weight or what came of them, is not finite."""
+    return UsageError(f"diverged: {what} at step {step}; try a smaller --learning-rate")
+
+
 def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
     """What decides a run, for `config.json`."""
 
@@ -316,7 +321,7 @@ class Run:
         weights = self.network.named_parameters()
         wrong += [f"{name} has NaN or inf" for name, w in weights if not torch.isfinite(w).all()]
         if wrong:
-            raise UsageError(f"diverged: {wrong[0]} at step {step}; try a smaller --learning-rate")
+            raise diverged(wrong[0], step)
 
     def episodes(self, step: int, infos: dict):
         """Write the raw return and the length (agent steps) of every game that ended."""
@@ -343,9 +348,7 @@ class Run:
         layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
         for name, layer in layers.items():
             if not torch.isfinite(layer).all():
-                raise UsageError(
-                    f"diverged: {name} has NaN or inf at step {step}; try a smaller --learning-rate"
-                )
+                raise diverged(f"{name} has NaN or inf", step)
         values = measure_representation(layers, head.weight, head.bias, contribution)
         self.scalars(step, values)
         self._state = f"  dead {values['representation/dead_kde']:.0%}"

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flags import launch
 
 ROOT = Path(__file__).parent.parent
 # One thread, as two processes of two threads each on two cores wait more than they compute; and
@@ -34,6 +37,27 @@ def script(tmp_path):
         )
         assert not check or done.returncode == 0, done.stderr
         return done
+
+    return call
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capfd):
+    """Call a script in this process with flags that it must refuse: one line and status 2."""
+
+    def call(module, flags, message):
+        name = Path(module.__file__).name
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *flags])
+        with pytest.raises(SystemExit) as exit_:
+            launch(module.main, module.Args)
+        out, err = capfd.readouterr()
+        assert exit_.value.code == 2
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith(f"{name}: error: ")
+        assert re.search(message, err), err
+        assert list(tmp_path.iterdir()) == []
 
     return call
 

@@ -77,22 +77,12 @@ BAD_FLAGS = [
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=[" ".join(f) for f, _ in BAD_FLAGS])
-def test_bad_input_is_one_line_and_status_2(flags, message, tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
+def test_bad_input_is_one_line_and_status_2(flags, message, refused, monkeypatch):
     if "--device" not in flags:
         flags = [*flags, "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["dqn_atari.py", *flags])
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     monkeypatch.setattr(flags_room.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as exit_:
-        flags_room.launch(dqn_atari.main, Args)
-    out, err = capfd.readouterr()
-    assert exit_.value.code == 2
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("dqn_atari.py: error: ")
-    assert re.search(message, err), err
-    assert list(tmp_path.iterdir()) == []
+    refused(dqn_atari, flags, message)
 
 
 def test_cuda_without_a_device(script, tmp_path):
