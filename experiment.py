@@ -160,8 +160,8 @@ def diverged(what: str, step: int) -> UsageError:
     return UsageError(f"diverged: {what} at step {step}; try a smaller --learning-rate")
 
 
-def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
-    """What decides a run, for `config.json`."""
+def provenance(args) -> dict:
+    """What decides a result: flags, command, commit, machine, versions."""
 
     def git(*command):
         folder = Path(__file__).parent
@@ -178,21 +178,27 @@ def describe(args, algorithm: str, num_parameters: int, device: torch.device) ->
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
     return {
-        "algorithm": algorithm,
-        "game": game_title(resolve_game(args.env_id)),
-        "variant": variant_name(args),
-        "num_parameters": num_parameters,
         "flags": dataclasses.asdict(args),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "git_commit": git("rev-parse", "HEAD"),
         "git_has_changes": None if changes is None else bool(changes),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processor": f"{processor}, {os.cpu_count()} cores",
         "torch_threads": torch.get_num_threads(),  # sums depend on it in their last bits
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in libraries},
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
+    """What decides a run, for `config.json`."""
+    return {
+        "algorithm": algorithm,
+        "game": game_title(resolve_game(args.env_id)),
+        "variant": variant_name(args),
+        "num_parameters": num_parameters,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    } | provenance(args)
 
 
 class Run:

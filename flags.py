@@ -147,16 +147,22 @@ def check_shared_flags(args):
         raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu or auto")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
-    if not args.runs_dir:
-        raise UsageError("--runs-dir is empty: it must be a folder, such as runs")
-    parent = Path(args.runs_dir).absolute()
+    check_folder(args, "runs_dir")
+
+
+def check_folder(args, name: str):
+    """UsageError for a flag that names no folder that is there or can be made; none is made."""
+    value = getattr(args, name)
+    if not value:
+        raise UsageError(f"{flag(name)} is empty: it must be a folder, such as runs")
+    parent = Path(value).absolute()
     try:
         while not parent.exists() and parent != parent.parent:
             parent = parent.parent
     except OSError as error:
-        raise UsageError(f"--runs-dir {args.runs_dir}: {error.strerror}") from None
+        raise UsageError(f"{flag(name)} {value}: {error.strerror}") from None
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--runs-dir {args.runs_dir}: {parent} is not a folder one can write to")
+        raise UsageError(f"{flag(name)} {value}: {parent} is not a folder one can write to")
 
 
 def check_rollout_flags(args):

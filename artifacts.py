@@ -1,0 +1,79 @@
+"""What a comparison leaves behind: pictures, tables and TensorBoard, whole or not at all."""
+
+import contextlib
+import csv
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from flags import UsageError
+
+
+def as_text(rows: list[dict]) -> str:
+    """Rows of a table as aligned columns, numbers to four digits."""
+    shown = [list(rows[0])] + [
+        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return "\n".join(
+        "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip()
+        for line in shown
+    )
+
+
+def write_csv(path: Path, rows: list[dict]):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_summary(folder: Path, figures: dict[str, Figure], tables: dict[str, list[dict]]):
+    """Pictures as PNG, tables as CSV, and both in the TensorBoard run `summary`."""
+    with SummaryWriter(str(folder / "tensorboard" / "summary")) as writer:
+        for name, figure in figures.items():
+            canvas = FigureCanvasAgg(figure)
+            canvas.print_png(folder / f"{name}.png")
+            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+            writer.add_image(name, pixels, dataformats="HWC")
+        for name, rows in tables.items():
+            write_csv(folder / f"{name}.csv", rows)
+            lines = ["|".join(map(str, row.values())) for row in rows]
+            head = "|".join(rows[0]) + "\n" + "|".join("-" * len(rows[0]))
+            writer.add_text(name, head + "\n" + "\n".join(lines))
+
+
+@contextlib.contextmanager
+def replacing(folder: Path):
+    """A new folder, whose files take their places in `folder` if the block ends well.
+
+    Files of the same name are replaced, and TensorBoard files beside new ones, whose names hold the
+    time. If it does not end well, nothing has changed. UsageError where a file cannot be written.
+    """
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    staged = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+        yield staged
+        for new in [path for path in staged.rglob("*") if path.is_file()]:
+            target = folder / new.relative_to(staged)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if new.name.startswith("events.out.tfevents"):
+                for old in target.parent.glob("events.out.tfevents*"):
+                    old.unlink()
+            new.replace(target)
+    except OSError as problem:
+        raise UsageError(f"--output-dir {folder}: {problem.strerror or problem}") from None
+    finally:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()  # refused unless it is empty

@@ -1,0 +1,372 @@
+"""What needs no emulator: fitting a function with a product of branches, and the paper's theory.
+
+    y = 10 sin 7x + 15 sin 10x + 5 cos 5x          (v1 Fig. 2 and 12)
+
+Trains all seeds of an architecture at once, on the CPU, and writes the figure and the table of
+fits, the table of predicted against measured theory (theory.py) and TensorBoard curves. The paper
+does not say on which range, with which optimiser or for how long it trained, so `--sweep` trains on
+a grid of these and reports for each claim in how many settings it holds.
+"""
+
+import copy
+import dataclasses
+import itertools
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.utils.tensorboard import SummaryWriter
+
+from artifacts import as_text, replacing, write_summary
+from experiment import provenance, require_memory, say
+from flags import UsageError, check_folder, flag, launch, require, require_one_of
+from hadamard import INITS, HadamardLinear, init_parameters
+from metrics import effective_rank
+from regression_claims import (
+    CLAIMS,
+    Cell,
+    Setting,
+    count_claims,
+    geometric_mean,
+    judge_cell,
+    mean_interval,
+    sweep_figure,
+)
+from theory import all_checks, dying_figure
+
+
+@dataclass
+class Args:
+    seeds: int = 10
+    """networks per architecture, at least 2: from seed, seed + 1, ..."""
+    seed: int = 1
+    """of the first network, and of the noise"""
+    x_min: float = -1.0
+    """the function is fitted from here"""
+    x_max: float = 1.0
+    """to here"""
+    samples: int = 128
+    """evenly spaced points to train on, all in every step"""
+    noise: float = 0.0
+    """standard deviation of Gaussian noise on the training targets (y itself has about 13)"""
+    optimizer: str = "adam"
+    """adam, or sgd with momentum 0.9"""
+    learning_rate: float = 1e-2
+    """of the optimizer, constant"""
+    steps: int = 1000
+    """gradient steps"""
+    init: str = "torch"
+    """of every layer: torch, orthogonal or he_normal"""
+    sweep: bool = False
+    """train on the grid of ranges, optimizers, learning rates and steps instead"""
+    output_dir: str = "runs/regression_demo"
+    """folder for pictures, tables and TensorBoard; what an earlier call wrote is replaced"""
+
+
+class Architecture(NamedTuple):
+    """`depth` hidden layers of `width` units each, and a linear output."""
+
+    title: str
+    activation: str
+    width: int
+    depth: int = 1
+    branches: int = 1
+    combine: str = "product"
+
+
+ARCHITECTURES = {
+    "relu": Architecture("ReLU", "relu", 200),
+    "tanh": Architecture("Tanh", "tanh", 200),
+    "tanh-hr": Architecture("Tanh (HR)", "tanh", 100, branches=2),
+    "relu-hr": Architecture("ReLU (HR)", "relu", 100, branches=2),
+    "tanh-sum": Architecture("Tanh (+HR)", "tanh", 100, branches=2, combine="sum"),
+    "relu-deep": Architecture("ReLU, 3 x 200", "relu", 200, depth=3),
+    "tanh-deep": Architecture("Tanh, 3 x 200", "tanh", 200, depth=3),
+    "tanh-hr-deep": Architecture("Tanh (HR), 3 x 100", "tanh", 100, depth=3, branches=2),
+}
+
+# Points on which fits and ranks are measured: evenly spaced over the range, not those trained on,
+# and more than the widest layer has units, which a rank needs.
+POINTS = 257
+# A worse fit counts as this one (y has a variance of about 170), and so does NaN: it has diverged.
+DIVERGED = 1e4
+
+
+def function(x: Tensor) -> Tensor:
+    """The target, v1 Fig. 2."""
+    return 10 * torch.sin(7 * x) + 15 * torch.sin(10 * x) + 5 * torch.cos(5 * x)
+
+
+class Network(nn.Module):
+    """x (batch, 1) -> y (batch, 1) and z (batch, width), the last hidden layer."""
+
+    def __init__(self, architecture: Architecture, init: str):
+        super().__init__()
+        _, activation, width, depth, branches, combine = architecture
+        sizes = [1] + [width] * depth
+        self.hidden = nn.Sequential(
+            *(
+                HadamardLinear(fan_in, fan_out, activation, branches, combine)
+                for fan_in, fan_out in itertools.pairwise(sizes)
+            )
+        )
+        self.head = nn.Linear(width, 1)
+        for layer in self.hidden:
+            layer.reset_parameters(init)
+        init_parameters(self.head.weight, self.head.bias, init, gain=1.0)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.hidden(x)
+        return self.head(z), z
+
+
+class Fits(NamedTuple):
+    """All seeds of one architecture, at each of the `steps` at which they were measured."""
+
+    steps: list[int]
+    mse: Tensor  # (steps, seeds), on POINTS points of the noiseless function
+    rank: Tensor  # (steps, seeds), effective rank of z on these points
+    losses: Tensor  # (gradient steps, seeds), on the training samples before each step
+    y: Tensor  # (seeds, POINTS), the fits after the last step
+
+
+def train(architecture: Architecture, args: Args, steps: list[int], ranked: bool = True) -> Fits:
+    """Train the seeds of an architecture at once up to the last of `steps`; measured at each.
+
+    The networks are stacked and mapped over (torch.func); both optimizers work element by element,
+    so each network takes the steps that it would take alone. Without `ranked`, ranks are 0.
+    """
+    x = torch.linspace(args.x_min, args.x_max, args.samples).unsqueeze(1)
+    y = function(x)
+    y += args.noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(args.seed))
+    points = torch.linspace(args.x_min, args.x_max, POINTS).unsqueeze(1)
+
+    networks = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        torch.manual_seed(seed)
+        networks.append(Network(architecture, args.init))
+    parameters, _ = stack_module_state(networks)
+    skeleton = copy.deepcopy(networks[0]).to("meta")
+
+    def forward(inputs):
+        return vmap(lambda own: functional_call(skeleton, own, (inputs,)))(parameters)
+
+    if args.optimizer == "adam":
+        optimizer = torch.optim.Adam(parameters.values(), args.learning_rate, fused=True)
+    else:
+        optimizer = torch.optim.SGD(parameters.values(), args.learning_rate, 0.9, fused=True)
+
+    shape = (len(steps), args.seeds)
+    mse, rank = torch.full(shape, DIVERGED), torch.zeros(shape)
+    losses = torch.full((steps[-1], args.seeds), torch.nan)
+    fits = torch.full((args.seeds, POINTS), torch.nan)
+    for step in range(steps[-1] + 1):
+        if step in steps:
+            with torch.no_grad():
+                fits, z = forward(points)
+            at = steps.index(step)
+            error = (fits - function(points)).square().mean((1, 2))
+            mse[at] = error.nan_to_num(DIVERGED).clamp(max=DIVERGED)
+            for i in range(args.seeds if ranked else 0):
+                rank[at, i] = effective_rank(z[i]) if z[i].isfinite().all() else 0
+            fits = fits.squeeze(2)
+        if step == steps[-1]:
+            break
+        loss = (forward(x)[0] - y).square().mean((1, 2))
+        losses[step] = loss.detach()
+        if step % 50 == 0 and not loss.isfinite().any():
+            break  # every seed has diverged
+        optimizer.zero_grad()
+        loss.sum().backward()  # of networks that share nothing: each gets its own gradient
+        optimizer.step()
+    return Fits(steps, mse, rank, losses, fits)
+
+
+def measured(fits: Fits, at: int) -> dict[str, np.ndarray]:
+    """What regression_claims.py asks for of one architecture, after fits.steps[at]."""
+    return {"mse": fits.mse[at].double().numpy(), "rank": fits.rank[at].double().numpy()}
+
+
+# The grid of --sweep. The default setting is in it.
+RANGES = {"[0, 1]": (0.0, 1.0), "[-1, 1]": (-1.0, 1.0), "[-pi, pi]": (-math.pi, math.pi)}
+LEARNING_RATES = {"adam": (1e-3, 1e-2, 1e-1), "sgd": (1e-4, 1e-3, 1e-2)}
+STEPS = [250, 500, 1000, 2000]
+SWEPT = ("x_min", "x_max", "optimizer", "learning_rate", "steps")
+
+
+def sweep(args: Args) -> dict[Setting, Cell]:
+    """Train every architecture on the grid."""
+    compared = (claim for claim in CLAIMS if claim.measure == "rank")
+    ranked = {name for claim in compared for name in (claim.first, claim.second)}
+    runs = [
+        (x_range, optimizer, rate)
+        for x_range in RANGES
+        for optimizer, rates in LEARNING_RATES.items()
+        for rate in rates
+    ]
+    cells = {}
+    start = time.monotonic()
+    for done, (x_range, optimizer, rate) in enumerate(runs, start=1):
+        low, high = RANGES[x_range]
+        own = dataclasses.replace(
+            args, x_min=low, x_max=high, optimizer=optimizer, learning_rate=rate
+        )
+        for name, architecture in ARCHITECTURES.items():
+            fits = train(architecture, own, STEPS, ranked=name in ranked)
+            for at, steps in enumerate(STEPS):
+                setting = Setting(x_range, optimizer, rate, steps)
+                cells.setdefault(setting, {})[name] = measured(fits, at)
+        left = (time.monotonic() - start) / done * (len(runs) - done)
+        say(f"{done}/{len(runs)}  {optimizer} {rate:g} on {x_range}  ETA {left:.0f} s")
+    return cells
+
+
+def table_of_fits(cell: Cell) -> list[dict]:
+    """A row per architecture: means over the seeds and their 95 % intervals (Student's t).
+
+    Those of the error are taken of its logarithm, so that `mse` is a geometric mean.
+    """
+    rows = []
+    for name, architecture in ARCHITECTURES.items():
+        mse, rank = cell[name]["mse"], cell[name]["rank"]
+        count = sum(p.numel() for p in Network(architecture, "torch").parameters())
+        row = {"architecture": architecture.title, "parameters": count}
+        row["mse"], row["mse_low"], row["mse_high"] = np.exp(mean_interval(np.log(mse)))
+        row["rank"], row["rank_low"], row["rank_high"] = mean_interval(rank)
+        rows.append(row | {"mse_arithmetic": mse.mean(), "units": architecture.width})
+    return rows
+
+
+def fits_figure(args: Args, all_fits: dict[str, Fits]) -> Figure:
+    """The fits of the first seed, the losses and the effective ranks over training."""
+    figure = Figure(figsize=(15, 10), layout="constrained")
+    grid = figure.add_gridspec(3, 4)
+    x = torch.linspace(args.x_min, args.x_max, POINTS)
+    losses, ranks = figure.add_subplot(grid[2, :2]), figure.add_subplot(grid[2, 2:])
+    for i, (name, fits) in enumerate(all_fits.items()):
+        axes = figure.add_subplot(grid[i // 4, i % 4])
+        axes.plot(x, function(x), color="0.6", lw=3, label="y")
+        axes.plot(x, fits.y[0], color=f"C{i}", label=f"fit, seed {args.seed}")
+        error, title = geometric_mean(measured(fits, -1)["mse"]), ARCHITECTURES[name].title
+        axes.set_title(f"{title}: mean squared error {error:.2g}", fontsize=10)
+        axes.legend(fontsize=7, loc="upper left")
+        losses.plot(fits.losses.log().mean(1).exp(), color=f"C{i}", label=title, lw=1)
+        ranks.errorbar(
+            fits.steps,
+            fits.rank.mean(1),
+            [mean_interval(rank)[2] - rank.mean() for rank in fits.rank.double().numpy()],
+            color=f"C{i}",
+            label=title,
+        )
+    seeds = f"{args.seeds} seeds"
+    losses.set(yscale="log", title=f"training loss, geometric mean of {seeds}", xlabel="step")
+    ranks.set(title=f"effective rank of the last hidden layer, {seeds}, 95 %", xlabel="step")
+    ranks.set(xscale="log")
+    for axes in (losses, ranks):
+        axes.legend(fontsize=8, ncols=2)
+        axes.grid(alpha=0.3)
+    figure.suptitle(
+        f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x on [{args.x_min:g}, {args.x_max:g}]: {args.steps} "
+        f"steps of {args.optimizer}, learning rate {args.learning_rate:g}, {args.samples} samples"
+    )
+    return figure
+
+
+def log_curves(folder: Path, args: Args, all_fits: dict[str, Fits]):
+    """One TensorBoard run per architecture, so that its charts lie over one another."""
+    for name, fits in all_fits.items():
+        with SummaryWriter(str(folder / name)) as writer:
+            losses = fits.losses.log().mean(1).exp()
+            for step in range(0, args.steps, max(1, args.steps // 200)):
+                writer.add_scalar("losses/mse", losses[step], step)
+            for at, step in enumerate(fits.steps):
+                mse = geometric_mean(measured(fits, at)["mse"])
+                writer.add_scalar("fit/mse", mse, step)
+                writer.add_scalar("representation/effective_rank", fits.rank[at].mean(), step)
+
+
+def check(args: Args):
+    """UsageError for a bad flag, before anything is touched."""
+    require(args, "between 2 and 1000", lambda value: 2 <= value <= 1000, "seeds")
+    require(args, "between 0 and 1e9", lambda value: 0 <= value <= 1e9, "seed")
+    require(args, "between -1000 and 1000", lambda value: abs(value) <= 1000, "x_min", "x_max")
+    require(args, "between 2 and 1e6", lambda value: 2 <= value <= 1e6, "samples")
+    require(args, "at least 0", lambda value: value >= 0, "noise")
+    require(args, "above 0", lambda value: value > 0, "learning_rate")
+    require(args, "between 1 and 1e7", lambda value: 1 <= value <= 1e7, "steps")
+    if args.x_min >= args.x_max:
+        raise UsageError(f"--x-min {args.x_min} must be below --x-max {args.x_max}")
+    require_one_of(args, "optimizer", LEARNING_RATES)
+    require_one_of(args, "init", INITS)
+    check_folder(args, "output_dir")
+    # Twelve tensors of 200 units, three layers deep, per sample and network.
+    each = args.seeds * 12 * 200 * 4
+    require_memory(f"--samples {args.samples}", args.samples, each, torch.device("cpu"))
+    for field in dataclasses.fields(args):
+        if args.sweep and field.name in SWEPT and getattr(args, field.name) != field.default:
+            raise UsageError(f"--sweep sets {flag(field.name)} itself: leave it out")
+
+
+def run_demo(args: Args) -> tuple[dict, dict, dict]:
+    """All architectures in one setting, and the theory: figures, tables, fits by name."""
+    checks = all_checks()
+    steps = np.unique(np.geomspace(1, args.steps, 12).round().astype(int)).tolist()
+    fits = {}
+    for name, architecture in ARCHITECTURES.items():
+        fits[name] = train(architecture, args, steps)
+        say(f"{architecture.title}: {args.seeds} seeds trained")
+    cell = {name: measured(own, -1) for name, own in fits.items()}
+    tables = {
+        "theory": [line._asdict() | {"holds": line.holds} for line in checks],
+        "fits": table_of_fits(cell),
+        "claims": [judge_cell(claim, cell).row(claim) for claim in CLAIMS],
+    }
+    return {"fits": fits_figure(args, fits), "dying": dying_figure()}, tables, fits
+
+
+def run_sweep(args: Args) -> tuple[dict, dict]:
+    """All architectures on the grid: figures, tables."""
+    cells = sweep(args)
+    points = {name: torch.linspace(*ends, POINTS) for name, ends in RANGES.items()}
+    variances = {name: function(x).var().item() for name, x in points.items()}
+    rows = [
+        setting._asdict() | row for setting, cell in cells.items() for row in table_of_fits(cell)
+    ]
+    tables = {"sweep_claims": count_claims(cells, variances), "sweep_fits": rows}
+    return {"sweep": sweep_figure(cells)}, tables
+
+
+def main(args: Args) -> int:
+    """0, or 1 if a line of the theory does not hold."""
+    check(args)
+    config = provenance(args)
+    start = time.monotonic()
+    if args.sweep:
+        figures, tables, fits = *run_sweep(args), {}
+    else:
+        figures, tables, fits = run_demo(args)
+    seconds = time.monotonic() - start
+    with replacing(Path(args.output_dir)) as folder:
+        write_summary(folder, figures, tables)
+        log_curves(folder / "tensorboard", args, fits)
+        name = "sweep.json" if args.sweep else "demo.json"
+        config["seconds"] = round(seconds, 1)
+        (folder / name).write_text(json.dumps(config, indent=2) + "\n")
+    for name, rows in tables.items():
+        if name != "sweep_fits":
+            say(f"\n{as_text(rows)}")
+    names = [f"{name}.png" for name in figures] + [f"{name}.csv" for name in tables]
+    say(f"\n{seconds:.0f} s; in {args.output_dir}: {', '.join(names)}, tensorboard/")
+    return 0 if all(row["holds"] for row in tables.get("theory", ())) else 1
+
+
+if __name__ == "__main__":
+    launch(main, Args)

@@ -1,0 +1,291 @@
+"""The paper's theory, predicted against measured, in float64, on the layer of hadamard.py.
+
+Theorem 4.1 (constant units act as a bias), the gradients of a product at saturation, and the
+probability that a product of branches is dead (v1 Table 1 and Fig. 13). Every prediction is a
+closed form; every measurement comes from a network or from drawn units.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from hadamard import HadamardLinear
+
+# Far enough out that tanh and ReLU are exactly constant in float64 and sigmoid is to 1e-17.
+SATURATED = 60.0
+CONSTANT = 1e-12  # a unit that varies by no more over the samples is constant
+UNITS = 100_000  # drawn per probability
+STANDARD_ERRORS = 5.0  # of sampling that a measured probability may be off
+PAPER_RATES = {"tanh": 0.4, "sigmoid": 0.4, "relu": 0.6}  # of dead units in DQN, v1 Section 4.1
+LEVELS = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "relu": (0.0,)}  # where they saturate
+
+
+class Check(NamedTuple):
+    """One line of the table: it holds where measured is within tolerance of predicted."""
+
+    part: str
+    case: str
+    quantity: str
+    predicted: float
+    measured: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        return abs(self.measured - self.predicted) <= self.tolerance
+
+
+def layer_name(activation: str, branches: int = 1, combine: str = "product") -> str:
+    """As the paper writes it: Tanh, Tanh (HR), Tanh (2xHR), Tanh (+HR)."""
+    name = {"relu": "ReLU"}.get(activation, activation.capitalize())
+    if branches == 1:
+        return name
+    times = "" if branches == 2 else f"{branches - 1}x"
+    return f"{name} ({'+' if combine == 'sum' else ''}{times}HR)"
+
+
+def fold_constant_units(weight: Tensor, bias: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Theorem 4.1: the constant units of z taken out, and their weights added to the bias.
+
+    A z + B = A_live z_live + (B + A_D c_D), where D are the units with z_i = c_i on all samples.
+    weight A (out, features), bias B (out,), z (samples, features) of the layer that they read.
+    Returns (constant bool (features,), the bias (out,) of the layer that reads z_live alone).
+    """
+    constant = z.amax(0) - z.amin(0) <= CONSTANT
+    return constant, bias + weight[:, constant] @ z[0, constant]
+
+
+def trained_network(activation: str, branches: int) -> tuple[HadamardLinear, nn.Linear, Tensor]:
+    """A network (4 -> 64 -> 3), 200 steps of Adam on a smooth target, and its inputs (256, 4).
+
+    Each branch of each unit starts saturated with probability 1/2, at either end; no gradient
+    reaches its parameters, so it stays there, while the weights that read it are trained.
+    """
+    torch.manual_seed(0)
+    x = torch.rand(256, 4, dtype=torch.float64) * 2 - 1
+    y = torch.sin(3 * x[:, :3]) * x[:, 1:]
+    layer = HadamardLinear(4, 64, activation, branches).double()
+    head = nn.Linear(64, 3).double()
+    ends = torch.tensor([-SATURATED, SATURATED][: len(LEVELS[activation])], dtype=torch.float64)
+    with torch.no_grad():
+        end = ends[torch.randint(len(ends), layer.bias.shape)]
+        layer.bias.copy_(torch.where(torch.rand(layer.bias.shape) < 0.5, end, layer.bias))
+    optimizer = torch.optim.Adam([*layer.parameters(), *head.parameters()], lr=1e-2)
+    for _ in range(200):
+        loss = (head(layer(x)) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    loss = (head(layer(x)) - y).square().mean()
+    optimizer.zero_grad()
+    loss.backward()  # leaves the gradients that theorem_checks compares
+    return layer, head, x
+
+
+def constants_by_hand(layer: HadamardLinear) -> Tensor:
+    """(features,): what each unit is stuck at, read off its biases, and NaN for a live unit."""
+    bias = layer.bias.detach().unflatten(0, (layer.branches, layer.width))
+    levels = torch.tensor(LEVELS[layer.activation]).to(bias)
+    stuck = torch.where(bias < 0, levels[0], levels[-1])
+    stuck = torch.where(bias.abs() > SATURATED / 2, stuck, math.nan)
+    # A live factor makes the product live, unless another factor is stuck at 0.
+    return torch.where((stuck == 0).any(0), 0.0, stuck.prod(0))
+
+
+@torch.no_grad()
+def theorem_checks() -> list[Check]:
+    """Theorem 4.1 on trained layers: outputs, biases and gradients."""
+    checks = []
+    for activation, branches in [(a, n) for n in (1, 2) for a in LEVELS]:
+        with torch.enable_grad():
+            layer, head, x = trained_network(activation, branches)
+        z, c = layer(x), constants_by_hand(layer)
+        stuck = ~c.isnan()
+        constant, bias = fold_constant_units(head.weight, head.bias, z)
+        folded = z[:, ~constant] @ head.weight[:, ~constant].T + bias
+        hidden_bias = (head.weight[:, stuck] @ c[stuck]).norm()
+        gradient = torch.outer(head.bias.grad, c[stuck]) - head.weight.grad[:, stuck]
+        # Units may die in training, too: those of ReLU do, at 0, so that A_D c_D stays what it was.
+        name = f"{layer_name(activation, branches)}, {int(constant.sum())} of 64 units constant"
+        rows = [
+            ("largest change of the outputs by folding", 0.0, (folded - head(z)).abs().max()),
+            ("change of the bias, |A_D c_D|", hidden_bias, (bias - head.bias).norm()),
+            ("largest |dL/dA_i - c_i dL/dB|", 0.0, gradient.abs().max()),
+        ]
+        checks += [Check("Theorem 4.1", name, q, float(p), float(m), 1e-12) for q, p, m in rows]
+    return checks
+
+
+def gradient_factors(
+    activation: str, at: float, branches: int = 2, combine: str = "product"
+) -> tuple[float, float]:
+    """What branch 1, held at pre-activation `at`, does to the gradients, by autograd.
+
+    The first: dL/db_1 divided by the same with f' = 1. The second: dL/dA_2 divided by its value in
+    a layer in which branch 1 is replaced by the constant 1 (product) or 0 (sum). L is a random
+    linear function of z; further branches are live.
+    """
+    torch.manual_seed(0)
+    width, inputs = 32, torch.randn(512, 8, dtype=torch.float64)
+    layer = HadamardLinear(8, width, activation, branches, combine).double()
+    with torch.no_grad():
+        layer.weight[:width] = 0
+        layer.bias[:width] = at
+    upstream = torch.randn(512, width, dtype=torch.float64)
+    (layer(inputs) * upstream).sum().backward()
+    if branches == 1:
+        return _ratio(layer.bias.grad, upstream.sum(0)), math.nan
+
+    rest = HadamardLinear(8, width, activation, branches - 1, combine).double()
+    with torch.no_grad():
+        rest.weight.copy_(layer.weight[width:])
+        rest.bias.copy_(layer.bias[width:])
+    z = rest(inputs)
+    (z * upstream).sum().backward()
+    full = (upstream * z.detach() if combine == "product" else upstream).sum(0)
+    return (
+        _ratio(layer.bias.grad[:width], full),
+        _ratio(layer.weight.grad[width : 2 * width], rest.weight.grad[:width]),
+    )
+
+
+def _ratio(gradient: Tensor, reference: Tensor) -> float:
+    """The factor k of gradient = k reference; ValueError if there is none."""
+    k = (gradient * reference).sum() / reference.square().sum()
+    if (gradient - k * reference).abs().max() > 1e-9 * reference.abs().max():
+        raise ValueError("the gradient is no multiple of the reference")
+    return k.item()
+
+
+def gradient_checks() -> list[Check]:
+    """What each branch of a product still learns from when one is saturated (v1 Section 3).
+
+    d(f(a_1) f(a_2)) = f'(a_1) f(a_2) da_1 + f(a_1) f'(a_2) da_2: the saturated branch itself gets
+    f'(a_1), which is next to nothing, and the other f(a_1) times its own gradient, which is nothing
+    only where f saturates at 0.
+    """
+    functions = {  # f and f', written out
+        "tanh": (math.tanh, lambda a: 1 / math.cosh(a) ** 2),
+        "sigmoid": (
+            lambda a: 1 / (1 + math.exp(-a)),
+            lambda a: math.exp(-a) / (1 + math.exp(-a)) ** 2,
+        ),
+        "relu": (lambda a: max(a, 0.0), lambda a: float(a > 0)),
+    }
+    cases = []
+    for activation in functions:
+        cases += [(activation, -SATURATED, 1, "product"), (activation, -SATURATED, 2, "product")]
+        cases += [(activation, 3.0, 2, "product")]  # a ReLU has no upper end to saturate at
+        cases += [(activation, SATURATED, 2, "product")] * (activation != "relu")
+    cases += [("tanh", -SATURATED, 3, "product"), ("tanh", -SATURATED, 2, "sum")]
+    checks = []
+    for activation, at, branches, combine in cases:
+        f, derivative = functions[activation]
+        own, other = gradient_factors(activation, at, branches, combine)
+        name = f"{layer_name(activation, branches, combine)}, branch 1 at f({at:g}) = {f(at):.3g}"
+        checks.append(Check("gradients", name, "gradient of branch 1", derivative(at), own, 1e-9))
+        if branches > 1:
+            expected = f(at) if combine == "product" else 1.0
+            checks.append(Check("gradients", name, "gradient of branch 2", expected, other, 1e-9))
+    return checks
+
+
+def dead_probability(activation: str, p: float, branches: int, correlation: float = 0.0) -> float:
+    """Probability that a product is constant if each of its branches is dead with probability p.
+
+    A dead tanh or sigmoid sits at either of its ends with probability 1/2 (v1 Section 3):
+    tanh p^n, as all must be dead; sigmoid 1 - (1 - p/2)^n + (p/2)^n, as one at 0 or all at 1 will
+    do (p for n = 2); ReLU 1 - (1 - p)^n, as one at 0 will do (2p - p^2 for n = 2). With
+    `correlation` between the deaths of any two branches, 0 to 1, all share one fate with that
+    probability and are independent otherwise: for two branches the only way there is, for three
+    one of many. A single branch has p, so it pulls every formula linearly towards p.
+    """
+    independent = {
+        "tanh": p**branches,
+        "sigmoid": 1 - (1 - p / 2) ** branches + (p / 2) ** branches,
+        "relu": 1 - (1 - p) ** branches,
+    }[activation]
+    return correlation * p + (1 - correlation) * independent
+
+
+@torch.no_grad()
+def dead_share(
+    activation: str, p: float, branches: int, correlation: float, units: int, generator
+) -> float:
+    """The share of units of a HadamardLinear whose output is constant, branches killed at random.
+
+    Each branch of each unit is driven far into saturation with probability p, at an end drawn
+    evenly, all branches of a unit alike with probability `correlation`. Live branches are active on
+    all inputs. (Live ReLU branches that are never active together are dead products, too; the
+    paper's formula does not count them.)
+    """
+
+    def uniform(*shape):
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    fate = uniform(branches, units)  # below p: dead, in the lower half of that at the lower end
+    shared = uniform(units) < correlation
+    fate = torch.where(shared, fate[0], fate)
+    upper = SATURATED if len(LEVELS[activation]) == 2 else -SATURATED
+    bias = torch.where(fate < p / 2, -SATURATED, torch.where(fate < p, upper, 0.0))
+    layer = HadamardLinear(1, units, activation, branches).double()
+    layer.weight.copy_(uniform(branches * units, 1) + 0.5)
+    layer.bias.copy_(bias.flatten())
+    z = layer(torch.tensor([[0.1], [0.5], [1.0]], dtype=torch.float64))
+    return (z.amax(0) - z.amin(0) <= CONSTANT).double().mean().item()
+
+
+def dying_checks(units: int = UNITS, seed: int = 0) -> list[Check]:
+    """v1 Table 1, its n-branch forms and what correlation does to them, within sampling error.
+
+    p is the paper's rate of dead units for a plain layer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    checks = []
+    for activation, p in PAPER_RATES.items():
+        cases = [(1, 0.0)] + [(n, rho) for n in (2, 3) for rho in (0.0, 0.5, 1.0)]
+        for branches, rho in cases:
+            predicted = dead_probability(activation, p, branches, rho)
+            measured = dead_share(activation, p, branches, rho, units, generator)
+            error = math.sqrt(predicted * (1 - predicted) / units)
+            name = f"{layer_name(activation, branches)}, p = {p:g}"
+            quantity = "dead" if branches == 1 else f"dead, correlation {rho:g}"
+            checks.append(
+                Check("dying", name, quantity, predicted, measured, STANDARD_ERRORS * error)
+            )
+    return checks
+
+
+def all_checks() -> list[Check]:
+    """The whole table."""
+    return theorem_checks() + gradient_checks() + dying_checks()
+
+
+def dying_figure() -> Figure:
+    """Probability of a dead product: formulas as lines, drawn units as points (after v1 Fig. 13).
+
+    Above over p with independent branches, below over their correlation at the paper's rates.
+    """
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    panels = figure.subplots(2, len(PAPER_RATES), sharey=True)
+    x = np.linspace(0, 1, 65)
+    generator = torch.Generator().manual_seed(0)
+    for (activation, rate), (above, below) in zip(PAPER_RATES.items(), panels.T, strict=True):
+        for axes, p, rho, label in (
+            (above, x, 0 * x, "p, independent branches"),
+            (below, 0 * x + rate, x, f"correlation of the branches' deaths, p = {rate}"),
+        ):
+            for branches, color in ((1, "0.4"), (2, "tab:blue"), (3, "tab:orange")):
+                cases = [(activation, p[i], branches, rho[i]) for i in range(len(x))]
+                axes.plot(x, [dead_probability(*case) for case in cases], color=color)
+                shares = [dead_share(*case, 10_000, generator) for case in cases[::8]]
+                name = layer_name(activation, branches)
+                axes.plot(x[::8], shares, "o", ms=4, color=color, label=name)
+            axes.set(xlabel=label, ylabel="share of dead units", ylim=(-0.03, 1.03))
+            axes.legend(fontsize=8)
+            axes.grid(alpha=0.3)
+    return figure
