@@ -1,5 +1,6 @@
 # On a machine with only python3 (3.11 or newer), venv and make:
 #   make train   make the environment and train; ALGO= and ARGS= pass through
+#   make demo    make the environment and check what needs no game, in a minute
 #   make test    make the environment and pass the tests
 PYTHON ?= python3
 ALGO ?= dqn
@@ -7,7 +8,7 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train algo test lint format board clean
+.PHONY: train algo demo test lint format board clean
 
 train: algo $(VENV)/.installed
 	@$(RUN) $(ALGO)_atari.py $(ARGS)
@@ -15,6 +16,9 @@ train: algo $(VENV)/.installed
 algo:
 	@test -f $(ALGO)_atari.py || { \
 		echo "make: error: unknown ALGO=$(ALGO): choose one of" *_atari.py | sed 's/_atari.py//g' >&2; exit 2; }
+
+demo: $(VENV)/.installed
+	@$(RUN) regression_demo.py $(ARGS)
 
 test: $(VENV)/.installed-dev
 	@$(VENV)/bin/pytest --numprocesses auto --dist loadfile

@@ -80,10 +80,11 @@ def judge(claim: Claim, first: np.ndarray, second: np.ndarray) -> Verdict:
     margin = first.mean() - second.mean()
     if claim.like:
         margin = math.log10(2) - abs(margin)
-    variances = np.array([first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)])
+    counts = np.array([len(first), len(second)])
+    variances = np.array([first.var(ddof=1), second.var(ddof=1)]) / counts
     if variances.sum() == 0:
         return Verdict(margin, 0.0)
-    freedom = variances.sum() ** 2 / (variances**2 / (len(first) - 1)).sum()
+    freedom = variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
     return Verdict(margin, stats.t.ppf(0.975, freedom) * math.sqrt(variances.sum()))
 
 

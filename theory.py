@@ -194,7 +194,7 @@ def gradient_checks() -> list[Check]:
     return checks
 
 
-def dead_probability(activation: str, p: float, branches: int, correlation: float = 0.0) -> float:
+def dead_probability(activation: str, p: float, branches: int, correlation: float = 0) -> float:
     """Probability that a product is constant if each of its branches is dead with probability p.
 
     A dead tanh or sigmoid sits at either of its ends with probability 1/2 (v1 Section 3):
