@@ -173,10 +173,10 @@ def sweep_figure(cells: dict[Setting, Cell]) -> Figure:
     """
     rows = list(dict.fromkeys((s.optimizer, s.learning_rate) for s in cells))
     columns = list(dict.fromkeys((s.x_range, s.steps) for s in cells))
-    figure = Figure(figsize=(17, 11), layout="constrained")
-    panels = figure.subplots(3, 4, sharex=True, sharey=True).flat
+    figure = Figure(figsize=(15, 10), layout="constrained")
+    *panels, last = figure.subplots(3, 4).flat
     images = {}
-    for axes, claim in zip(panels, CLAIMS, strict=False):
+    for i, (axes, claim) in enumerate(zip(panels, CLAIMS, strict=True)):
         verdicts = {setting: judge_cell(claim, cell) for setting, cell in cells.items()}
         margins = np.full((len(rows), len(columns)), np.nan)
         for setting, verdict in verdicts.items():
@@ -185,17 +185,18 @@ def sweep_figure(cells: dict[Setting, Cell]) -> Figure:
             margins[row, column] = verdict.margin
             if not verdict.clear:
                 axes.plot(column, row, ".", color="0.2", ms=4)
-        scale = 30 if claim.measure == "rank" else 2
+        scale = 10 if claim.measure == "rank" else 2
         images[claim.measure] = axes.imshow(margins, "RdBu", vmin=-scale, vmax=scale, aspect="auto")
         holds = sum(verdict.holds for verdict in verdicts.values())
         axes.set_title(f"{claim.text}\nholds in {holds} of {len(verdicts)}", fontsize=9.5)
         axes.set_yticks(range(len(rows)), [f"{name} {rate:g}" for name, rate in rows])
         labels = [f"{steps} steps, {x_range}" for x_range, steps in columns]
         axes.set_xticks(range(len(columns)), labels, rotation=90, fontsize=8)
-    for axes in panels:
-        axes.set_axis_off()
-    labels = {"mse": "decades of mean squared error", "rank": "units of effective rank"}
-    for measure, image in images.items():
-        label = f"margin in {labels[measure]}; dot: open"
-        figure.colorbar(image, ax=figure.axes[: len(CLAIMS)], label=label, shrink=0.6)
+        axes.tick_params(labelbottom=i >= 8, labelleft=i % 4 == 0)
+    labels = {"mse": "margin, decades of error", "rank": "margin, effective rank"}
+    for at, (measure, image) in enumerate(images.items()):
+        inset = last.inset_axes([0.15 + 0.5 * at, 0, 0.08, 1])
+        figure.colorbar(image, cax=inset, label=labels[measure])
+    last.set_title("blue: holds, red: does not,\ndot: open at 95 %", fontsize=9.5)
+    last.set_axis_off()
     return figure
