@@ -34,9 +34,11 @@ def write_csv(path: Path, rows: list[dict]):
         writer.writerows(rows)
 
 
-def write_summary(folder: Path, figures: dict[str, Figure], tables: dict[str, list[dict]]):
-    """Pictures as PNG, tables as CSV, and both in the TensorBoard run `summary`."""
-    with SummaryWriter(str(folder / "tensorboard" / "summary")) as writer:
+def write_summary(
+    folder: Path, run: str, figures: dict[str, Figure], tables: dict[str, list[dict]]
+):
+    """Pictures as PNG, tables as CSV, and both in the TensorBoard run `run`."""
+    with SummaryWriter(str(folder / "tensorboard" / run)) as writer:
         for name, figure in figures.items():
             canvas = FigureCanvasAgg(figure)
             canvas.print_png(folder / f"{name}.png")
@@ -53,8 +55,9 @@ def write_summary(folder: Path, figures: dict[str, Figure], tables: dict[str, li
 def replacing(folder: Path):
     """A new folder, whose files take their places in `folder` if the block ends well.
 
-    Files of the same name are replaced, and TensorBoard files beside new ones, whose names hold the
-    time. If it does not end well, nothing has changed. UsageError where a file cannot be written.
+    Files of the same name are replaced, each at once, and TensorBoard files beside new ones, whose
+    names hold the time. If the block does not end well, nothing has changed. UsageError where a
+    file cannot be written, or a folder has the name of one.
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     staged = None
@@ -62,8 +65,12 @@ def replacing(folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
         yield staged
-        for new in [path for path in staged.rglob("*") if path.is_file()]:
-            target = folder / new.relative_to(staged)
+        names = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
+        for name in names:
+            if (folder / name).is_dir():
+                raise UsageError(f"--output-dir {folder}: {folder / name} is a folder, not a file")
+        for name in names:
+            new, target = staged / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if new.name.startswith("events.out.tfevents"):
                 for old in target.parent.glob("events.out.tfevents*"):

@@ -57,7 +57,7 @@ class Verdict(NamedTuple):
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves no doubt."""
+        """Whether the interval excludes 0."""
         return abs(self.margin) > self.half_width
 
     def row(self, claim: Claim) -> dict:
@@ -67,14 +67,19 @@ class Verdict(NamedTuple):
             "source": claim.source,
             "margin": self.margin,
             "low": self.margin - self.half_width,
-            "high": self.margin + self.half_width,
+            # Two errors cannot be more alike than equal.
+            "high": min(self.margin + self.half_width, math.log10(2) if claim.like else math.inf),
             "unit": "rank" if claim.measure == "rank" else "decades of error",
             "verdict": ("holds" if self.holds else "fails") if self.clear else "open",
         }
 
 
 def judge(claim: Claim, first: np.ndarray, second: np.ndarray) -> Verdict:
-    """The claim, of two arrays (seeds,) of its measure: difference of means, Welch's interval."""
+    """The claim, of two arrays (seeds,) of its measure: difference of means, Welch's interval.
+
+    Errors are compared by their decadic logarithms; `like` asks by how much their difference is
+    below that of a factor of 2.
+    """
     if claim.measure == "mse":
         first, second = -np.log10(first), -np.log10(second)
     margin = first.mean() - second.mean()

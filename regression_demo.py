@@ -100,7 +100,7 @@ POINTS = 257
 DIVERGED = 1e4
 
 
-def function(x: Tensor) -> Tensor:
+def target(x: Tensor) -> Tensor:
     """The target, v1 Fig. 2."""
     return 10 * torch.sin(7 * x) + 15 * torch.sin(10 * x) + 5 * torch.cos(5 * x)
 
@@ -132,20 +132,20 @@ class Fits(NamedTuple):
     """All seeds of one architecture, at each of the `steps` at which they were measured."""
 
     steps: list[int]
-    mse: Tensor  # (steps, seeds), on POINTS points of the noiseless function
-    rank: Tensor  # (steps, seeds), effective rank of z on these points
+    mse: Tensor  # (steps, seeds), on POINTS points of the noiseless function, at most DIVERGED
+    rank: Tensor  # (steps, seeds), effective rank of z there: 0 if diverged, NaN if not measured
     losses: Tensor  # (gradient steps, seeds), on the training samples before each step
-    y: Tensor  # (seeds, POINTS), the fits after the last step
+    y: Tensor  # (seeds, POINTS), the fits when last measured
 
 
 def train(architecture: Architecture, args: Args, steps: list[int], ranked: bool = True) -> Fits:
     """Train the seeds of an architecture at once up to the last of `steps`; measured at each.
 
     The networks are stacked and mapped over (torch.func); both optimizers work element by element,
-    so each network takes the steps that it would take alone. Without `ranked`, ranks are 0.
+    so each network takes the steps that it would take alone. Without `ranked` no rank is measured.
     """
     x = torch.linspace(args.x_min, args.x_max, args.samples).unsqueeze(1)
-    y = function(x)
+    y = target(x)
     y += args.noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(args.seed))
     points = torch.linspace(args.x_min, args.x_max, POINTS).unsqueeze(1)
 
@@ -165,7 +165,7 @@ def train(architecture: Architecture, args: Args, steps: list[int], ranked: bool
         optimizer = torch.optim.SGD(parameters.values(), args.learning_rate, 0.9, fused=True)
 
     shape = (len(steps), args.seeds)
-    mse, rank = torch.full(shape, DIVERGED), torch.zeros(shape)
+    mse, rank = torch.full(shape, DIVERGED), torch.full(shape, 0.0 if ranked else torch.nan)
     losses = torch.full((steps[-1], args.seeds), torch.nan)
     fits = torch.full((args.seeds, POINTS), torch.nan)
     for step in range(steps[-1] + 1):
@@ -173,7 +173,7 @@ def train(architecture: Architecture, args: Args, steps: list[int], ranked: bool
             with torch.no_grad():
                 fits, z = forward(points)
             at = steps.index(step)
-            error = (fits - function(points)).square().mean((1, 2))
+            error = (fits - target(points)).square().mean((1, 2))
             mse[at] = error.nan_to_num(DIVERGED).clamp(max=DIVERGED)
             for i in range(args.seeds if ranked else 0):
                 rank[at, i] = effective_rank(z[i]) if z[i].isfinite().all() else 0
@@ -216,11 +216,11 @@ def sweep(args: Args) -> dict[Setting, Cell]:
     start = time.monotonic()
     for done, (x_range, optimizer, rate) in enumerate(runs, start=1):
         low, high = RANGES[x_range]
-        own = dataclasses.replace(
+        run_args = dataclasses.replace(
             args, x_min=low, x_max=high, optimizer=optimizer, learning_rate=rate
         )
         for name, architecture in ARCHITECTURES.items():
-            fits = train(architecture, own, STEPS, ranked=name in ranked)
+            fits = train(architecture, run_args, STEPS, ranked=name in ranked)
             for at, steps in enumerate(STEPS):
                 setting = Setting(x_range, optimizer, rate, steps)
                 cells.setdefault(setting, {})[name] = measured(fits, at)
@@ -245,6 +245,11 @@ def table_of_fits(cell: Cell) -> list[dict]:
     return rows
 
 
+def mean_losses(fits: Fits) -> Tensor:
+    """Geometric mean over the seeds of the training loss before each step, (gradient steps,)."""
+    return fits.losses.log().mean(1).exp()
+
+
 def fits_figure(args: Args, all_fits: dict[str, Fits]) -> Figure:
     """The fits of the first seed, the losses and the effective ranks over training."""
     figure = Figure(figsize=(15, 10), layout="constrained")
@@ -254,11 +259,11 @@ def fits_figure(args: Args, all_fits: dict[str, Fits]) -> Figure:
     for i, (name, fits) in enumerate(all_fits.items()):
         axes = figure.add_subplot(grid[i // 4, i % 4])
         axes.plot(x, fits.y[0], color=f"C{i}", lw=3, alpha=0.6, label=f"fit, seed {args.seed}")
-        axes.plot(x, function(x), color="black", lw=0.8, label="y")
+        axes.plot(x, target(x), color="black", lw=0.8, label="y")
         error, title = geometric_mean(measured(fits, -1)["mse"]), ARCHITECTURES[name].title
         axes.set_title(f"{title}: error {error:.2g}", fontsize=10)
         axes.legend(fontsize=7, loc="upper left")
-        losses.plot(fits.losses.log().mean(1).exp(), color=f"C{i}", label=title, lw=1)
+        losses.plot(mean_losses(fits), color=f"C{i}", label=title, lw=1)
         ranks.errorbar(
             fits.steps,
             fits.rank.mean(1),
@@ -285,7 +290,7 @@ def log_curves(folder: Path, args: Args, all_fits: dict[str, Fits]):
     """One TensorBoard run per architecture, so that its charts lie over one another."""
     for name, fits in all_fits.items():
         with SummaryWriter(str(folder / name)) as writer:
-            losses = fits.losses.log().mean(1).exp()
+            losses = mean_losses(fits)
             for step in range(0, args.steps, max(1, args.steps // 200)):
                 writer.add_scalar("losses/mse", losses[step], step)
             for at, step in enumerate(fits.steps):
@@ -338,7 +343,7 @@ def run_sweep(args: Args) -> tuple[dict, dict]:
     """All architectures on the grid: figures, tables."""
     cells = sweep(args)
     points = {name: torch.linspace(*ends, POINTS) for name, ends in RANGES.items()}
-    variances = {name: function(x).var().item() for name, x in points.items()}
+    variances = {name: target(x).var().item() for name, x in points.items()}
     rows = [
         setting._asdict() | row for setting, cell in cells.items() for row in table_of_fits(cell)
     ]
@@ -353,15 +358,18 @@ def main(args: Args) -> int:
     start = time.monotonic()
     if args.sweep:
         figures, tables, fits = *run_sweep(args), {}
+        for name in SWEPT:
+            del config["flags"][name]
+        config["grid"] = {"ranges": RANGES, "learning_rates": LEARNING_RATES, "steps": STEPS}
     else:
         figures, tables, fits = run_demo(args)
     seconds = time.monotonic() - start
     with replacing(Path(args.output_dir)) as folder:
-        write_summary(folder, figures, tables)
+        name = "sweep" if args.sweep else "demo"
+        write_summary(folder, name, figures, tables)
         log_curves(folder / "tensorboard", args, fits)
-        name = "sweep.json" if args.sweep else "demo.json"
         config["seconds"] = round(seconds, 1)
-        (folder / name).write_text(json.dumps(config, indent=2) + "\n")
+        (folder / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in ("fits", "claims", "sweep_claims"):
         if name in tables:
             say(f"\n{as_text(tables[name])}")

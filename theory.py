@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hadamard import HadamardLinear
 
-# Far enough out that tanh and ReLU are exactly constant in float64 and sigmoid is to 1e-17.
+# Far enough out that tanh and ReLU are exactly constant in float64 and sigmoid is to 1e-25.
 SATURATED = 60.0
 CONSTANT = 1e-12  # a unit that varies by no more over the samples is constant
 UNITS = 100_000  # drawn per probability
@@ -63,7 +63,8 @@ def trained_network(activation: str, branches: int) -> tuple[HadamardLinear, nn.
     """A network (4 -> 64 -> 3), 200 steps of Adam on a smooth target, and its inputs (256, 4).
 
     Each branch of each unit starts saturated with probability 1/2, at either end; no gradient
-    reaches its parameters, so it stays there, while the weights that read it are trained.
+    reaches its parameters, so it stays there, while the weights that read it are trained. Seeds
+    torch's global generator.
     """
     torch.manual_seed(0)
     x = torch.rand(256, 4, dtype=torch.float64) * 2 - 1
@@ -125,9 +126,9 @@ def gradient_factors(
 ) -> tuple[float, float]:
     """What branch 1, held at pre-activation `at`, does to the gradients, by autograd.
 
-    The first: dL/db_1 divided by the same with f' = 1. The second: dL/dA_2 divided by its value in
-    a layer in which branch 1 is replaced by the constant 1 (product) or 0 (sum). L is a random
-    linear function of z; further branches are live.
+    The first: dL/db_1 divided by the same with f' = 1. The second: dL/dA of the other branches,
+    which are live, divided by its value in a layer of these alone. L is a random linear function of
+    z. Seeds torch's global generator.
     """
     torch.manual_seed(0)
     width, inputs = 32, torch.randn(512, 8, dtype=torch.float64)
@@ -149,7 +150,7 @@ def gradient_factors(
     full = (upstream * z.detach() if combine == "product" else upstream).sum(0)
     return (
         _ratio(layer.bias.grad[:width], full),
-        _ratio(layer.weight.grad[width : 2 * width], rest.weight.grad[:width]),
+        _ratio(layer.weight.grad[width:], rest.weight.grad),
     )
 
 
@@ -190,8 +191,23 @@ def gradient_checks() -> list[Check]:
         checks.append(Check("gradients", name, "gradient of branch 1", derivative(at), own, 1e-9))
         if branches > 1:
             expected = f(at) if combine == "product" else 1.0
-            checks.append(Check("gradients", name, "gradient of branch 2", expected, other, 1e-9))
+            what = "gradient of the other" + "s" * (branches > 2)
+            checks.append(Check("gradients", name, what, expected, other, 1e-9))
+    for activation, levels in LEVELS.items():
+        name = f"{layer_name(activation, 2)}, both branches at f({-SATURATED:g}) = {levels[0]:g}"
+        largest = largest_gradient(activation)
+        checks.append(Check("gradients", name, "largest gradient of either", 0.0, largest, 1e-9))
     return checks
+
+
+def largest_gradient(activation: str) -> float:
+    """The largest |dL/dA| of a product whose two branches are saturated at their lower ends."""
+    torch.manual_seed(0)
+    layer = HadamardLinear(8, 32, activation, 2).double()
+    with torch.no_grad():
+        layer.bias.fill_(-SATURATED)
+    layer(torch.randn(512, 8, dtype=torch.float64)).sum().backward()
+    return layer.weight.grad.abs().max().item()
 
 
 def dead_probability(activation: str, p: float, branches: int, correlation: float = 0) -> float:

@@ -62,6 +62,14 @@ def test_a_block_that_fails_changes_nothing(tmp_path, problem):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_is_replaced(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UsageError, match="b is a folder"), replacing(tmp_path) as new:
+        [(new / name).write_text("new") for name in "abc"]
+    assert files(tmp_path) == {"a": b"old"}
+
+
 def test_text_has_a_header_and_aligned_columns():
     assert as_text(ROWS).splitlines() == [
         "name  value  count",
@@ -73,14 +81,14 @@ def test_text_has_a_header_and_aligned_columns():
 def test_summary_holds_pictures_and_tables(tmp_path, events):
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1])
-    write_summary(tmp_path, {"line": figure}, {"rows": ROWS})
+    write_summary(tmp_path, "all", {"line": figure}, {"rows": ROWS})
     assert (tmp_path / "line.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "rows.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
     assert [(row["name"], float(row["value"]), int(row["count"])) for row in read] == [
         tuple(row.values()) for row in ROWS
     ]
-    log = events(tmp_path / "tensorboard" / "summary")
+    log = events(tmp_path / "tensorboard" / "all")
     image = log.Images("line")[0]
     assert (image.width, image.height) == tuple(np.array(figure.get_size_inches() * 100, int))
     text = log.Tensors("rows/text_summary")[0].tensor_proto.string_val[0].decode()

@@ -56,6 +56,12 @@ def test_alike_means_within_a_factor_of_two(first, second, holds, clear):
     assert (verdict.holds, verdict.clear) == (holds, clear)
 
 
+def test_no_two_errors_are_more_alike_than_equal():
+    row = judge(LIKE, np.array([0.1, 1.0, 10.0]), np.array([1.0, 1.1, 0.9])).row(LIKE)
+    assert row["high"] == math.log10(2)
+    assert row["verdict"] == "open"
+
+
 def test_seeds_that_agree_exactly_leave_no_doubt_and_a_tie_does_not_hold():
     assert judge(RANK, np.full(5, 7.0), np.full(5, 6.0)) == (1.0, 0.0)
     assert judge(RANK, np.full(5, 7.0), np.full(5, 6.0)).clear
