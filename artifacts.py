@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -46,39 +48,52 @@ def write_summary(
             writer.add_image(name, pixels, dataformats="HWC")
         for name, rows in tables.items():
             write_csv(folder / f"{name}.csv", rows)
-            lines = ["|".join(map(str, row.values())) for row in rows]
+            # A bar would end a cell of the table.
+            lines = [
+                "|".join(str(cell).replace("|", "&#124;") for cell in row.values()) for row in rows
+            ]
             head = "|".join(rows[0]) + "\n" + "|".join("-" * len(rows[0]))
             writer.add_text(name, head + "\n" + "\n".join(lines))
 
 
 @contextlib.contextmanager
-def replacing(folder: Path):
+def replacing(folder: Path, names: tuple[str, ...]):
     """A new folder, whose files take their places in `folder` if the block ends well.
 
-    Files of the same name are replaced, each at once, and TensorBoard files beside new ones, whose
-    names hold the time. If the block does not end well, nothing has changed. UsageError where a
-    file cannot be written, or a folder has the name of one.
+    `names` are the files and, with a slash at the end, the folders that will be written. They are
+    replaced each at once, and TensorBoard files beside new ones, whose names hold the time. If the
+    block does not end well, also by SIGTERM, nothing has changed. UsageError, at the start where it
+    can be known there, if something cannot be written.
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     staged = None
+    ended = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+        for name in names:
+            target = folder / name
+            if target.exists() and target.is_dir() != name.endswith("/"):
+                kind = "file" if target.is_file() else "folder"
+                raise UsageError(
+                    f"{target} is a {kind} and in the way: remove it, or choose another "
+                    "--output-dir"
+                )
         yield staged
-        names = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
-        for name in names:
-            if (folder / name).is_dir():
-                raise UsageError(f"--output-dir {folder}: {folder / name} is a folder, not a file")
-        for name in names:
-            new, target = staged / name, folder / name
+        for new in [path for path in staged.rglob("*") if path.is_file()]:
+            target = folder / new.relative_to(staged)
             target.parent.mkdir(parents=True, exist_ok=True)
             if new.name.startswith("events.out.tfevents"):
                 for old in target.parent.glob("events.out.tfevents*"):
                     old.unlink()
             new.replace(target)
     except OSError as problem:
-        raise UsageError(f"--output-dir {folder}: {problem.strerror or problem}") from None
+        reason = problem.strerror or problem
+        raise UsageError(
+            f"--output-dir {folder}: {reason}; choose a folder one can write to"
+        ) from None
     finally:
+        signal.signal(signal.SIGTERM, ended)
         if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
         for parent in made:

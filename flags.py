@@ -31,6 +31,9 @@ def launch(main, args_class):
     A `UsageError`, a flag that does not parse and memory that runs out end in one line on stderr
     and status 2.
     """
+    for stream in (sys.stdout, sys.stderr):  # where the terminal knows only ASCII
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         with taking_memory("this run: choose smaller batches or a smaller network"):
             sys.exit(main(parse_flags(args_class)))
@@ -87,7 +90,8 @@ def _plain(complaint: str, args_class) -> str:
         if similar:
             return f"{complaint} (did you mean {similar[0]}?)"
         if unknown.lower() in ("true", "false", "yes", "no", "on", "off", "0", "1"):
-            return f"{complaint} (--layer-norm and --no-layer-norm and the like take no value)"
+            switches = [name for name, kind in types.items() if kind in ("bool", str(bool))]
+            return f"{complaint} ({switches[0]} and the like take no value)"
     return complaint
 
 
@@ -153,6 +157,8 @@ def check_shared_flags(args):
 def check_folder(args, name: str):
     """UsageError for a flag that names no folder that is there or can be made; none is made."""
     value = getattr(args, name)
+    if not value.isprintable():
+        raise UsageError(f"{flag(name)} {value!r} is no name that can be written in UTF-8")
     if not value:
         raise UsageError(f"{flag(name)} is empty: it must be a folder, such as runs")
     parent = Path(value).absolute()

@@ -280,7 +280,8 @@ def fits_figure(args: Args, all_fits: dict[str, Fits]) -> Figure:
         axes.grid(alpha=0.3)
     figure.suptitle(
         f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x on [{args.x_min:g}, {args.x_max:g}]: {args.steps} "
-        f"steps of {args.optimizer}, learning rate {args.learning_rate:g}, {args.samples} samples; "
+        f"steps of {args.optimizer}, learning rate {args.learning_rate:g}, {args.samples} samples, "
+        f"noise {args.noise:g}, init {args.init}; "
         f"error: mean squared, geometric mean of {seeds}"
     )
     return figure
@@ -302,12 +303,12 @@ def log_curves(folder: Path, args: Args, all_fits: dict[str, Fits]):
 def check(args: Args):
     """UsageError for a bad flag, before anything is touched."""
     require(args, "between 2 and 1000", lambda value: 2 <= value <= 1000, "seeds")
-    require(args, "between 0 and 1e9", lambda value: 0 <= value <= 1e9, "seed")
+    require(args, "between 0 and 1,000,000,000", lambda value: 0 <= value <= 1e9, "seed")
     require(args, "between -1000 and 1000", lambda value: abs(value) <= 1000, "x_min", "x_max")
-    require(args, "between 2 and 1e6", lambda value: 2 <= value <= 1e6, "samples")
+    require(args, "between 2 and 1,000,000", lambda value: 2 <= value <= 1e6, "samples")
     require(args, "at least 0", lambda value: value >= 0, "noise")
     require(args, "above 0", lambda value: value > 0, "learning_rate")
-    require(args, "between 1 and 1e7", lambda value: 1 <= value <= 1e7, "steps")
+    require(args, "between 1 and 10,000,000", lambda value: 1 <= value <= 1e7, "steps")
     if args.x_min >= args.x_max:
         raise UsageError(f"--x-min {args.x_min} must be below --x-max {args.x_max}")
     require_one_of(args, "optimizer", LEARNING_RATES)
@@ -316,6 +317,9 @@ def check(args: Args):
     # Twelve tensors of 200 units, three layers deep, per sample and network.
     each = args.seeds * 12 * 200 * 4
     require_memory(f"--samples {args.samples}", args.samples, each, torch.device("cpu"))
+    # The losses of every step, of all architectures.
+    each = 4 * args.seeds * len(ARCHITECTURES)
+    require_memory(f"--steps {args.steps}", args.steps, each, torch.device("cpu"))
     for field in dataclasses.fields(args):
         if args.sweep and field.name in SWEPT and getattr(args, field.name) != field.default:
             raise UsageError(f"--sweep sets {flag(field.name)} itself: leave it out")
@@ -351,30 +355,37 @@ def run_sweep(args: Args) -> tuple[dict, dict]:
     return {"sweep": sweep_figure(cells)}, tables
 
 
+OUTPUTS = {
+    "demo": ("fits.png", "dying.png", "fits.csv", "claims.csv", "theory.csv", "demo.json"),
+    "sweep": ("sweep.png", "sweep_fits.csv", "sweep_claims.csv", "sweep.json"),
+}
+
+
 def main(args: Args) -> int:
     """0, or 1 if a line of the theory does not hold."""
     check(args)
     config = provenance(args)
     start = time.monotonic()
-    if args.sweep:
-        figures, tables, fits = *run_sweep(args), {}
-        for name in SWEPT:
-            del config["flags"][name]
-        config["grid"] = {"ranges": RANGES, "learning_rates": LEARNING_RATES, "steps": STEPS}
-    else:
-        figures, tables, fits = run_demo(args)
-    seconds = time.monotonic() - start
-    with replacing(Path(args.output_dir)) as folder:
-        name = "sweep" if args.sweep else "demo"
+    name = "sweep" if args.sweep else "demo"
+    with replacing(Path(args.output_dir), (*OUTPUTS[name], "tensorboard/")) as folder:
+        if args.sweep:
+            figures, tables, fits = *run_sweep(args), {}
+            for swept in SWEPT:
+                del config["flags"][swept]
+            config["grid"] = {"ranges": RANGES, "learning_rates": LEARNING_RATES, "steps": STEPS}
+        else:
+            figures, tables, fits = run_demo(args)
         write_summary(folder, name, figures, tables)
         log_curves(folder / "tensorboard", args, fits)
+        seconds = time.monotonic() - start
         config["seconds"] = round(seconds, 1)
         (folder / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n")
-    for name in ("fits", "claims", "sweep_claims"):
-        if name in tables:
-            say(f"\n{as_text(tables[name])}")
-    names = [f"{name}.png" for name in figures] + [f"{name}.csv" for name in tables]
-    say(f"\n{seconds:.0f} s; in {args.output_dir}: {', '.join(names)}, tensorboard/")
+    for table in ("fits", "claims", "sweep_claims"):
+        if table in tables:
+            say(f"\n{as_text(tables[table])}")
+    if any((own.mse[-1] == DIVERGED).any() for own in fits.values()):
+        say(f"\nsome networks have diverged: they count with an error of {DIVERGED:,.0f}, rank 0")
+    say(f"\n{seconds:.0f} s; in {args.output_dir}: {', '.join(OUTPUTS[name])}, tensorboard/")
     return 0 if all(row["holds"] for row in tables.get("theory", ())) else 1
 
 

@@ -243,7 +243,7 @@ def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path, number):
     assert process.stdout.readline().startswith("part")  # the theory; training comes next
     process.send_signal(number)
     _, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert process.returncode == 128 + number
     assert err == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -261,6 +261,10 @@ def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path, number):
         (["--learning-rate", "0"], "--learning-rate must be above 0"),
         (["--learning-rate", "inf"], "--learning-rate must be above 0 and below 1e18"),
         (["--steps", "0"], "--steps must be between 1"),
+        (["--steps", "10000000", "--seeds", "1000"], "--steps 10000000 needs .* GB"),
+        (["--output-dir", "/proc/x"], "--output-dir /proc/x: .*; choose a folder one can write to"),
+        (["--output-dir", "bad\udcff"], "is no name that can be written in UTF-8"),
+        (["--sweep", "true"], r"Unrecognized options: true \(--sweep and the like take no value\)"),
         (["--steps", "ten"], "--steps must be a whole number"),
         (["--optimizer", "adm"], "unknown --optimizer 'adm': choose one of adam, sgd"),
         (["--init", "zeros"], "unknown --init 'zeros': choose one of torch, orthogonal"),
@@ -272,6 +276,16 @@ def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path, number):
 )
 def test_bad_flags_end_in_one_line(refused, flags, message):
     refused(demo, flags, message)
+
+
+def test_what_is_in_the_way_is_refused_before_anything_is_trained(refused, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    (folder / "tensorboard").write_text("")
+    refused(demo, ["--output-dir", str(folder)], "tensorboard is a file and in the way: remove it")
+    (folder / "tensorboard").unlink()
+    (folder / "claims.csv").mkdir()
+    refused(demo, ["--output-dir", str(folder)], "claims.csv is a folder and in the way: remove it")
+    assert [path.name for path in folder.iterdir()] == ["claims.csv"]
 
 
 def test_every_flag_of_the_grid_is_refused_beside_sweep():
