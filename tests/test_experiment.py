@@ -72,7 +72,10 @@ BAD_FLAGS = [
     (["--activaton=relu"], r"--activaton=relu \(did you mean --activation\?\)"),
     (["--env-idd", "Pong"], r"Unrecognized options: --env-idd, Pong \(did you mean --env-id\?\)"),
     (["--device", "cpu", "--seed"], r"Missing value for argument '--seed'"),
-    (["--layer-norm", "True"], r"Unrecognized options: True \(--[\w-]+ and the like take no value\)"),
+    (
+        ["--layer-norm", "True"],
+        r"Unrecognized options: True \(--[\w-]+ and the like take no value\)",
+    ),
 ]
 
 
