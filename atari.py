@@ -21,6 +21,8 @@ FRAME_SKIP = 4
 # is seeded anew at its end once its log has grown past this many agent steps: playing the log back
 # stays short, and the 0.1 s of a seeded reset stay rare.
 RESEED_AFTER = 10_000
+# Arrays, one element or obs per game, that hold what the emulator does not know of a game.
+SAVED = ("obs", "seeds", "reseeds", "log_lengths", "press_fire", "returns", "lengths", "game_start")
 
 
 def resolve_game(env_id: str) -> str:
@@ -117,8 +119,9 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         meanings = list(self._games.ale.get_action_set())
         self._fire = meanings.index(Action.FIRE) if Action.FIRE in meanings else None
         self._max_steps = max_episode_frames // FRAME_SKIP
-        self._seed = seed
+        self._seed, self._sticky = seed, sticky_actions
         self._was_reset = False
+        self._obs = None  # the newest
         self._press_fire = np.zeros(num_envs, dtype=bool)
         self._returns = np.zeros(num_envs, dtype=np.float64)
         self._lengths = np.zeros(num_envs, dtype=np.int64)
@@ -155,6 +158,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         self._returns[:] = 0
         self._lengths[:] = 0
         self._game_start[:] = self._game_starts(infos)
+        self._obs = obs
         return obs, {"lives": infos["lives"]}
 
     def step(self, actions: np.ndarray):
@@ -201,6 +205,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
                 obs, ale_infos = self._reseed(reseed)
                 infos["lives"] = ale_infos["lives"]
             self._game_start[game_over] = self._game_starts(ale_infos)[game_over]
+        self._obs = obs
         rewards = np.clip(raw_rewards, -1, 1).astype(np.float32)
         return obs, rewards, terminations, truncations, infos
 
@@ -234,6 +239,64 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         self._draw_seeds(np.flatnonzero(mask))
         self._log_lengths[mask] = 0
         return self._games.reset(seed=self._seeds[mask].copy(), options={"reset_mask": mask})
+
+    def state_dict(self) -> dict:
+        """Everything from which `load_state_dict` brings the games back: a copy, small arrays.
+
+        The emulator's own state is not in it, but the seed of each game and the actions since.
+        """
+        if not self._was_reset:
+            raise RuntimeError("call reset() before state_dict()")
+        lengths = self._log_lengths
+        actions = [self._log[i, :length] for i, length in enumerate(lengths)]
+        state = {name: getattr(self, f"_{name}").copy() for name in SAVED}
+        return self._same() | state | {"seed": self._seed, "actions": np.concatenate(actions)}
+
+    def _same(self) -> dict:
+        """What has to be the same where games are saved and where they are loaded."""
+        return {
+            "game": self.game,
+            "num_envs": self.num_envs,
+            "sticky_actions": self._sticky,
+            "max_steps": self._max_steps,
+        }
+
+    def load_state_dict(self, state: dict) -> np.ndarray:
+        """Go on exactly where `state_dict` was taken: the obs (num_envs, 4, 84, 84) of that moment.
+
+        Plays the logged actions back, at the speed of the emulator: at most some ten thousand steps
+        of each game. Raises ValueError, naming what differs, for the state of another game, number
+        of envs or sticky_actions, and where the games do not come back to the same obs.
+        """
+        for name, value in self._same().items():
+            if state[name] != value:
+                raise ValueError(
+                    f"{name} was {state[name]!r} where the games were saved, not {value!r}"
+                )
+        for name in SAVED:
+            setattr(self, f"_{name}", np.array(state[name]))
+        self._seed, self._was_reset = state["seed"], True
+
+        # Shorter logs start later, so that all end together. A game that has not started plays
+        # anything: it is reset when it does.
+        last = int(self._log_lengths.max())
+        starts = last - self._log_lengths
+        played = np.zeros((last, self.num_envs), dtype=np.int64)
+        logs = np.split(np.asarray(state["actions"]), np.cumsum(self._log_lengths)[:-1])
+        for i, log in enumerate(logs):
+            self._log[i, : len(log)] = log
+            played[starts[i] :, i] = log
+        obs, _ = self._games.reset(seed=self._seeds.copy())
+        for t in range(last + 1):
+            starting = starts == t
+            if t > 0 and starting.any():
+                seeds = self._seeds[starting].copy()
+                obs, _ = self._games.reset(seed=seeds, options={"reset_mask": starting})
+            if t < last:
+                obs = self._games.step(played[t])[0]
+        if not np.array_equal(obs, self._obs):
+            raise ValueError("the games did not come back: was another ale-py in use?")
+        return obs
 
     def close_extras(self, **kwargs):
         self._games.close()
