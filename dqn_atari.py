@@ -9,19 +9,19 @@ memory, loss, training loop; the layer, the measures, the games and the run fold
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atari import AtariEnvs
-from experiment import Run, announce_games, pick_device, require_memory
+from device import pick_device
+from experiment import Run, make_games
 from flags import UsageError, check_shared_flags, launch, require, taking_memory
 from hadamard import HadamardConv2d, HadamardLinear, init_parameters
+from replay import Batch, ReplayBuffer
+from runfolder import take_up
 
-FRAME = (84, 84)
 LOSSES = ("td_loss", "q_values")
 LOG_EVERY = 1_000  # agent steps between two points of the loss curves
 
@@ -95,6 +95,10 @@ class Args:
     """where the run folder is made"""
     track: bool = False
     """mirror TensorBoard to Weights & Biases, if installed"""
+    checkpoint_every: float = 10.0
+    """minutes between two checkpoints, from which the run can go on"""
+    resume: str = ""
+    """folder of a run to go on with, by its own flags; auto: the unfinished run of these flags"""
 
 
 def check(args: Args):
@@ -163,125 +167,6 @@ class QNetwork(nn.Module):
         return self.head(z)
 
 
-class Batch(NamedTuple):
-    """Transitions drawn from the replay memory; obs are uint8 (batch, 4, 84, 84)."""
-
-    obs: Tensor
-    actions: Tensor  # int64 (batch,)
-    rewards: Tensor  # float32 (batch,)
-    next_obs: Tensor  # not to be used where the game ended
-    terminations: Tensor  # float32 (batch,), 1 where the bootstrap ends
-
-
-class ReplayBuffer:
-    """Replay memory that keeps one frame per transition and rebuilds the stacks when sampling.
-
-    A ring of rows, one per vector step: row t holds the newest frame of obs t and the action,
-    reward and termination of the step from obs t to obs t + 1, of each env. Stacks are read off the
-    rows before, with zeros before the start of a game. The last frame of a truncated game, which
-    no later row holds, lies beside. `capacity` transitions (rounded up to a
-    multiple of num_envs) take 7,064 bytes each; memory is touched only as it fills.
-
-    Raises UsageError, before taking any, if the free memory of the device cannot hold it.
-    """
-
-    def __init__(self, capacity: int, num_envs: int, device: torch.device | str = "cpu"):
-        self.device = torch.device(device)
-        self.num_envs = num_envs
-        self.capacity = -(-capacity // num_envs)  # in rows
-        # One more row for the newest frame, and three for the stacks of the oldest transitions.
-        self.rows = self.capacity + 4
-        pixels = FRAME[0] * FRAME[1]
-        bytes_each = pixels + 1 + 4 + 1 + 1 + 1
-        what = f"--buffer-size {capacity}"
-        require_memory(what, self.rows * num_envs, bytes_each, self.device)
-        shape = (self.rows, num_envs)
-        with taking_memory(f"the {bytes_each * self.rows * num_envs / 1e9:.1f} GB of {what}"):
-            self.frames = torch.empty(*shape, *FRAME, dtype=torch.uint8, device=self.device)
-            self.actions = torch.empty(shape, dtype=torch.uint8, device=self.device)
-            self.rewards = torch.empty(shape, dtype=torch.float32, device=self.device)
-            self.terminations = torch.empty(shape, dtype=torch.bool, device=self.device)
-            # Frames of the same game before this one, as far as a stack can see: 0 to 3.
-            self.history = torch.empty(shape, dtype=torch.uint8, device=self.device)
-            # The frame after this one is in `final_frames`, not in the next row.
-            self.truncated = torch.empty(shape, dtype=torch.bool, device=self.device)
-        self.final_frames: dict[int, Tensor] = {}  # by row * num_envs + env
-        self.position = 0  # the row of the newest frame
-        self.size = 0  # rows whose transitions are complete
-
-    def __len__(self) -> int:
-        """Transitions that can be sampled."""
-        return self.size * self.num_envs
-
-    def start(self, obs: np.ndarray):
-        """Take the first obs (num_envs, 4, 84, 84) after a reset of all games."""
-        self.position = self.size = 0
-        self.final_frames.clear()
-        self.frames[0] = torch.from_numpy(obs[:, -1])
-        self.history[0] = 0
-
-    def add(
-        self,
-        next_obs: np.ndarray,
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        terminations: np.ndarray,
-        game_over: np.ndarray,
-        final_obs: np.ndarray | None = None,
-    ):
-        """Store the step that led to next_obs, of each env; all arrays (num_envs, ...).
-
-        `game_over` says that next_obs is the first of a new game; `final_obs` then holds the last
-        obs of each truncated game and None elsewhere.
-        """
-        row, following = self.position, (self.position + 1) % self.rows
-        self.actions[row] = torch.from_numpy(actions)
-        self.rewards[row] = torch.from_numpy(rewards)
-        self.terminations[row] = torch.from_numpy(terminations)
-        self.truncated[row] = False
-        for env in range(self.num_envs if self.final_frames or final_obs is not None else 0):
-            self.final_frames.pop(row * self.num_envs + env, None)
-            if final_obs is not None and final_obs[env] is not None:
-                frame = torch.from_numpy(final_obs[env][-1].copy()).to(self.device)
-                self.final_frames[row * self.num_envs + env] = frame
-                self.truncated[row, env] = True
-        self.frames[following] = torch.from_numpy(next_obs[:, -1])
-        history = (self.history[row] + 1).clamp(max=3)
-        self.history[following] = history * torch.from_numpy(~game_over).to(self.device)
-        self.position = following
-        self.size = min(self.size + 1, self.capacity)
-
-    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
-        """Draw transitions uniformly, with replacement."""
-        index = torch.randint(len(self), (batch_size,), generator=generator, device=self.device)
-        return self.transitions(index)
-
-    def newest_obs(self, count: int) -> Tensor:
-        """The obs of the newest `count` transitions, uint8 (count, 4, 84, 84), newest first."""
-        return self.transitions(torch.arange(count, device=self.device)).obs
-
-    def transitions(self, index: Tensor) -> Batch:
-        """The transitions with these numbers (batch,), counted from the newest of env 0 back."""
-        rows, envs = self.position - 1 - index // self.num_envs, index % self.num_envs
-        rows = rows % self.rows
-        # Five frames serve both obs (the first four) and next_obs (the last four).
-        offsets = torch.arange(-3, 2, device=self.device)
-        at = (rows.unsqueeze(1) + offsets) % self.rows * self.num_envs + envs.unsqueeze(1)
-        frames = self.frames.view(-1, *FRAME).index_select(0, at.flatten()).view(-1, 5, *FRAME)
-        here = rows * self.num_envs + envs
-        frames *= (-offsets <= self.history.view(-1)[here].unsqueeze(1))[:, :, None, None]
-        if self.final_frames:
-            for k in torch.nonzero(self.truncated.view(-1)[here]).flatten().tolist():
-                frames[k, 4] = self.final_frames[int(here[k])]
-        return Batch(
-            frames[:, :4],
-            self.actions.view(-1)[here].long(),
-            self.rewards.view(-1)[here],
-            frames[:, 1:],
-            self.terminations.view(-1)[here].float(),
-        )
-
-
 def linear_schedule(start: float, end: float, duration: float, step: int) -> float:
     """From start to end over `duration` steps, then constant."""
     return start + (end - start) * min(step / duration, 1.0)
@@ -345,21 +230,16 @@ def act(
 
 
 def main(args: Args) -> int:
+    args = take_up(args, "dqn")
+    if args is None:
+        return 0
     check(args)
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
     sampling = torch.Generator(device).manual_seed(args.seed)
-    announce_games(args.num_envs)
-    envs = AtariEnvs(
-        args.env_id,
-        args.num_envs,
-        args.seed,
-        sticky_actions=args.sticky_actions,
-        num_threads=args.env_threads,
-    )
-    obs, _ = envs.reset()
+    envs, obs = make_games(args)
     num_actions = int(envs.single_action_space.n)
     with taking_memory("this network: choose smaller --latent-dim or --branches"):
         q_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
@@ -369,11 +249,30 @@ def main(args: Args) -> int:
         q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True
     )
 
+    step = 0
+    buffer.start(obs)
+    losses, q_means = [], []  # since they were last logged
+
+    parts = {  # of a checkpoint
+        "q_network": q_network,
+        "target_network": target_network,
+        "optimizer": optimizer,
+        "exploring": rng,
+        "sampling": sampling,
+        "games": envs,
+        "buffer": buffer,
+        "losses": lambda: losses,
+        "q_means": lambda: q_means,
+    }
     with Run(args, "dqn", q_network, LOSSES) as run:
-        step = 0
-        buffer.start(obs)
-        losses, q_means = [], []
+        if (saved := run.resume(parts, buffer)) is not None:
+            step, obs = saved["step"], saved["games"]["obs"].numpy()
+            losses, q_means = (
+                [x.to(device) for x in saved[name]] for name in ("losses", "q_means")
+            )
         while step < args.total_timesteps and run.stopped is None:
+            run.checkpoint(step, parts, buffer)
+
             # 1. act
             duration = args.exploration_fraction * args.total_timesteps
             epsilon = linear_schedule(args.start_e, args.end_e, duration, step)
@@ -411,7 +310,7 @@ def main(args: Args) -> int:
             if measured and len(buffer) >= args.metrics_samples:
                 newest = buffer.newest_obs(args.metrics_samples)
                 run.representation(step, newest, q_network.head)
-        status = run.finish(step)
+        status = run.finish(step, parts, buffer)
     envs.close()
     return status
 

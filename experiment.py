@@ -7,103 +7,48 @@ steps; one agent step is 4 emulator frames.
 
 import collections
 import contextlib
-import ctypes
-import dataclasses
 import datetime
-import importlib.metadata
-import json
 import math
-import os
-import platform
-import re
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from atari import game_title, resolve_game
-from flags import UsageError, variant_name
+from atari import AtariEnvs
+from board import Board, describe_run
+from checkpoint import Checkpoints, capture, restore, tensors, written_whole
+from device import require_memory
+from flags import UsageError, say
 from metrics import MEASURES, kde_figure, measure_representation
+from runfolder import describe, lock, resumed_config, write_json
 
 FRAMES = (4, 84, 84)  # of an observation
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
 FIGURE_EVERY = 10
 # Seconds between two lines when the progress goes to a file instead of a terminal.
 LINE_EVERY = 30.0
+# Exit status of a run that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h.
+RESUME_ME = 75
 
 
-def say(text: str, file=None):
-    """Print at once; a reader that has gone away (a closed pipe or terminal) ends no run."""
-    with contextlib.suppress(OSError):
-        print(text, file=file or sys.stdout, flush=True)
-
-
-def announce_games(num_envs: int):
-    """Say that many games are being made and seeded, which takes up to 0.2 s each."""
-    if num_envs >= 16:
-        say(
-            f"making {num_envs} games: up to {0.2 * num_envs:.0f} s, of which Ctrl-C waits for half"
-        )
-
-
-def pick_device(name: str) -> torch.device:
-    """The device for auto, cpu or cuda; on the CPU, freed memory is kept for the next update."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu" and platform.libc_ver()[0] == "glibc":
-        # By default glibc returns buffers above 128 kB to the system when they are freed and pays
-        # for fresh pages at the next update: up to half the time of a training step.
-        libc = ctypes.CDLL(None)
-        m_trim_threshold, m_mmap_threshold = -1, -3  # names and values from malloc.h
-        libc.mallopt(m_mmap_threshold, 2**30)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-    return torch.device(name)
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that can still be taken on the device; inf where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = math.inf
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(line for line in lines if line.startswith("MemAvailable"))
-        free = int(available.split()[1]) * 1024
-    # Containers and batch systems limit a job's control group or one above it.
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        group = next(line[3:] for line in lines if line.startswith("0::"))
-        folder = Path("/sys/fs/cgroup") / group.strip("/")
-        for level in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # ValueError: no limit, "max"
-                limit = int((level / "memory.max").read_text())
-                counts = dict(line.split() for line in (level / "memory.stat").open())
-                used = int((level / "memory.current").read_text())
-                # Page cache counts as used, though the system drops it when memory is short.
-                free = min(free, limit - used + int(counts["inactive_file"]))
-    return free
-
-
-def require_memory(what: str, count: int, bytes_each: int, device: torch.device):
-    """UsageError, before any is taken, if the device has not the memory for `count` of something.
-
-    `what` names it, with the flag that asks for that many.
-    """
-    needed, free = count * bytes_each, free_memory(device)
-    if needed > 0.95 * free:
-        raise UsageError(
-            f"{what} needs {needed / 1e9:.1f} GB of memory on {device} and {free / 1e9:.1f} GB are "
-            f"free: choose at most {int(0.9 * free / bytes_each)}"
-        )
+def make_games(args) -> tuple[AtariEnvs, np.ndarray]:
+    """The games that the flags ask for, and their first obs (num_envs, 4, 84, 84)."""
+    if args.num_envs >= 16:
+        most = 0.2 * args.num_envs  # seconds, for making and seeding
+        say(f"making {args.num_envs} games: up to {most:.0f} s, of which Ctrl-C waits for half")
+    envs = AtariEnvs(
+        args.env_id,
+        args.num_envs,
+        args.seed,
+        sticky_actions=args.sticky_actions,
+        num_threads=args.env_threads,
+    )
+    return envs, envs.reset()[0]
 
 
 @torch.no_grad()
@@ -149,66 +94,29 @@ class RecentObs:
         rows = torch.arange(self.seen - len(newest), self.seen, device=obs.device) % count
         self.frames[rows] = newest
 
+    def state_dict(self) -> dict:
+        """For a checkpoint; nothing is copied."""
+        return {"frames": self.frames, "seen": self.seen}
+
+    def load_state_dict(self, state: dict):
+        self.frames.copy_(state["frames"])
+        self.seen = state["seen"]
+
     def newest(self) -> torch.Tensor | None:
         """All of them, oldest first; None until there are as many."""
         count = len(self.frames)
         return self.frames.roll(-(self.seen % count), 0) if self.seen >= count else None
 
 
-def diverged(what: str, step: int) -> UsageError:
-    """The error of a run of which `what`, a weight or what came of them, is not finite."""
-    return UsageError(f"diverged: {what} at step {step}; try a smaller --learning-rate")
-
-
-def provenance(args) -> dict:
-    """What decides a result: flags, command, commit, machine, versions."""
-
-    def git(*command):
-        folder = Path(__file__).parent
-        with contextlib.suppress(OSError):
-            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True)
-            return done.stdout.strip() if done.returncode == 0 else None
-        return None
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    requirements = (Path(__file__).parent / "requirements.txt").read_text()
-    libraries = re.findall(r"^([\w-]+)==", requirements, flags=re.MULTILINE)
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    return {
-        "flags": dataclasses.asdict(args),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_has_changes": None if changes is None else bool(changes),
-        "processor": f"{processor}, {os.cpu_count()} cores",
-        "torch_threads": torch.get_num_threads(),  # sums depend on it in their last bits
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in libraries},
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
-    """What decides a run, for `config.json`."""
-    return {
-        "algorithm": algorithm,
-        "game": game_title(resolve_game(args.env_id)),
-        "variant": variant_name(args),
-        "num_parameters": num_parameters,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-    } | provenance(args)
-
-
 class Run:
     """The outside of one training run; a context manager that leaves its files complete.
 
-    Makes the folder `{runs_dir}/{Game}__{algorithm}__{variant}__s{seed}__{time}`. `losses` are the
-    tags below losses/ that the script will write, for the layout of the charts. SIGINT, SIGTERM and
-    SIGHUP only set `stopped`, for the loop to end at a safe point; a second SIGINT ends at once.
+    Makes the folder `{runs_dir}/{Game}__{algorithm}__{variant}__s{seed}__{time}`, or takes up the
+    one that --resume names. `losses` are the tags below losses/ that the script will write, for the
+    layout of the charts. SIGINT, SIGTERM, SIGHUP and SIGUSR1 only set `stopped`, for the loop to
+    end at a safe point; a second SIGINT ends at once.
 
-    Raises UsageError if the folder cannot be written.
+    Raises UsageError if the folder cannot be written or another process works on it.
     """
 
     def __init__(self, args, algorithm: str, network: torch.nn.Module, losses: tuple[str, ...]):
@@ -220,27 +128,37 @@ class Run:
         self.returns = collections.deque(maxlen=100)
         self._state = ""  # of the layer, when last measured
         self._measurements = 0
+        self._last_values = {}  # of every tag, for the report of a divergence
+        self._elapsed, self._start = 0.0, time.monotonic()  # earlier sessions; this one
         self._rates = collections.deque([(time.perf_counter(), 0)], maxlen=200)
         self._next_line = 0.0
+        self._next_checkpoint = 0.0  # a run can be taken up from its first step on
+        self._warned = False
 
+        if args.resume:
+            self.folder = Path(args.resume)
+            self._lock = lock(self.folder)
+            self.checkpoints = Checkpoints(self.folder)
+        else:
+            with self._folder_or_nothing() as self.folder:
+                self._lock = lock(self.folder)
+                write_json(self.folder / "config.json", self.config)
+                self.checkpoints = Checkpoints(self.folder)
+                self.board = Board(self.folder)
+                if self.board.problem is not None:
+                    raise self.board.problem
+                self._describe(losses)
         if args.track:
             import wandb  # optional: only who asks for it needs it
 
-        with self._folder_or_nothing() as self.folder:
-            (self.folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
-            if args.track:
-                wandb.init(
-                    project="hadamard-rl",
-                    name=self.folder.name,
-                    config=self.config,
-                    sync_tensorboard=True,
-                )
-            self.writer = SummaryWriter(str(self.folder))
-            self._write_hyperparameters(losses)
-            self._handlers = {
-                number: signal.signal(number, self._request_stop)
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            }
+            name = self.folder.name
+            wandb.init(
+                project="hadamard-rl", name=name, id=name, config=self.config, resume="allow"
+            )
+        self._handlers = {
+            number: signal.signal(number, self._request_stop)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        }
         say(
             f"{self.config['game']}, {algorithm}, {self.config['variant']}, seed {args.seed}: "
             f"{num_parameters:,} parameters on {device}, {self.folder}"
@@ -282,16 +200,10 @@ class Run:
                 raise UsageError(f"--runs-dir {runs_dir}: {error.strerror or error}") from None
             raise
 
-    def _write_hyperparameters(self, losses: tuple[str, ...]):
-        rows = "\n".join(f"|{key}|{value}|" for key, value in self.config["flags"].items())
-        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-        # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
+    def _describe(self, losses: tuple[str, ...]):
         columns = self.config["flags"] | {
             key: self.config[key] for key in ("game", "algorithm", "variant")
         }
-        tags = ["charts/mean_return_100", *(f"representation/{name}" for name in MEASURES)]
-        for summary in hparams(columns, dict.fromkeys(tags, 0.0)):
-            self.writer.file_writer.add_summary(summary)
         layout = {
             "score": [f"charts/{name}" for name in ("mean_return_100", "episodic_return")],
             # z and its branches in one chart
@@ -300,11 +212,8 @@ class Run:
         }
         if self.args.apply_to == "all":
             layout["every layer"] = [f"representation/(conv_[0-9]+/)?{name}$" for name in MEASURES]
-        layout = {
-            group: {tag.split("/")[-1].strip(")?$"): ["Multiline", [tag]] for tag in tags}
-            for group, tags in layout.items()
-        }
-        self.writer.add_custom_scalars(layout)
+        tags = ["charts/mean_return_100", *(f"representation/{name}" for name in MEASURES)]
+        describe_run(self.board, columns, tags, layout)
 
     def _request_stop(self, number, frame):
         self.stopped = number
@@ -315,19 +224,105 @@ class Run:
             sys.stderr,
         )
 
+    def resume(self, parts: dict, memory=None) -> dict | None:
+        """What `checkpoint` saved, by name, where --resume asked for it; else None.
+
+        Brings the parts back to it and fills `memory`, the replay memory. UsageError if no
+        checkpoint is whole.
+        """
+        if not self.args.resume:
+            return None
+        saved, problems = self.checkpoints.load(memory)
+        try:
+            restore(parts, saved)
+        except ValueError as error:
+            raise UsageError(f"--resume {self.folder}: {error}") from None
+        for problem in problems:
+            say(f"{problem}: going on from the checkpoint before it", sys.stderr)
+        own, step = saved["run"], saved["step"]
+        self.returns.extend(own["returns"])
+        self._measurements, self._state = own["measurements"], own["layer"]
+        self._elapsed = own["elapsed"]
+        self.board = Board(self.folder, own["events"], purge_step=step + 1)
+        self._rates[0] = (time.perf_counter(), step)
+        self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
+        write_json(self.folder / "config.json", resumed_config(self.folder, self.args, step))
+        say(f"resumed at {step:,} agent steps")
+        return saved
+
+    def checkpoint(self, step: int, parts: dict, memory=None, now: bool = False):
+        """Save these parts, by name, and the run itself, if it is time for it or `now`.
+
+        Where it cannot be written, training goes on; it is tried again at the next time.
+        UsageError if anything in it is NaN or inf: the run has diverged, and the last checkpoint
+        stays.
+        """
+        if not now and time.monotonic() < self._next_checkpoint:
+            return
+        self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
+        content = capture(parts)
+        for name, tensor in tensors(content):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                self.diverged(f"{name} has NaN or inf", step)
+        try:
+            own = {
+                "returns": list(self.returns),
+                "measurements": self._measurements,
+                "layer": self._state,
+                "elapsed": self._elapsed + time.monotonic() - self._start,
+                "events": self.board.sync(),
+            }
+            self.checkpoints.save(step, content | {"step": step, "run": own}, memory)
+        except OSError as error:
+            self._warn(f"no checkpoint at {step:,} agent steps: {error.strerror or error}")
+        else:
+            self._warned = False
+
+    def _warn(self, text: str):
+        self._warned = True
+        say(f"warning: {text}; training goes on, it is tried again", sys.stderr)
+
+    def diverged(self, what: str, step: int):
+        """UsageError, after a report of where a number left the finite ones: `diverged.json`."""
+        report = {
+            "step": step,
+            "what": what,
+            "last_values": self._last_values,
+            "weights": {
+                name: {
+                    "shape": list(weight.shape),
+                    "not_finite": int((~torch.isfinite(weight)).sum()),
+                    "largest": weight.nan_to_num(0, 0, 0).abs().max().item(),
+                }
+                for name, weight in self.network.named_parameters()
+            },
+        }
+        with contextlib.suppress(OSError):
+            write_json(self.folder / "diverged.json", report)
+            torch.save(self.network.state_dict(), self.folder / "diverged.pt")
+        raise UsageError(
+            f"the run has diverged: at {step:,} agent steps {what}; a smaller --learning-rate may "
+            f"help; values and weights are in {self.folder}/diverged.json and .pt"
+        )
+
     def scalars(self, step: int, values: dict[str, float]):
         """Write these tags at this agent step.
 
         UsageError if one of them, or a weight of the network, is NaN or inf: the run has diverged.
         """
         for tag, value in values.items():
-            self.writer.add_scalar(tag, value, step)
+            self.board.scalar(tag, value, step)
+        self._last_values |= values
+        if self.args.track:
+            import wandb
+
+            wandb.log(values | {"global_step": step})
         wrong = [f"{tag} is {value}" for tag, value in values.items() if not math.isfinite(value)]
         # The losses were computed before the last step of the optimizer, which may break a weight.
         weights = self.network.named_parameters()
         wrong += [f"{name} has NaN or inf" for name, w in weights if not torch.isfinite(w).all()]
         if wrong:
-            raise diverged(wrong[0], step)
+            self.diverged(wrong[0], step)
 
     def episodes(self, step: int, infos: dict):
         """Write the raw return and the length (agent steps) of every game that ended."""
@@ -336,8 +331,8 @@ class Run:
         episode = infos["episode"]
         for i in np.flatnonzero(episode["_r"]):
             self.returns.append(float(episode["r"][i]))
-            self.writer.add_scalar("charts/episodic_return", episode["r"][i], step)
-            self.writer.add_scalar("charts/episodic_length", episode["l"][i], step)
+            self.board.scalar("charts/episodic_return", episode["r"][i], step)
+            self.board.scalar("charts/episodic_length", episode["l"][i], step)
 
     def representation(
         self,
@@ -354,7 +349,7 @@ class Run:
         layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
         for name, layer in layers.items():
             if not torch.isfinite(layer).all():
-                raise diverged(f"{name} has NaN or inf", step)
+                self.diverged(f"{name} has NaN or inf", step)
         values = measure_representation(layers, head.weight, head.bias, contribution)
         self.scalars(step, values)
         self._state = f"  dead {values['representation/dead_kde']:.0%}"
@@ -362,9 +357,9 @@ class Run:
         if self._measurements % FIGURE_EVERY == 0:
             shown = {name: layer for name, layer in layers.items() if "conv" not in name}
             image = kde_figure(shown)
-            self.writer.add_image("representation/kde", image, step, dataformats="HWC")
+            self.board.image("representation/kde", image, step)
         self._measurements += 1
-        self.writer.flush()
+        self.board.flush()
 
     def progress(self, step: int, now: float | None = None):
         """Show steps, speed over the last seconds, time left, score and state of the layer."""
@@ -374,9 +369,11 @@ class Run:
         then, step_then = self._rates[0]
         self._rates.append((now, step))
         rate = (step - step_then) / max(now - then, 1e-9)
-        self.writer.add_scalar("charts/SPS", rate, step)
+        self.board.scalar("charts/SPS", rate, step)
+        if self.board.problem is not None and not self._warned:
+            self._warn(f"the curves cannot be written: {self.board.problem.strerror}")
         if self.returns:
-            self.writer.add_scalar("charts/mean_return_100", np.mean(self.returns), step)
+            self.board.scalar("charts/mean_return_100", np.mean(self.returns), step)
         if sys.stderr.isatty():
             self.bar.n = min(step, self.args.total_timesteps)
             with contextlib.suppress(OSError):
@@ -397,23 +394,29 @@ class Run:
             status += "" if brief else f" (last {len(self.returns)} games)"
         return status + self._state
 
-    def finish(self, step: int) -> int:
-        """Save the weights as `model.pt`; the status for the process to exit with."""
+    def finish(self, step: int, parts: dict, memory=None) -> int:
+        """Save the checkpoint and the weights, `model.pt`; the status for the process to exit with.
+
+        UsageError if they cannot be written.
+        """
         with contextlib.suppress(OSError):  # the terminal may have gone away
             self.bar.close()
-        temporary = self.folder / "model.pt.tmp"
+        self.checkpoint(step, parts, memory, now=True)
         try:
-            torch.save(self.network.state_dict(), temporary)
-            temporary.replace(self.folder / "model.pt")
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            reason = str(error).split("\n")[0]
-            raise UsageError(f"cannot save the weights in {self.folder}: {reason}") from None
+            if self._warned:
+                raise OSError("the checkpoint could not be written")
+            with written_whole(self.folder / "model.pt") as file:
+                torch.save(self.network.state_dict(), file)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(f"cannot save the run in {self.folder}: {reason}") from None
         if self.stopped is None:
-            say(f"done: {step:,} agent steps, {self.folder}")
+            seconds = self._elapsed + time.monotonic() - self._start
+            spent = datetime.timedelta(seconds=int(seconds))
+            say(f"done: {step:,} agent steps in {spent}, {self.folder}")
             return 0
-        say(f"stopped at {step:,} agent steps, {self.folder}")
-        return 128 + self.stopped
+        say(f"stopped at {step:,} agent steps; to go on: --resume {self.folder}")
+        return RESUME_ME
 
     def __enter__(self):
         return self
@@ -423,7 +426,9 @@ class Run:
             signal.signal(number, handler)
         with contextlib.suppress(OSError):
             self.bar.close()
-        self.writer.close()
+        if hasattr(self, "board"):
+            self.board.flush()
+        self._lock.close()
         if self.args.track:
             import wandb
 

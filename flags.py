@@ -25,6 +25,12 @@ class UsageError(Exception):
     """Something a user can mend, told in one line: what is wrong and what would be right."""
 
 
+def say(text: str, file=None):
+    """Print at once; a reader that has gone away (a closed pipe or terminal) ends no run."""
+    with contextlib.suppress(OSError):
+        print(text, file=file or sys.stdout, flush=True)
+
+
 def launch(main, args_class):
     """Parse the command line into `args_class`, run `main(args)` and exit with what it returns.
 
@@ -55,12 +61,15 @@ def taking_memory(what: str):
         raise UsageError(f"not enough memory for {what} (the system refused it)") from None
 
 
-def parse_flags(args_class, argv=None):
-    """The dataclass from the command line; tyro's boxed complaints become one `UsageError` line."""
+def parse_flags(args_class, argv=None, default=None):
+    """The dataclass from the command line; tyro's boxed complaints become one `UsageError` line.
+
+    `default`, an instance, has the values of the flags that are not given.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(args_class, args=argv)
+            return tyro.cli(args_class, args=argv, default=default)
     except SystemExit as exit_:
         if not exit_.code:
             raise

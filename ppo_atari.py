@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from atari import AtariEnvs
-from experiment import FRAMES, RecentObs, Run, announce_games, pick_device, require_memory
+from device import pick_device, require_memory
+from experiment import FRAMES, RecentObs, Run, make_games
 from flags import (
     UsageError,
     check_rollout_flags,
@@ -28,6 +29,7 @@ from flags import (
     taking_memory,
 )
 from hadamard import HadamardConv2d, HadamardLinear, init_parameters
+from runfolder import take_up
 
 LOSSES = (
     "policy_loss",
@@ -114,6 +116,10 @@ class Args:
     """where the run folder is made"""
     track: bool = False
     """mirror TensorBoard to Weights & Biases, if installed"""
+    checkpoint_every: float = 10.0
+    """minutes between two checkpoints, from which the run can go on"""
+    resume: str = ""
+    """folder of a run to go on with, by its own flags; auto: the unfinished run of these flags"""
 
 
 def check(args: Args):
@@ -201,7 +207,7 @@ def empty_rollout(args: Args, device: torch.device) -> Rollout:
     obs = torch.empty(*shape, *FRAMES, dtype=torch.uint8, device=device)
     actions = torch.empty(shape, dtype=torch.int64, device=device)
     dones = torch.empty(shape, dtype=torch.bool, device=device)
-    log_probs, rewards, values, advantages, returns = torch.empty(5, *shape, device=device)
+    log_probs, rewards, values, advantages, returns = torch.zeros(5, *shape, device=device)
     return Rollout(obs, actions, log_probs, rewards, dones, values, advantages, returns)
 
 
@@ -226,17 +232,23 @@ def play(
     rollout: Rollout,
     run: Run,
     step: int,
+    start: int,
     args: Args,
     generator: torch.Generator,
-) -> tuple[np.ndarray, int]:
-    """Fill the rollout (steps, envs, ...) with play from obs on; the obs and the step after it.
+) -> tuple[np.ndarray, int, int]:
+    """Fill the rollout (steps, envs, ...) from its row `start` on, with play from obs on.
+
+    Returns the obs and the step after it, and how many rows are full: fewer if the run has to stop.
 
     FIRE after a life loss is a move of the game here: the policy's own action, which it replaced,
     is stored. A policy gradient needs actions that the policy drew, and as this one had no
     effect, it teaches nothing on average.
     """
     device = rollout.rewards.device
-    for t in range(len(rollout.obs)):
+    for t in range(start, len(rollout.obs)):
+        if run.stopped is not None:
+            return obs, step, t
+
         # 1. act
         rollout.obs[t] = torch.from_numpy(obs)
         logits, rollout.values[t] = agent(rollout.obs[t])
@@ -256,7 +268,7 @@ def play(
             rewards[cut] += args.gamma * agent(final_obs)[1].cpu().numpy()
         rollout.rewards[t] = torch.from_numpy(rewards)
         rollout.dones[t] = torch.from_numpy(terminations | truncations)
-    return obs, step
+    return obs, step, len(rollout.obs)
 
 
 def gae(
@@ -357,21 +369,16 @@ def update(
 
 
 def main(args: Args) -> int:
+    args = take_up(args, "ppo")
+    if args is None:
+        return 0
     check(args)
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
     sampling = torch.Generator(device).manual_seed(args.seed)
     rollout = empty_rollout(args, device)
     recent = RecentObs(args.metrics_samples, device)
-    announce_games(args.num_envs)
-    envs = AtariEnvs(
-        args.env_id,
-        args.num_envs,
-        args.seed,
-        sticky_actions=args.sticky_actions,
-        num_threads=args.env_threads,
-    )
-    obs, _ = envs.reset()
+    envs, obs = make_games(args)
     num_actions = int(envs.single_action_space.n)
     with taking_memory("this network: choose smaller --latent-dim or --branches"):
         agent = Agent(num_actions, args).to(device, memory_format=torch.channels_last)
@@ -379,16 +386,33 @@ def main(args: Args) -> int:
         agent.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True
     )
 
+    step = t = 0  # agent steps; rows of the rollout that are full
+
+    parts = {  # of a checkpoint
+        "agent": agent,
+        "optimizer": optimizer,
+        "sampling": sampling,
+        "games": envs,
+        "recent": recent,
+        "rollout": lambda: [field[:t].clone() for field in rollout],
+    }
     with Run(args, "ppo", agent, LOSSES) as run:
-        step = 0
+        if (saved := run.resume(parts)) is not None:
+            step, obs = saved["step"], saved["games"]["obs"].numpy()
+            t = len(saved["rollout"][0])
+            for field, played in zip(rollout, saved["rollout"], strict=True):
+                field[:t] = played
         while step < args.total_timesteps and run.stopped is None:
+            run.checkpoint(step, parts)
             if args.anneal_lr:
-                left = 1 - step / args.total_timesteps
+                left = 1 - (step - t * args.num_envs) / args.total_timesteps
                 optimizer.param_groups[0]["lr"] = left * args.learning_rate
 
             # 1. to 3. act, step the games, store
-            previous = step
-            obs, step = play(agent, envs, obs, rollout, run, step, args, sampling)
+            obs, step, t = play(agent, envs, obs, rollout, run, step, t, args, sampling)
+            if t < args.num_steps:
+                break
+            t = 0
             recent.add(rollout.obs)
 
             # 4. learn
@@ -409,10 +433,11 @@ def main(args: Args) -> int:
             values["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.scalars(step, values)
             run.progress(step)
+            previous = step - args.num_envs * args.num_steps
             due = step // args.metrics_every > previous // args.metrics_every
             if due and (newest := recent.newest()) is not None:
                 run.representation(step, newest, agent.critic, "value_contribution")
-        status = run.finish(step)
+        status = run.finish(step, parts)
     envs.close()
     return status
 

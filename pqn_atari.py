@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atari import AtariEnvs
-from experiment import FRAMES, RecentObs, Run, announce_games, pick_device, require_memory
+from device import pick_device, require_memory
+from experiment import FRAMES, RecentObs, Run, make_games
 from flags import (
     check_rollout_flags,
     check_shared_flags,
@@ -28,6 +29,7 @@ from flags import (
     taking_memory,
 )
 from hadamard import HadamardConv2d, HadamardLinear, init_parameters
+from runfolder import take_up
 
 LOSSES = ("td_loss", "q_values")
 
@@ -98,6 +100,10 @@ class Args:
     """where the run folder is made"""
     track: bool = False
     """mirror TensorBoard to Weights & Biases, if installed"""
+    checkpoint_every: float = 10.0
+    """minutes between two checkpoints, from which the run can go on"""
+    resume: str = ""
+    """folder of a run to go on with, by its own flags; auto: the unfinished run of these flags"""
 
 
 def check(args: Args):
@@ -184,6 +190,12 @@ def linear_schedule(start: float, end: float, duration: float, step: int) -> flo
     return start + (end - start) * min(step / duration, 1.0)
 
 
+def exploration(args: Args, step: int) -> float:
+    """Epsilon at an agent step."""
+    duration = args.exploration_fraction * args.total_timesteps
+    return linear_schedule(args.start_e, args.end_e, duration, step)
+
+
 def act(q_values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
     """Epsilon-greedy actions, int64 (envs,), each env on its own. q_values (envs, actions)."""
     num_envs, num_actions = q_values.shape
@@ -202,21 +214,24 @@ def play(
     rollout: Rollout,
     run: Run,
     step: int,
+    start: int,
     args: Args,
     generator: torch.Generator,
-) -> tuple[np.ndarray, int, float]:
-    """Fill the rollout (steps, envs, ...) with play from obs on; the obs and the step after it.
+) -> tuple[np.ndarray, int, int]:
+    """Fill the rollout (steps, envs, ...) from its row `start` on, with play from obs on.
 
-    Returns the last epsilon, too.
+    Returns the obs and the step after it, and how many rows are full: fewer if the run has to stop.
     """
     device = rollout.rewards.device
-    duration = args.exploration_fraction * args.total_timesteps
-    for t in range(len(rollout.obs)):
+    for t in range(start, len(rollout.obs)):
+        if run.stopped is not None:
+            return obs, step, t
+
         # 1. act
         rollout.obs[t] = torch.from_numpy(obs)
         q_values = q_network(rollout.obs[t])
         rollout.values[t] = q_values.max(dim=1).values
-        epsilon = linear_schedule(args.start_e, args.end_e, duration, step)
+        epsilon = exploration(args, step)
         actions = act(q_values, epsilon, generator)
 
         # 2. step the games
@@ -232,7 +247,7 @@ def play(
             rewards[cut] += args.gamma * q_network(final_obs).max(dim=1).values.cpu().numpy()
         rollout.rewards[t] = torch.from_numpy(rewards)
         rollout.dones[t] = torch.from_numpy(terminations | truncations)
-    return obs, step, epsilon
+    return obs, step, len(rollout.obs)
 
 
 def q_lambda_returns(
@@ -285,36 +300,48 @@ def update(
 
 
 def main(args: Args) -> int:
+    args = take_up(args, "pqn")
+    if args is None:
+        return 0
     check(args)
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
     sampling = torch.Generator(device).manual_seed(args.seed)
     rollout = empty_rollout(args, device)
     recent = RecentObs(args.metrics_samples, device)
-    announce_games(args.num_envs)
-    envs = AtariEnvs(
-        args.env_id,
-        args.num_envs,
-        args.seed,
-        sticky_actions=args.sticky_actions,
-        num_threads=args.env_threads,
-    )
-    obs, _ = envs.reset()
+    envs, obs = make_games(args)
     num_actions = int(envs.single_action_space.n)
     with taking_memory("this network: choose smaller --latent-dim or --branches"):
         q_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.RAdam(q_network.parameters(), lr=args.learning_rate)
 
+    step = t = 0  # agent steps; rows of the rollout that are full
+
+    parts = {  # of a checkpoint
+        "q_network": q_network,
+        "optimizer": optimizer,
+        "sampling": sampling,
+        "games": envs,
+        "recent": recent,
+        "rollout": lambda: [field[:t].clone() for field in rollout],
+    }
     with Run(args, "pqn", q_network, LOSSES) as run:
-        step = 0
+        if (saved := run.resume(parts)) is not None:
+            step, obs = saved["step"], saved["games"]["obs"].numpy()
+            t = len(saved["rollout"][0])
+            for field, played in zip(rollout, saved["rollout"], strict=True):
+                field[:t] = played
         while step < args.total_timesteps and run.stopped is None:
+            run.checkpoint(step, parts)
             if args.anneal_lr:
-                left = 1 - step / args.total_timesteps
+                left = 1 - (step - t * args.num_envs) / args.total_timesteps
                 optimizer.param_groups[0]["lr"] = left * args.learning_rate
 
             # 1. to 3. act, step the games, store
-            previous = step
-            obs, step, epsilon = play(q_network, envs, obs, rollout, run, step, args, sampling)
+            obs, step, t = play(q_network, envs, obs, rollout, run, step, t, args, sampling)
+            if t < args.num_steps:
+                break
+            t = 0
             recent.add(rollout.obs)
 
             # 4. learn
@@ -330,14 +357,15 @@ def main(args: Args) -> int:
             values = update(q_network, optimizer, rollout, args, sampling)
 
             # 5. log
-            values["charts/epsilon"] = epsilon
+            values["charts/epsilon"] = exploration(args, step - args.num_envs)
             values["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.scalars(step, values)
             run.progress(step)
+            previous = step - args.num_envs * args.num_steps
             due = step // args.metrics_every > previous // args.metrics_every
             if due and (newest := recent.newest()) is not None:
                 run.representation(step, newest, q_network.head)
-        status = run.finish(step)
+        status = run.finish(step, parts)
     envs.close()
     return status
 

@@ -26,8 +26,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.tensorboard import SummaryWriter
 
 from artifacts import as_text, replacing, write_summary
-from experiment import provenance, require_memory, say
-from flags import UsageError, check_folder, flag, launch, require, require_one_of
+from device import require_memory
+from flags import UsageError, check_folder, flag, launch, require, require_one_of, say
 from hadamard import INITS, HadamardLinear, init_parameters
 from metrics import effective_rank
 from regression_claims import (
@@ -40,6 +40,7 @@ from regression_claims import (
     mean_interval,
     sweep_figure,
 )
+from runfolder import provenance
 from theory import all_checks, dying_figure
 
 

@@ -1,0 +1,114 @@
+"""TensorBoard files, written so that none of a run's points is lost or doubled.
+
+Points are kept until they are on the disk: while it is full they stay in memory and are written
+once there is room. A resumed run cuts the files back to where its checkpoint was taken.
+"""
+
+import io
+import os
+import re
+import socket
+import time
+from pathlib import Path
+
+import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
+
+FLUSH_EVERY = 10.0  # seconds after which a point is on the disk, if there is room
+FILES = "events.out.tfevents.*"
+
+
+class Board:
+    """One event file in `folder`; agent steps on the x axis.
+
+    `sizes` are those of `sync` at a checkpoint: what was written after it is cut off, and from
+    `purge_step` on TensorBoard forgets what it has already shown. Nothing is raised while the disk
+    is full: `problem` says what is wrong until everything has been written.
+    """
+
+    def __init__(
+        self, folder: Path, sizes: dict[str, int] | None = None, purge_step: int | None = None
+    ):
+        self.folder, self.problem = folder, None
+        for path in folder.glob(FILES) if sizes is not None else ():
+            if path.name not in sizes:
+                path.unlink()
+            elif path.stat().st_size > sizes[path.name]:
+                os.truncate(path, sizes[path.name])
+        # Readers take files in the order of their names: this one must come after earlier ones.
+        times = [int(re.search(r"tfevents\.(\d+)", path.name)[1]) for path in folder.glob(FILES)]
+        now = max([int(time.time()), *(earlier + 1 for earlier in times)])
+        name = f"events.out.tfevents.{now:010d}.{socket.gethostname()}.{os.getpid()}"
+        self.path, self.size = folder / name, 0
+        self.pending = bytearray()
+        self._next_flush = time.monotonic() + FLUSH_EVERY
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._add(Event(wall_time=time.time(), step=purge_step, session_log=start))
+        self.flush()
+
+    def _add(self, event: Event):
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self.pending += record.getvalue()
+
+    def add(self, content: Summary, step: int = 0):
+        """Any summary that torch.utils.tensorboard.summary makes."""
+        self._add(Event(wall_time=time.time(), step=step, summary=content))
+        if time.monotonic() >= self._next_flush:
+            self.flush()
+
+    def scalar(self, tag: str, value: float, step: int):
+        self.add(summary.scalar(tag, value), step)
+
+    def image(self, tag: str, pixels, step: int):
+        """pixels uint8 (height, width, 3)."""
+        self.add(summary.image(tag, torch.as_tensor(pixels), dataformats="HWC"), step)
+
+    def flush(self) -> bool:
+        """Write what is pending; whether it could be written."""
+        self._next_flush = time.monotonic() + FLUSH_EVERY
+        try:
+            if self.size > 0 or self.path.exists():
+                os.truncate(self.path, self.size)  # half a record, of an earlier failure
+            with self.path.open("ab") as file:
+                file.write(self.pending)
+        except OSError as error:
+            self.problem = error
+            return False
+        self.size += len(self.pending)
+        self.pending.clear()
+        self.problem = None
+        return True
+
+    def sync(self) -> dict[str, int]:
+        """Have everything on the disk: the size of each event file of the folder, by name.
+
+        Raises OSError where that fails.
+        """
+        if not self.flush():
+            raise self.problem
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        return {path.name: path.stat().st_size for path in self.folder.glob(FILES)}
+
+
+def describe_run(board: Board, columns: dict, metrics: list[str], layout: dict[str, list[str]]):
+    """The run's flags as text and as HParams columns, and the charts that lie together.
+
+    `layout`: group -> tags or patterns of tags, one chart each.
+    """
+    rows = "\n".join(f"|{key}|{value}|" for key, value in columns.items())
+    board.add(summary.text("hyperparameters", f"|param|value|\n|-|-|\n{rows}"))
+    # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
+    for part in summary.hparams(columns, dict.fromkeys(metrics, 0.0)):
+        board.add(part)
+    charts = {
+        group: {tag.split("/")[-1].strip(")?$"): ["Multiline", [tag]] for tag in tags}
+        for group, tags in layout.items()
+    }
+    board.add(summary.custom_scalars(charts))

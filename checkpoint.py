@@ -1,0 +1,279 @@
+"""Checkpoints: the whole state of a run on disk, so that a whole one is there at every moment.
+
+`checkpoint.pt` is the newest, `previous.pt` the one before. Each is a torch archive of tensors and
+plain values, followed by a line with its format, agent step and checksum. The replay memory, which
+is large and of which little changes, lies beside in `replay/`, in segments that are never
+overwritten: a checkpoint names those that belong to it.
+"""
+
+import contextlib
+import io
+import os
+import pickle
+import re
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from flags import UsageError
+
+FORMAT = 1
+FOOTER = re.compile(rb"\nhadamard-checkpoint +(\d+) +(\d+) ([0-9a-f]{8})\n")
+FOOTER_BYTES = 50
+NEWEST, PREVIOUS, DAMAGED = "checkpoint.pt", "previous.pt", "damaged.pt"
+
+
+class Footer(NamedTuple):
+    """The last line of a checkpoint file."""
+
+    format: int
+    step: int
+    checksum: int
+
+    def __bytes__(self) -> bytes:
+        line = f"\nhadamard-checkpoint {self.format:4d} {self.step:14d} {self.checksum:08x}\n"
+        return line.encode()
+
+
+class Damaged(Exception):
+    """A file that is not what was written: torn, cut off, or with other bits."""
+
+
+class _Summed:
+    """A file to write to that counts the CRC-32 of what it gets."""
+
+    def __init__(self, file):
+        self.file, self.checksum, self.problem = file, 0, None
+
+    def write(self, data) -> int:
+        self.checksum = zlib.crc32(data, self.checksum)
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.problem = error  # torch.save hides it
+            raise
+        return len(data)
+
+    def flush(self):
+        self.file.flush()
+
+
+@contextlib.contextmanager
+def written_whole(path: Path):
+    """A `_Summed` file that is at `path`, and on the disk, if the block ends well; else nowhere."""
+    temporary = path.with_name(path.name + ".tmp")
+    summed = None
+    try:
+        with temporary.open("wb") as file:
+            summed = _Summed(file)
+            yield summed
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and summed is not None and summed.problem is not None:
+            raise summed.problem from None
+        raise
+
+
+def sync_folder(folder: Path):
+    """Have the names in a folder on the disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def plain(value):
+    """A copy in which numpy arrays are tensors, which loads without running any code."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def capture(parts: dict) -> dict:
+    """The state of each part: module, optimizer, random generator, or function of no argument.
+
+    Nothing is copied: it is to be written before anything goes on.
+    """
+    return {name: _state(part) for name, part in parts.items()}
+
+
+def _state(part):
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    if isinstance(part, np.random.Generator):
+        return part.bit_generator.state
+    return part.state_dict() if hasattr(part, "state_dict") else part()
+
+
+def restore(parts: dict, saved: dict):
+    """Bring the parts back to their states; what functions returned is left to who reads it."""
+    for name, part in parts.items():
+        if isinstance(part, torch.Generator):
+            part.set_state(saved[name])
+        elif isinstance(part, np.random.Generator):
+            part.bit_generator.state = saved[name]
+        elif hasattr(part, "load_state_dict"):
+            part.load_state_dict(saved[name])
+
+
+def tensors(value, name: str = ""):
+    """All tensors in a nest of dicts and lists, with their names: "optimizer.state.0.exp_avg"."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from tensors(item, f"{name}.{key}" if name else str(key))
+
+
+def read_footer(path: Path) -> Footer:
+    """The last line of a checkpoint. Raises Damaged if it is not there."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - FOOTER_BYTES))
+        match = FOOTER.fullmatch(file.read())
+    if match is None:
+        raise Damaged(f"{path.name} is cut off")
+    return Footer(int(match[1]), int(match[2]), int(match[3], 16))
+
+
+def newest_footer(folder: Path) -> Footer | None:
+    """That of the newest checkpoint that has one; None without any."""
+    for name in (NEWEST, PREVIOUS):
+        with contextlib.suppress(OSError, Damaged):
+            return read_footer(folder / name)
+    return None
+
+
+def read_state(path: Path) -> dict:
+    """The state in a checkpoint file.
+
+    Raises Damaged, and UsageError for a format that this version does not know and for anything but
+    tensors and plain values, which could run code when loaded.
+    """
+    footer = read_footer(path)
+    if footer.format > FORMAT:
+        raise UsageError(
+            f"{path} was written by a newer version (format {footer.format}, here {FORMAT}): "
+            "resume it with that one"
+        )
+    content = path.read_bytes()[:-FOOTER_BYTES]
+    if zlib.crc32(content) != footer.checksum:
+        raise Damaged(f"{path.name} does not have its checksum")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        raise UsageError(
+            f"{path} holds more than tensors and numbers, which could run code: it is not loaded"
+        ) from None
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    `memory`, the replay memory, has the segments that changed in `dirty`, a set of indices, and
+    `segment(index)`, its tensors in that segment, whose first axes are slices of the whole.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.replay = folder, folder / "replay"
+        self.number = 0
+        self.segments: dict[int, list] = {}  # index -> [file name, checksum] in the newest one
+
+    def save(self, step: int, state: dict, memory=None):
+        """Write a checkpoint; the one before is kept as previous.pt.
+
+        Raises OSError, and then everything is as it was before.
+        """
+        number, segments, new = self.number + 1, dict(self.segments), []
+        try:
+            if memory is not None:
+                self.replay.mkdir(exist_ok=True)
+            for index in sorted(memory.dirty) if memory is not None else ():
+                path = self.replay / f"{index:05d}-{number}.bin"
+                new.append(path)
+                with written_whole(path) as file:
+                    for part in memory.segment(index):
+                        file.write(memoryview(part.cpu().numpy()).cast("B"))
+                segments[index] = [path.name, file.checksum]
+            if new:
+                sync_folder(self.replay)
+            content = {"number": number, "segments": segments, "state": plain(state)}
+            fresh = self.folder / "fresh.pt"
+            with written_whole(fresh) as file:
+                torch.save(content, file)
+                file.file.write(bytes(Footer(FORMAT, step, file.checksum)))
+        except BaseException:
+            for path in new:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            raise
+        # Killed between these two, previous.pt is the newest, and whole.
+        if (self.folder / NEWEST).exists():
+            os.replace(self.folder / NEWEST, self.folder / PREVIOUS)
+        os.replace(fresh, self.folder / NEWEST)
+        sync_folder(self.folder)
+        kept = {name for name, _ in (*segments.values(), *self.segments.values())}
+        self.number, self.segments = number, segments
+        if memory is not None:
+            memory.dirty.clear()
+            self._remove_segments(kept)
+
+    def _remove_segments(self, kept: set[str]):
+        with contextlib.suppress(OSError):
+            for path in self.replay.iterdir():
+                if path.name not in kept:
+                    path.unlink()
+
+    def load(self, memory=None) -> tuple[dict, list[str]]:
+        """The newest whole state, its replay memory filled into `memory`, and what was damaged.
+
+        A damaged newest checkpoint is set aside as damaged.pt. Raises UsageError if none is whole.
+        """
+        problems = []
+        for name in (NEWEST, PREVIOUS):
+            path = self.folder / name
+            if not path.exists():
+                continue
+            try:
+                content = read_state(path)
+                self._load_segments(content["segments"], memory)
+            except (Damaged, OSError) as problem:
+                problems.append(str(problem))
+                continue
+            if problems:  # else the next checkpoint would take the place of the whole one
+                os.replace(self.folder / NEWEST, self.folder / DAMAGED)
+            self.number, self.segments = content["number"], content["segments"]
+            return content["state"], problems
+        found = "; ".join(problems) or "there is none"
+        raise UsageError(f"no whole checkpoint in {self.folder}: {found}; start the run anew")
+
+    def _load_segments(self, segments: dict[int, list], memory):
+        for index, (name, checksum) in segments.items():
+            with (self.replay / name).open("rb") as file:
+                found = 0
+                for part in memory.segment(index):
+                    target = (
+                        part if part.device.type == "cpu" else torch.empty_like(part, device="cpu")
+                    )
+                    view = memoryview(target.numpy()).cast("B")
+                    if file.readinto(view) != len(view):
+                        raise Damaged(f"replay/{name} is cut off")
+                    found = zlib.crc32(view, found)
+                    if target is not part:
+                        part.copy_(target)
+            if found != checksum:
+                raise Damaged(f"replay/{name} does not have its checksum")
+        if memory is not None:
+            memory.dirty.clear()

@@ -1,0 +1,62 @@
+"""The machine: which device to compute on, and whether it has the memory, before any is taken."""
+
+import contextlib
+import ctypes
+import math
+import platform
+from pathlib import Path
+
+import torch
+
+from flags import UsageError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for auto, cpu or cuda; on the CPU, freed memory is kept for the next update."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" and platform.libc_ver()[0] == "glibc":
+        # By default glibc returns buffers above 128 kB to the system when they are freed and pays
+        # for fresh pages at the next update: up to half the time of a training step.
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3  # names and values from malloc.h
+        libc.mallopt(m_mmap_threshold, 2**30)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+    return torch.device(name)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be taken on the device; inf where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = math.inf
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        free = int(available.split()[1]) * 1024
+    # Containers and batch systems limit a job's control group or one above it.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        group = next(line[3:] for line in lines if line.startswith("0::"))
+        folder = Path("/sys/fs/cgroup") / group.strip("/")
+        for level in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # ValueError: no limit, "max"
+                limit = int((level / "memory.max").read_text())
+                counts = dict(line.split() for line in (level / "memory.stat").open())
+                used = int((level / "memory.current").read_text())
+                # Page cache counts as used, though the system drops it when memory is short.
+                free = min(free, limit - used + int(counts["inactive_file"]))
+    return free
+
+
+def require_memory(what: str, count: int, bytes_each: int, device: torch.device):
+    """UsageError, before any is taken, if the device has not the memory for `count` of something.
+
+    `what` names it, with the flag that asks for that many.
+    """
+    needed, free = count * bytes_each, free_memory(device)
+    if needed > 0.95 * free:
+        raise UsageError(
+            f"{what} needs {needed / 1e9:.1f} GB of memory on {device} and {free / 1e9:.1f} GB are "
+            f"free: choose at most {int(0.9 * free / bytes_each)}"
+        )

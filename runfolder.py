@@ -1,0 +1,191 @@
+"""A run folder from outside: what decides the run, who works on it, how it is taken up again."""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from atari import game_title, resolve_game
+from checkpoint import FORMAT, newest_footer, written_whole
+from flags import UsageError, flag, parse_flags, say, variant_name
+
+# Flags that do not decide what a run computes; --total-timesteps may only grow.
+FREE = ("resume", "total_timesteps", "checkpoint_every", "runs_dir", "track")
+
+
+def provenance(args) -> dict:
+    """What decides a result: flags, command, commit, machine, versions."""
+
+    def git(*command):
+        folder = Path(__file__).parent
+        with contextlib.suppress(OSError):
+            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True)
+            return done.stdout.strip() if done.returncode == 0 else None
+        return None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    requirements = (Path(__file__).parent / "requirements.txt").read_text()
+    libraries = re.findall(r"^([\w-]+)==", requirements, flags=re.MULTILINE)
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    return {
+        "flags": dataclasses.asdict(args),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_has_changes": None if changes is None else bool(changes),
+        "processor": f"{processor}, {os.cpu_count()} cores",
+        "torch_threads": torch.get_num_threads(),  # sums depend on it in their last bits
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in libraries},
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
+    """What decides a run, for `config.json`."""
+    return {
+        "algorithm": algorithm,
+        "game": game_title(resolve_game(args.env_id)),
+        "variant": variant_name(args),
+        "num_parameters": num_parameters,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    } | provenance(args)
+
+
+def write_json(path: Path, value: dict):
+    """The file whole, or as it was. Raises OSError."""
+    with written_whole(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def lock(folder: Path):
+    """Hold this run folder until the file that is returned is closed, or the process ends.
+
+    UsageError if another process holds it.
+    """
+    file = (folder / "lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UsageError(
+            f"{folder} is in use by another process: wait for it to end, or stop it"
+        ) from None
+    return file
+
+
+def read_config(folder: Path) -> dict:
+    """The config.json of a run. UsageError if there is none."""
+    if not folder.is_dir():
+        raise UsageError(f"--resume {folder}: there is no such folder; name one below runs/")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if not {"algorithm", "flags", "started"} <= config.keys():
+            raise ValueError
+    except (OSError, ValueError, AttributeError):
+        raise UsageError(
+            f"--resume {folder}: it is no run, as it has no whole config.json"
+        ) from None
+    return config
+
+
+def unfinished(args, algorithm: str) -> Path | None:
+    """The newest run of the same algorithm and flags, below --runs-dir, that can go on."""
+
+    def decisive(flags: dict) -> dict:
+        free = set(FREE) - {"total_timesteps"}
+        return {name: value for name, value in flags.items() if name not in free}
+
+    found = []
+    for path in Path(args.runs_dir).glob("*/config.json"):
+        with contextlib.suppress(UsageError):
+            config = read_config(path.parent)
+            footer = newest_footer(path.parent)
+            same = decisive(config["flags"]) == decisive(dataclasses.asdict(args))
+            if same and config["algorithm"] == algorithm and footer is not None:
+                found.append((config["started"], path.parent, footer.step))
+    if not found:
+        return None
+    _, folder, step = max(found)
+    return folder if step < args.total_timesteps else None
+
+
+def take_up(args, algorithm: str):
+    """The flags to run with: those given or, with --resume, those of that run.
+
+    None if that run has finished. `--resume auto` takes the unfinished run of the same flags, or
+    starts a new one. Besides it only --total-timesteps (more than before) and flags that decide no
+    number may be given. UsageError, before anything is touched, for a path that is no run of this
+    algorithm, has no checkpoint or comes from a newer version, and for a flag that contradicts.
+    """
+    if not args.resume:
+        return args
+    automatic = args.resume == "auto"
+    folder = unfinished(args, algorithm) if automatic else Path(args.resume)
+    if folder is None:
+        return dataclasses.replace(args, resume="")
+    config = read_config(folder)
+    if config["algorithm"] != algorithm:
+        raise UsageError(
+            f"--resume {folder}: it is a run of {config['algorithm']}; resume it with "
+            f"{config['algorithm']}_atari.py"
+        )
+    footer = newest_footer(folder)
+    if footer is None:
+        raise UsageError(f"--resume {folder}: it has no whole checkpoint.pt; start the run anew")
+    if footer.format > FORMAT:
+        raise UsageError(
+            f"--resume {folder}: it was written by a newer version (format {footer.format}, here "
+            f"{FORMAT}); resume it with that one"
+        )
+    own = {"resume": str(folder), "runs_dir": str(folder.parent)}
+    try:
+        saved = type(args)(**(config["flags"] | own))
+    except TypeError as error:
+        raise UsageError(
+            f"--resume {folder}: its flags are not those of this version ({error}); resume it with "
+            f"commit {config.get('git_commit')}"
+        ) from None
+    given = saved if automatic else parse_flags(type(args), default=saved)
+    for name, value in dataclasses.asdict(given).items():
+        before = getattr(saved, name)
+        if name not in FREE and value != before:
+            raise UsageError(
+                f"{flag(name)} {value} contradicts the run in {folder}, which has {before}: leave "
+                "it out, or start a new run"
+            )
+    if given.total_timesteps < saved.total_timesteps:
+        raise UsageError(
+            f"--total-timesteps {given.total_timesteps} is less than the {saved.total_timesteps} "
+            f"of the run in {folder}: it may only be raised"
+        )
+    if footer.step >= given.total_timesteps:
+        say(
+            f"{folder} has finished: {footer.step:,} agent steps; a larger --total-timesteps would "
+            "go on"
+        )
+        return None
+    return dataclasses.replace(given, **own)
+
+
+def resumed_config(folder: Path, args, step: int) -> dict:
+    """config.json of a run that goes on from this step; where and how is added to it."""
+    config = read_config(folder)
+    config["flags"]["total_timesteps"] = args.total_timesteps
+    now = provenance(args)
+    kept = ("command", "git_commit", "git_has_changes", "processor", "torch_threads", "started")
+    config.setdefault("resumed", []).append({"step": step} | {name: now[name] for name in kept})
+    return config
