@@ -156,6 +156,11 @@ def newest_footer(folder: Path) -> Footer | None:
     return None
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one, whole or not."""
+    return any((folder / name).exists() for name in (NEWEST, PREVIOUS))
+
+
 def read_state(path: Path) -> dict:
     """The state in a checkpoint file.
 

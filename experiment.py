@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from atari import AtariEnvs
 from board import Board, describe_run
-from checkpoint import Checkpoints, capture, restore, tensors, written_whole
+from checkpoint import Checkpoints, capture, newest_footer, restore, tensors, written_whole
 from device import require_memory
 from flags import UsageError, say
 from metrics import MEASURES, kde_figure, measure_representation
@@ -135,19 +135,17 @@ class Run:
         self._next_checkpoint = 0.0  # a run can be taken up from its first step on
         self._warned = False
 
+        self.board: Board | None = None
         if args.resume:
             self.folder = Path(args.resume)
             self._lock = lock(self.folder)
-            self.checkpoints = Checkpoints(self.folder)
+            if newest_footer(self.folder) is None:  # killed before its first checkpoint
+                self._begin(losses)
         else:
             with self._folder_or_nothing() as self.folder:
                 self._lock = lock(self.folder)
-                write_json(self.folder / "config.json", self.config)
-                self.checkpoints = Checkpoints(self.folder)
-                self.board = Board(self.folder)
-                if self.board.problem is not None:
-                    raise self.board.problem
-                self._describe(losses)
+                self._begin(losses)
+        self.checkpoints = Checkpoints(self.folder)
         if args.track:
             import wandb  # optional: only who asks for it needs it
 
@@ -200,7 +198,12 @@ class Run:
                 raise UsageError(f"--runs-dir {runs_dir}: {error.strerror or error}") from None
             raise
 
-    def _describe(self, losses: tuple[str, ...]):
+    def _begin(self, losses: tuple[str, ...]):
+        """config.json, and an event file with the flags and the layout of the charts."""
+        write_json(self.folder / "config.json", self.config)
+        self.board = Board(self.folder, sizes={})
+        if self.board.problem is not None:
+            raise self.board.problem
         columns = self.config["flags"] | {
             key: self.config[key] for key in ("game", "algorithm", "variant")
         }
@@ -230,7 +233,7 @@ class Run:
         Brings the parts back to it and fills `memory`, the replay memory. UsageError if no
         checkpoint is whole.
         """
-        if not self.args.resume:
+        if self.board is not None:
             return None
         saved, problems = self.checkpoints.load(memory)
         try:
@@ -426,7 +429,7 @@ class Run:
             signal.signal(number, handler)
         with contextlib.suppress(OSError):
             self.bar.close()
-        if hasattr(self, "board"):
+        if self.board is not None:
             self.board.flush()
         self._lock.close()
         if self.args.track:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from atari import game_title, resolve_game
-from checkpoint import FORMAT, newest_footer, written_whole
+from checkpoint import FORMAT, has_checkpoint, newest_footer, written_whole
 from flags import UsageError, flag, parse_flags, say, variant_name
 
 # Flags that do not decide what a run computes; --total-timesteps may only grow.
@@ -113,14 +113,12 @@ def unfinished(args, algorithm: str) -> Path | None:
     for path in Path(args.runs_dir).glob("*/config.json"):
         with contextlib.suppress(UsageError):
             config = read_config(path.parent)
-            footer = newest_footer(path.parent)
             same = decisive(config["flags"]) == decisive(dataclasses.asdict(args))
-            if same and config["algorithm"] == algorithm and footer is not None:
-                found.append((config["started"], path.parent, footer.step))
-    if not found:
-        return None
-    _, folder, step = max(found)
-    return folder if step < args.total_timesteps else None
+            if same and config["algorithm"] == algorithm:
+                found.append((config["started"], path.parent))
+    folder = max(found)[1] if found else None
+    footer = newest_footer(folder) if found else None
+    return None if footer is not None and footer.step >= args.total_timesteps else folder
 
 
 def take_up(args, algorithm: str):
@@ -144,9 +142,9 @@ def take_up(args, algorithm: str):
             f"{config['algorithm']}_atari.py"
         )
     footer = newest_footer(folder)
-    if footer is None:
+    if footer is None and (not automatic or has_checkpoint(folder)):
         raise UsageError(f"--resume {folder}: it has no whole checkpoint.pt; start the run anew")
-    if footer.format > FORMAT:
+    if footer is not None and footer.format > FORMAT:
         raise UsageError(
             f"--resume {folder}: it was written by a newer version (format {footer.format}, here "
             f"{FORMAT}); resume it with that one"
@@ -172,7 +170,7 @@ def take_up(args, algorithm: str):
             f"--total-timesteps {given.total_timesteps} is less than the {saved.total_timesteps} "
             f"of the run in {folder}: it may only be raised"
         )
-    if footer.step >= given.total_timesteps:
+    if footer is not None and footer.step >= given.total_timesteps:
         say(
             f"{folder} has finished: {footer.step:,} agent steps; a larger --total-timesteps would "
             "go on"

@@ -1,0 +1,136 @@
+"""Runs that are killed and resumed, and what has to be equal to a run that was not."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from conftest import ENV, ROOT, TIMEOUT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from checkpoint import Checkpoints, has_checkpoint, tensors
+from replay import ReplayBuffer
+
+# What measures time, and so differs from run to run.
+TIMED = ("charts/SPS",)
+
+
+def start(algorithm, flags, cwd, threads=1):
+    """The process of a script, as a user would start it."""
+    command = [sys.executable, str(ROOT / f"{algorithm}_atari.py"), *map(str, flags)]
+    env = ENV | {"OMP_NUM_THREADS": str(threads)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=cwd, env=env, text=True, **pipes)
+
+
+def run_through(algorithm, flags, cwd, threads=1) -> Path:
+    """Run without a break: the run folder."""
+    process = start(algorithm, flags, cwd, threads)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    (folder,) = (cwd / "runs").iterdir()
+    return folder
+
+
+def is_writing(folder):
+    """Whether a checkpoint is being written in this moment."""
+    return any(folder.glob("*.tmp")) or any(folder.glob("replay/*.tmp"))
+
+
+def run_with_kills(algorithm, flags, cwd, kills, seed, longest, threads=1, during_writes=True):
+    """Kill the run at random moments and resume it each time: the folder, and what was done.
+
+    Every second kill waits for a checkpoint to be in the middle of being written. `longest` is
+    about the time in seconds that a run takes. What was done: kills, kills while writing.
+    """
+    rng = random.Random(seed)
+    done = writing = 0
+    folder = None
+    while True:
+        # By name, as a kill may come when all is done; and one before the first checkpoint.
+        resume = ("--resume", "auto") if done else ()
+        if folder is not None and has_checkpoint(folder):
+            resume = ("--resume", folder)
+        given = resume if resume[1:] == (folder,) else (*flags, *resume)
+        process = start(algorithm, given, cwd, threads)
+        if done < kills:
+            deadline = time.monotonic() + rng.uniform(0, longest)
+            hunting = during_writes and done % 2 == 1
+            while process.poll() is None and (hunting or time.monotonic() < deadline):
+                folders = list((cwd / "runs").glob("*"))
+                if hunting and time.monotonic() > deadline and folders and is_writing(folders[0]):
+                    break
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+        _, err = process.communicate(timeout=TIMEOUT)
+        folders = [path.parent for path in (cwd / "runs").glob("*/config.json")]
+        assert len(folders) <= 1, f"{folders}: a killed run was not taken up"
+        folder = folders[0] if folders else None
+        if process.returncode == 0:
+            return folder, done, writing
+        assert process.returncode == -signal.SIGKILL, err
+        done += 1
+        writing += folder is not None and is_writing(folder)
+
+
+def series(folder) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar of a run by tag: agent steps and values."""
+    log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    log.Reload()
+    return {
+        tag: [(event.step, event.value) for event in log.Scalars(tag)]
+        for tag in log.Tags()["scalars"]
+        if tag not in TIMED
+    }
+
+
+def final_state(folder, buffer_size=None, num_envs=None) -> dict[str, torch.Tensor]:
+    """Every tensor that decides how the run would go on, by name."""
+    memory = ReplayBuffer(buffer_size, num_envs) if buffer_size else None
+    saved, problems = Checkpoints(folder).load(memory)
+    assert problems == []
+    saved.pop("run")
+    seen = min(saved["recent"]["seen"], len(saved["recent"]["frames"])) if "recent" in saved else 0
+    if "recent" in saved:  # rows that were never filled hold anything
+        saved["recent"]["frames"] = saved["recent"]["frames"][:seen]
+    state = dict(tensors(saved))
+    state["plain"] = repr([value for value in flat(saved) if not isinstance(value, torch.Tensor)])
+    if memory is not None:
+        memory.load_state_dict(saved["buffer"])
+        for name, part in memory.transitions(torch.arange(len(memory)))._asdict().items():
+            state[f"memory.{name}"] = part
+    return state
+
+
+def flat(value):
+    """The leaves of a nest of dicts and lists, with the keys."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from flat(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from flat(item)
+    else:
+        yield value
+
+
+def differences(one: Path, other: Path, **memory) -> list[str]:
+    """What differs between two finished runs, bit for bit; empty if nothing does."""
+    found = []
+    weights = [torch.load(folder / "model.pt", weights_only=True) for folder in (one, other)]
+    curves = [series(folder) for folder in (one, other)]
+    states = [final_state(folder, **memory) for folder in (one, other)]
+    for what, (first, second) in (("weight", weights), ("curve", curves), ("state", states)):
+        if first.keys() != second.keys():
+            found.append(f"{what}s: {sorted(first.keys() ^ second.keys())} only in one")
+            continue
+        for name, value in first.items():
+            is_tensor = isinstance(value, torch.Tensor)
+            same = torch.equal(value, second[name]) if is_tensor else value == second[name]
+            if not same:
+                found.append(f"{what} {name}")
+    return found
