@@ -21,21 +21,21 @@ import torch
 from flags import UsageError
 
 FORMAT = 1
-FOOTER = re.compile(rb"\nhadamard-checkpoint +(\d+) +(\d+) ([0-9a-f]{8})\n")
-FOOTER_BYTES = 50
+FOOTER = re.compile(rb"(\nhadamard-checkpoint +(\d+) +(\d+) ([0-9a-f]{8}) )([0-9a-f]{8})\n")
+FOOTER_BYTES = 59
 NEWEST, PREVIOUS, DAMAGED = "checkpoint.pt", "previous.pt", "damaged.pt"
 
 
 class Footer(NamedTuple):
-    """The last line of a checkpoint file."""
+    """The last line of a checkpoint file; it ends with a checksum of its own."""
 
     format: int
     step: int
-    checksum: int
+    checksum: int  # of what stands before the line
 
     def __bytes__(self) -> bytes:
-        line = f"\nhadamard-checkpoint {self.format:4d} {self.step:14d} {self.checksum:08x}\n"
-        return line.encode()
+        line = f"\nhadamard-checkpoint {self.format:4d} {self.step:14d} {self.checksum:08x} "
+        return f"{line}{zlib.crc32(line.encode()):08x}\n".encode()
 
 
 class Damaged(Exception):
@@ -143,9 +143,9 @@ def read_footer(path: Path) -> Footer:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - FOOTER_BYTES))
         match = FOOTER.fullmatch(file.read())
-    if match is None:
-        raise Damaged(f"{path.name} is cut off")
-    return Footer(int(match[1]), int(match[2]), int(match[3], 16))
+    if match is None or int(match[5], 16) != zlib.crc32(match[1]):
+        raise Damaged(f"{path.name} is cut off or damaged at its end")
+    return Footer(int(match[2]), int(match[3]), int(match[4], 16))
 
 
 def newest_footer(folder: Path) -> Footer | None:

@@ -15,8 +15,9 @@ from conftest import ENV
 import dqn_atari
 import experiment
 import flags as flags_room
+from device import free_memory
 from dqn_atari import Args, QNetwork
-from experiment import RecentObs, Run, free_memory, hidden_layers
+from experiment import RecentObs, Run, hidden_layers
 from flags import UsageError
 from hadamard import ACTIVATIONS
 
@@ -253,7 +254,7 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(error, tmp_path, monkeypa
     def full(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(experiment, "SummaryWriter", full)
+    monkeypatch.setattr(experiment, "Board", full)
     expected = UsageError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="No space left" if expected is UsageError else None):
         Run(Args(runs_dir=str(tmp_path / "a" / "runs")), "dqn", torch.nn.Linear(1, 1), ())

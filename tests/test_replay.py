@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import experiment
+import device
 from dqn_atari import ReplayBuffer
 from flags import UsageError
 
@@ -131,7 +131,7 @@ def test_final_frames_go_with_their_rows():
 
 
 def test_a_million_transitions_fit_the_promised_memory(monkeypatch):
-    monkeypatch.setattr(experiment, "free_memory", lambda device: 8e9)
+    monkeypatch.setattr(device, "free_memory", lambda device: 8e9)
     buffer = ReplayBuffer(1_000_000, 4)
     tensors = [value for value in vars(buffer).values() if isinstance(value, torch.Tensor)]
     assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) <= 7.2e9
@@ -139,7 +139,7 @@ def test_a_million_transitions_fit_the_promised_memory(monkeypatch):
 
 
 def test_too_little_memory_is_refused_with_what_would_fit(monkeypatch):
-    monkeypatch.setattr(experiment, "free_memory", lambda device: 1e9)
+    monkeypatch.setattr(device, "free_memory", lambda device: 1e9)
     with pytest.raises(UsageError, match=r"needs 7\.1 GB .* 1\.0 GB are free.*at most 127"):
         ReplayBuffer(1_000_000, 4)
     ReplayBuffer(127_000, 4)

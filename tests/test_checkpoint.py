@@ -1,0 +1,318 @@
+"""Checkpoints: what is saved comes back, one is always whole, and loading runs no code."""
+
+import errno
+import os
+import pickle
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import checkpoint
+import replay
+from checkpoint import Checkpoints, Damaged, Footer, capture, newest_footer, restore, tensors
+from flags import UsageError
+from replay import ReplayBuffer
+
+NUM_ENVS = 2
+
+
+def step_of(number):
+    """The arrays of one step of the games, all a function of its number."""
+    rng = np.random.default_rng(number)
+    obs = rng.integers(0, 255, (NUM_ENVS, 4, 84, 84), dtype=np.uint8)
+    final = np.full(NUM_ENVS, None, dtype=object)
+    if number % 7 == 0:
+        final[number % NUM_ENVS] = obs[0]
+    return {
+        "next_obs": obs,
+        "actions": rng.integers(0, 4, NUM_ENVS),
+        "rewards": rng.normal(size=NUM_ENVS).astype(np.float32),
+        "terminations": rng.random(NUM_ENVS) < 0.3,
+        "game_over": rng.random(NUM_ENVS) < 0.2,
+        "final_obs": final if number % 7 == 0 else None,
+    }
+
+
+def filled(steps, capacity=30):
+    buffer = ReplayBuffer(capacity, NUM_ENVS)
+    buffer.start(step_of(0)["next_obs"])
+    for number in range(1, steps + 1):
+        buffer.add(**step_of(number))
+    return buffer
+
+
+def same_memory(one, other):
+    every = torch.arange(len(one))
+    return len(one) == len(other) and all(
+        torch.equal(first, second)
+        for first, second in zip(one.transitions(every), other.transitions(every), strict=True)
+    )
+
+
+def reloaded(folder, capacity=30):
+    buffer = ReplayBuffer(capacity, NUM_ENVS)
+    state, problems = Checkpoints(folder).load(buffer)
+    buffer.load_state_dict(state["buffer"])
+    return buffer, state, problems
+
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch):
+    monkeypatch.setattr(replay, "SEGMENT", 8)  # transitions, so 4 rows
+
+
+@settings(deadline=None, max_examples=40)
+@given(pauses=st.lists(st.integers(0, 12), min_size=1, max_size=8))
+def test_the_memory_comes_back_at_every_checkpoint_of_a_ring(tmp_path_factory, pauses):
+    folder = tmp_path_factory.mktemp("run")
+    store, buffer, done = Checkpoints(folder), filled(0), 0
+    for pause in pauses:
+        for _ in range(pause):
+            done += 1
+            buffer.add(**step_of(done))
+        store.save(done, {"buffer": buffer.state_dict()}, buffer)
+        again, _, problems = reloaded(folder)
+        assert problems == []
+        assert same_memory(buffer, again)
+    # Whether it goes on from the memory or from the disk makes no difference.
+    for number in range(done + 1, done + 40):
+        buffer.add(**step_of(number))
+        again.add(**step_of(number))
+    assert same_memory(buffer, again)
+
+
+def test_only_what_changed_is_written_again(tmp_path):
+    store, buffer = Checkpoints(tmp_path), filled(12)
+    store.save(12, {"buffer": buffer.state_dict()}, buffer)
+    first = {path.name for path in (tmp_path / "replay").iterdir()}
+    assert len(first) == 4  # rows 0 to 12, 4 each
+    buffer.add(**step_of(13))
+    store.save(13, {"buffer": buffer.state_dict()}, buffer)
+    new = {path.name for path in (tmp_path / "replay").iterdir()} - first
+    assert len(new) == 1  # rows 12 and 13 lie in one segment
+    store.save(13, {"buffer": buffer.state_dict()}, buffer)
+    names = {path.name for path in (tmp_path / "replay").iterdir()}
+    assert names == {name for name, _ in store.segments.values()}  # nothing piles up
+
+
+def test_what_is_saved_comes_back_as_plain_values(tmp_path):
+    rng = np.random.default_rng(3)
+    rng.random(5)
+    generator = torch.Generator().manual_seed(4)
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1, fused=True)
+    network(torch.ones(3)).sum().backward()
+    optimizer.step()
+    extra = [np.arange(3), {"a": (1, 2.5, None, True, "x")}]
+    parts = {"rng": rng, "generator": generator, "network": network, "optimizer": optimizer}
+    Checkpoints(tmp_path).save(7, capture(parts | {"extra": lambda: extra}))
+    expected = (rng.random(), torch.rand(1, generator=generator), network.weight.clone())
+
+    saved, _ = Checkpoints(tmp_path).load()
+    assert saved["extra"][1] == {"a": [1, 2.5, None, True, "x"]}
+    assert saved["extra"][0].tolist() == [0, 1, 2]
+    rng, generator = np.random.default_rng(9), torch.Generator()
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.5, fused=True)
+    restore({"rng": rng, "generator": generator, "network": network, "optimizer": optimizer}, saved)
+    assert rng.random() == expected[0]
+    assert torch.equal(torch.rand(1, generator=generator), expected[1])
+    assert torch.equal(network.weight, expected[2])
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert newest_footer(tmp_path).step == 7
+
+
+def test_names_of_tensors_say_where_they_are():
+    nest = {"a": [torch.zeros(1), {"b": torch.ones(1)}], "c": 3}
+    assert [name for name, _ in tensors(nest)] == ["a.0", "a.1.b"]
+
+
+def folder_with_two(folder):
+    """A folder with the checkpoints of steps 20 and 33; the memory of each."""
+    store, buffer = Checkpoints(folder), filled(20)
+    store.save(20, {"buffer": buffer.state_dict(), "at": 20}, buffer)
+    for number in range(21, 34):
+        buffer.add(**step_of(number))
+    store.save(33, {"buffer": buffer.state_dict(), "at": 33}, buffer)
+    return store
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_any_cut_and_any_flipped_bit_is_recognised(tmp_path):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    store = folder_with_two(whole)
+    newest = {name for name, _ in store.segments.values()}
+    before = checkpoint.read_state(whole / checkpoint.PREVIOUS)["segments"].values()
+    of_both = newest & {name for name, _ in before}
+    rng = np.random.default_rng(0)
+    for path in files_of(whole):
+        if path.parent.name == "replay" and path.name not in newest:
+            continue  # of the one before
+        size = path.stat().st_size
+        for _ in range(6):
+            broken = tmp_path / "broken"
+            shutil.copytree(whole, broken)
+            victim, at = broken / path.relative_to(whole), int(rng.integers(size))
+            if rng.random() < 0.5:
+                os.truncate(victim, at)
+            else:
+                content = bytearray(victim.read_bytes())
+                content[at] ^= 1 << rng.integers(8)
+                victim.write_bytes(content)
+            if path.name in of_both:  # none is whole, and that is said
+                with pytest.raises(UsageError, match="no whole checkpoint"):
+                    reloaded(broken)
+            else:
+                buffer, state, problems = reloaded(broken)
+                expected = 33 if path.name == checkpoint.PREVIOUS else 20
+                assert state["at"] == expected
+                assert bool(problems) == (expected == 20)
+                assert same_memory(buffer, filled(expected))
+                assert (broken / checkpoint.DAMAGED).exists() == (expected == 20)
+            shutil.rmtree(broken)
+
+
+def test_after_a_damaged_checkpoint_the_next_save_keeps_the_whole_one(tmp_path):
+    folder_with_two(tmp_path)
+    os.truncate(tmp_path / checkpoint.NEWEST, 1000)
+    store, buffer = Checkpoints(tmp_path), ReplayBuffer(30, NUM_ENVS)
+    state, _ = store.load(buffer)
+    buffer.load_state_dict(state["buffer"])
+    assert state["at"] == 20
+    buffer.add(**step_of(21))
+    store.save(21, {"buffer": buffer.state_dict(), "at": 21}, buffer)
+    assert reloaded(tmp_path)[1]["at"] == 21
+    os.remove(tmp_path / checkpoint.NEWEST)
+    buffer, state, _ = reloaded(tmp_path)
+    assert state["at"] == 20
+    assert same_memory(buffer, filled(20))
+
+
+@pytest.mark.parametrize("moment", range(40))
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch, moment):
+    """The save is broken off before its n-th change on disk, for every n; nothing tidies up."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder_with_two(folder)
+    store, buffer = Checkpoints(folder), ReplayBuffer(30, NUM_ENVS)
+    buffer.load_state_dict(store.load(buffer)[0]["buffer"])
+    for number in range(34, 40):
+        buffer.add(**step_of(number))
+    left = [moment]
+
+    class Killed(BaseException):
+        pass
+
+    def counted(real):
+        def call(*args, **kwargs):
+            if left[0] == 0:
+                shutil.copytree(folder, tmp_path / "killed", dirs_exist_ok=True)
+                left[0] = -1
+                raise Killed
+            left[0] -= 1
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in ("replace", "fsync"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    for name in ("replace", "unlink", "mkdir", "open"):
+        method = getattr(checkpoint.Path, name)
+        monkeypatch.setattr(checkpoint.Path, name, counted(method))
+    try:
+        store.save(39, {"buffer": buffer.state_dict(), "at": 39}, buffer)
+    except Killed:
+        killed = tmp_path / "killed"
+    else:
+        killed = folder
+    monkeypatch.undo()
+    monkeypatch.setattr(replay, "SEGMENT", 8)
+    again, state, problems = reloaded(killed)
+    assert problems == []
+    assert state["at"] in (33, 39)
+    assert same_memory(again, filled(state["at"]))
+    if killed is folder:
+        assert moment > 10  # else this test would try nothing
+        assert state["at"] == 39
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_save_that_fails_leaves_all_as_it_was(tmp_path, monkeypatch, number):
+    store, buffer = folder_with_two(tmp_path), filled(35)
+    before = {path: path.read_bytes() for path in files_of(tmp_path)}
+
+    def full(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    dirty = set(buffer.dirty)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        store.save(35, {"buffer": buffer.state_dict(), "at": 35}, buffer)
+    assert {path: path.read_bytes() for path in files_of(tmp_path)} == before
+    assert buffer.dirty == dirty
+    monkeypatch.undo()
+    monkeypatch.setattr(replay, "SEGMENT", 8)
+    store.save(35, {"buffer": buffer.state_dict(), "at": 35}, buffer)
+    assert same_memory(reloaded(tmp_path)[0], filled(35))
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def write_by_hand(folder, content: bytes, version=checkpoint.FORMAT):
+    footer = bytes(Footer(version, 5, zlib.crc32(content)))
+    (folder / checkpoint.NEWEST).write_bytes(content + footer)
+
+
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path):
+    for name, write in (("pickle", pickle.dump), ("torch", torch.save)):
+        folder, trace = tmp_path / name, tmp_path / f"{name}-ran"
+        folder.mkdir()
+        with (folder / "file").open("wb") as file:
+            write({"state": Payload(trace)}, file)
+        write_by_hand(folder, (folder / "file").read_bytes())
+        with pytest.raises(UsageError, match="could run code: it is not loaded"):
+            Checkpoints(folder).load()
+        assert not trace.exists()
+        assert (folder / checkpoint.NEWEST).exists()
+
+
+def test_a_newer_format_is_refused_and_stays(tmp_path):
+    write_by_hand(tmp_path, b"whatever it is", version=checkpoint.FORMAT + 1)
+    with pytest.raises(UsageError, match="newer version"):
+        Checkpoints(tmp_path).load()
+    assert newest_footer(tmp_path).format == checkpoint.FORMAT + 1
+
+
+def test_a_folder_without_a_checkpoint_says_so(tmp_path):
+    assert newest_footer(tmp_path) is None
+    with pytest.raises(UsageError, match="there is none; start the run anew"):
+        Checkpoints(tmp_path).load()
+
+
+@given(st.integers(0, 9999), st.integers(0, 10**14 - 1), st.integers(0, 2**32 - 1))
+def test_footers_have_one_length_and_come_back(tmp_path_factory, version, step, checksum):
+    footer = Footer(version, step, checksum)
+    assert len(bytes(footer)) == checkpoint.FOOTER_BYTES
+    path = tmp_path_factory.getbasetemp() / "footer"
+    path.write_bytes(b"something" + bytes(footer))
+    assert checkpoint.read_footer(path) == footer
+    whole = bytes(footer)
+    for line in (whole[:-1], whole[:30] + bytes([whole[30] ^ 1]) + whole[31:]):
+        path.write_bytes(line)
+        with pytest.raises(Damaged, match="cut off or damaged"):
+            checkpoint.read_footer(path)
