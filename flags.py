@@ -149,6 +149,7 @@ def check_shared_flags(args):
     seeds = 2**31 - 1 - args.num_envs
     require(args, f"between 0 and {seeds}", lambda value: 0 <= value <= seeds, "seed")
     require(args, "in [0, 1)", lambda value: 0 <= value < 1, "sticky_actions")
+    require(args, "at least 0", lambda value: value >= 0, "checkpoint_every")
     smallest = max(512, args.latent_dim)
     require(
         args,

@@ -1,5 +1,6 @@
 """Runs that are killed and resumed, and what has to be equal to a run that was not."""
 
+import collections
 import random
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from conftest import ENV, ROOT, TIMEOUT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from checkpoint import Checkpoints, has_checkpoint, tensors
+from experiment import RESUME_ME
 from replay import ReplayBuffer
 
 # What measures time, and so differs from run to run.
@@ -37,43 +39,50 @@ def run_through(algorithm, flags, cwd, threads=1) -> Path:
 
 def is_writing(folder):
     """Whether a checkpoint is being written in this moment."""
-    return any(folder.glob("*.tmp")) or any(folder.glob("replay/*.tmp"))
+    return folder is not None and (any(folder.glob("*.tmp")) or any(folder.glob("replay/*.tmp")))
 
 
-def run_with_kills(algorithm, flags, cwd, kills, seed, longest, threads=1, during_writes=True):
-    """Kill the run at random moments and resume it each time: the folder, and what was done.
+def run_with_breaks(algorithm, flags, cwd, breaks, seed, longest, threads=1, damage=False):
+    """Break the run off and resume it each time: the folder, and a count of what was done.
 
-    Every second kill waits for a checkpoint to be in the middle of being written. `longest` is
-    about the time in seconds that a run takes. What was done: kills, kills while writing.
+    `breaks` are signals, sent at random moments of the first `longest` seconds of a process, or
+    "writing": SIGKILL as soon as a checkpoint is in the middle of being written. With `damage` a
+    bit of the newest checkpoint is flipped each time that there is one before it.
     """
     rng = random.Random(seed)
-    done = writing = 0
-    folder = None
-    while True:
-        # By name, as a kill may come when all is done; and one before the first checkpoint.
-        resume = ("--resume", "auto") if done else ()
-        if folder is not None and has_checkpoint(folder):
-            resume = ("--resume", folder)
-        given = resume if resume[1:] == (folder,) else (*flags, *resume)
-        process = start(algorithm, given, cwd, threads)
-        if done < kills:
-            deadline = time.monotonic() + rng.uniform(0, longest)
-            hunting = during_writes and done % 2 == 1
-            while process.poll() is None and (hunting or time.monotonic() < deadline):
-                folders = list((cwd / "runs").glob("*"))
-                if hunting and time.monotonic() > deadline and folders and is_writing(folders[0]):
-                    break
-                time.sleep(0.001)
-            process.send_signal(signal.SIGKILL)
+    counts = collections.Counter()
+    resume, folder = (), None
+    for kind in (*breaks, None):
+        process = start(algorithm, (*flags, *resume), cwd, threads)
+        deadline = time.monotonic() + rng.uniform(0, longest)
+        while kind is not None and process.poll() is None:
+            if time.monotonic() > deadline and (kind != "writing" or is_writing(folder)):
+                break
+            folder = next((path.parent for path in (cwd / "runs").glob("*/config.json")), None)
+            time.sleep(0.001)
+        number = signal.SIGKILL if kind == "writing" else kind
+        if kind is not None:
+            process.send_signal(number)
         _, err = process.communicate(timeout=TIMEOUT)
         folders = [path.parent for path in (cwd / "runs").glob("*/config.json")]
-        assert len(folders) <= 1, f"{folders}: a killed run was not taken up"
+        assert len(folders) <= 1, f"{folders}: a run that was broken off was not taken up"
         folder = folders[0] if folders else None
         if process.returncode == 0:
-            return folder, done, writing
-        assert process.returncode == -signal.SIGKILL, err
-        done += 1
-        writing += folder is not None and is_writing(folder)
+            break
+        ended = -number if number in (signal.SIGKILL, None) else RESUME_ME
+        # Before it has begun, and once it has ended, a signal does what it does to any process.
+        assert process.returncode in (ended, -number, 128 + number), err
+        counts[kind if kind == "writing" else signal.Signals(number).name] += 1
+        # By name where one can: the break may have come when all was done.
+        resume = ("--resume", "auto")
+        if folder is not None and has_checkpoint(folder):
+            resume = ("--resume", folder)
+            if damage and (folder / "previous.pt").exists() and (folder / "checkpoint.pt").exists():
+                content = bytearray((folder / "checkpoint.pt").read_bytes())
+                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+                (folder / "checkpoint.pt").write_bytes(content)
+                counts["damaged"] += 1
+    return folder, counts
 
 
 def series(folder) -> dict[str, list[tuple[int, float]]]:

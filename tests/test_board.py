@@ -1,0 +1,103 @@
+"""Event files: nothing lost, nothing doubled, as TensorBoard's own reader sees it."""
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import board as room
+from board import Board, describe_run
+
+
+def points(folder, tag="x"):
+    log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    log.Reload()
+    return [(event.step, event.value) for event in log.Scalars(tag)]
+
+
+def test_what_came_after_the_checkpoint_is_written_anew_once(tmp_path):
+    first = Board(tmp_path)
+    first.scalar("x", 1.0, 10)
+    sizes = first.sync()
+    first.scalar("x", 2.0, 20)
+    first.flush()
+    lost = Board(tmp_path, sizes, purge_step=11)  # a session that reached no checkpoint
+    lost.scalar("x", 2.0, 20)
+    lost.flush()
+    again = Board(tmp_path, sizes, purge_step=11)
+    again.scalar("x", 2.5, 20)
+    again.scalar("x", 3.0, 30)
+    again.sync()
+    assert points(tmp_path) == [(10, 1.0), (20, 2.5), (30, 3.0)]
+    assert not lost.path.exists()
+
+
+def test_a_reader_that_has_seen_the_lost_points_forgets_them(tmp_path):
+    first = Board(tmp_path)
+    first.scalar("x", 1.0, 10)
+    sizes = first.sync()
+    first.scalar("x", 2.0, 20)
+    first.flush()
+    reader = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
+    reader.Reload()
+    assert len(reader.Scalars("x")) == 2
+    again = Board(tmp_path, sizes, purge_step=11)
+    again.scalar("x", 2.5, 20)
+    again.flush()
+    reader.Reload()
+    assert [(event.step, event.value) for event in reader.Scalars("x")] == [(10, 1.0), (20, 2.5)]
+
+
+def test_while_nothing_can_be_written_points_are_kept(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    board = Board(folder)
+    board.scalar("x", 1.0, 1)
+    board.flush()
+    folder.rename(tmp_path / "away")
+    board.scalar("x", 2.0, 2)
+    assert not board.flush()
+    assert board.problem.strerror == "No such file or directory"
+    with pytest.raises(OSError, match="No such file"):
+        board.sync()
+    board.scalar("x", 3.0, 3)
+    (tmp_path / "away").rename(folder)
+    assert board.flush()
+    assert board.problem is None
+    assert points(folder) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_half_a_record_is_cut_off_before_it_is_written_again(tmp_path):
+    board = Board(tmp_path)
+    board.scalar("x", 1.0, 1)
+    board.flush()
+    with board.path.open("ab") as file:
+        file.write(b"half a rec")
+    board.scalar("x", 2.0, 2)
+    board.flush()
+    assert points(tmp_path) == [(1, 1.0), (2, 2.0)]
+
+
+def test_points_are_on_the_disk_after_some_seconds(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+    board = Board(tmp_path)
+    board.scalar("x", 1.0, 1)
+    board.scalar("y", 1.0, 1)
+    now[0] += room.FLUSH_EVERY
+    board.scalar("x", 2.0, 2)
+    assert points(tmp_path) == [(1, 1.0), (2, 2.0)]
+
+
+def test_pictures_texts_and_layout_are_read_back(tmp_path, events):
+    board = Board(tmp_path)
+    pixels = np.zeros((3, 5, 3), np.uint8)
+    board.image("picture", pixels, 4)
+    describe_run(board, {"seed": 1, "name": "a"}, ["x"], {"group": ["x", "y/(a|b)$"]})
+    board.flush()
+    log = events(tmp_path)
+    image = log.Images("picture")[0]
+    assert (image.step, image.width, image.height) == (4, 5, 3)
+    tags = log.Tags()["tensors"]
+    assert {"hyperparameters/text_summary", "custom_scalars__config__"} <= set(tags)
+    text = log.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text == "|param|value|\n|-|-|\n|seed|1|\n|name|a|"

@@ -1,0 +1,214 @@
+"""A run that was interrupted and resumed is the run that was not, bit for bit."""
+
+import dataclasses
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+
+import pytest
+import torch
+from conftest import TIMEOUT
+from interruptions import differences, run_through, run_with_breaks, start
+
+import dqn_atari
+import ppo_atari
+from checkpoint import FORMAT, Checkpoints, Footer, read_state
+from dqn_atari import Args
+from flags import UsageError
+from runfolder import lock, resumed_config
+
+# As small as a run that learns, measures, wraps its memory and loses lives can be.
+SMALL = ("--latent-dim", 32, "--metrics-samples", 512, "--env-threads", 1)
+SMALL += ("--metrics-every", 500, "--checkpoint-every", 0.02)
+ROLLOUTS = ("--total-timesteps", 1536, "--num-steps", 32, "--num-minibatches", 4)
+RUNS = {
+    "dqn": (
+        *("--total-timesteps", 1800, "--learning-starts", 600, "--buffer-size", 1200),
+        *("--target-network-frequency", 200, "--sticky-actions", 0.25, "--env-id", "SpaceInvaders"),
+    ),
+    "ppo": (*ROLLOUTS, "--num-envs", 4, "--precision", "bf16"),
+    "pqn": (*ROLLOUTS, "--num-envs", 8, "--sticky-actions", 0.25),
+}
+MEMORY = {"dqn": {"buffer_size": 1200, "num_envs": 4}, "ppo": {}, "pqn": {}}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of a run without a break, by algorithm."""
+    folders = {}
+
+    def get(algorithm):
+        if algorithm not in folders:
+            cwd = tmp_path_factory.mktemp(algorithm)
+            folders[algorithm] = run_through(algorithm, (*RUNS[algorithm], *SMALL), cwd)
+        return folders[algorithm]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "number"), [("dqn", "SIGTERM"), ("ppo", "SIGUSR1"), ("pqn", "SIGINT")]
+)
+def test_interrupted_runs_are_the_uninterrupted_run(algorithm, number, uninterrupted, tmp_path):
+    breaks = (signal.Signals[number], "writing", signal.SIGKILL)
+    flags = (*RUNS[algorithm], *SMALL)
+    folder, counts = run_with_breaks(algorithm, flags, tmp_path, breaks, 1, 8, damage=True)
+    assert counts.total() > 0
+    assert differences(uninterrupted(algorithm), folder, **MEMORY[algorithm]) == []
+
+
+def wait_for(process, text):
+    """The first line on stderr that holds this text."""
+    for line in process.stderr:
+        if text in line:
+            return line
+    raise AssertionError(f"it ended without saying {text!r}")
+
+
+def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path):
+    process = start("dqn", (*RUNS["dqn"], *SMALL), tmp_path)
+    process.stdout.readline()
+    (folder,) = (tmp_path / "runs").iterdir()
+    while not (folder / "previous.pt").exists():
+        assert process.poll() is None
+    _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, most))
+    line = wait_for(process, "warning: ")
+    assert "File too large" in line
+    assert "training goes on, it is tried again" in line
+    assert Checkpoints(folder).load(dqn_atari.ReplayBuffer(1200, 4))[1] == []  # whole as it was
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
+
+    folder.rename(tmp_path / "elsewhere")
+    assert "No such file or directory" in wait_for(process, "warning: ")
+    (tmp_path / "elsewhere").rename(folder)
+    process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0
+    assert differences(uninterrupted("dqn"), folder, **MEMORY["dqn"]) == []
+
+
+def test_a_finished_run_says_so_and_goes_on_when_there_is_more_to_do(uninterrupted, tmp_path):
+    folder = tmp_path / "runs" / "copy"
+    shutil.copytree(uninterrupted("ppo"), folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    process = start("ppo", ("--resume", folder), tmp_path)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    assert "has finished: 1,536 agent steps" in out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    process = start("ppo", ("--resume", folder, "--total-timesteps", 1664), tmp_path)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    assert "resumed at 1,536 agent steps" in out
+    assert "done: 1,664 agent steps" in out
+    config = json.loads((folder / "config.json").read_text())
+    assert config["flags"]["total_timesteps"] == 1664
+    assert config["resumed"][0]["step"] == 1536
+    assert read_state(folder / "checkpoint.pt")["state"]["step"] == 1664
+
+
+def test_a_diverged_run_leaves_a_report_and_its_good_checkpoint(tmp_path):
+    flags = ("--learning-rate", 1e30, "--num-envs", 4, *ROLLOUTS, *SMALL)
+    process = start("ppo", flags, tmp_path)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 2
+    assert (
+        err.strip().splitlines()[-1].startswith("ppo_atari.py: error: the run has diverged: at 1")
+    )
+    (folder,) = (tmp_path / "runs").iterdir()
+    report = json.loads((folder / "diverged.json").read_text())
+    assert report["step"] == 128
+    assert "losses/value_loss" in report["last_values"]
+    assert "latent.weight" in report["weights"]
+    assert not all(math.isfinite(v) for v in report["last_values"].values()) or any(
+        weight["not_finite"] for weight in report["weights"].values()
+    )
+    saved = Checkpoints(folder).load()[0]
+    assert saved["step"] < 128
+    assert all(weight.isfinite().all() for weight in saved["agent"].values())
+
+
+@pytest.fixture
+def run_folder(tmp_path_factory):
+    """What a run of DQN leaves, as far as it is looked at before anything starts."""
+
+    def make(footer=None, checkpoint=True, **config):
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        folder.mkdir()
+        whole = {
+            "algorithm": "dqn",
+            "flags": dataclasses.asdict(Args(seed=2)),
+            "started": "2026",
+            "git_commit": "abc",
+        }
+        (folder / "config.json").write_text(json.dumps(whole | config))
+        if checkpoint:
+            (folder / "checkpoint.pt").write_bytes(bytes(footer or Footer(FORMAT, 100, 0)))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "flags", "message"),
+    [
+        ({}, ["--seed", "1"], "--seed 1 contradicts the run in .*, which has 2: leave it out"),
+        ({}, ["--no-double-dqn", "--tau", "0.5"], "--tau 0.5 contradicts the run"),
+        ({}, ["--total-timesteps", "1000"], "1000 is less than the 10000000 of the run"),
+        ({}, ["--checkpoint-every", "-1"], "--checkpoint-every must be at least 0"),
+        ({"algorithm": "pqn"}, [], "it is a run of pqn; resume it with pqn_atari.py"),
+        ({"checkpoint": False}, [], "it has no whole checkpoint.pt; start the run anew"),
+        ({"footer": Footer(FORMAT + 1, 100, 0)}, [], r"by a newer version \(format 2, here 1\)"),
+        ({"flags": {"sede": 1}}, [], "its flags are not those of this version .* commit abc"),
+        ({"flags": None}, [], "its flags are not those of this version|is no run"),
+        ({}, ["--sede", "3"], "did you mean --seed"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(make, flags, message, run_folder, refused):
+    folder = run_folder(**make)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    refused(dqn_atari, ["--resume", str(folder), *flags], message)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_paths_that_are_no_run_are_refused(refused, tmp_path_factory):
+    refused(dqn_atari, ["--resume", "no/such/run"], "no/such/run: there is no such folder")
+    folder = tmp_path_factory.mktemp("empty")
+    refused(ppo_atari, ["--resume", str(folder)], "it is no run, as it has no whole config.json")
+    (folder / "config.json").write_text('{"algorithm": "ppo"')
+    refused(ppo_atari, ["--resume", str(folder)], "it is no run, as it has no whole config.json")
+
+
+def test_a_second_process_on_a_folder_is_refused(tmp_path):
+    with lock(tmp_path), pytest.raises(UsageError, match="in use by another process"):
+        lock(tmp_path)
+    lock(tmp_path).close()
+
+
+def test_config_keeps_every_resumption(run_folder):
+    folder = run_folder()
+    for step in (100, 200):
+        config = resumed_config(folder, Args(total_timesteps=2 * 10**7), step)
+        (folder / "config.json").write_text(json.dumps(config))
+    assert [entry["step"] for entry in config["resumed"]] == [100, 200]
+    assert config["flags"]["total_timesteps"] == 2 * 10**7
+    assert config["started"] == "2026"
+
+
+def test_checkpoints_of_the_replay_memory_take_no_memory_of_their_own(tmp_path):
+    """Saving 300 MB of frames: the peak of the process grows by less than a tenth of that."""
+    buffer = dqn_atari.ReplayBuffer(40_000, 4)
+    buffer.frames.fill_(1)
+    buffer.dirty.update(range(len(buffer.frames) // buffer.segment_rows))
+    store = Checkpoints(tmp_path)
+    store.save(0, {"buffer": buffer.state_dict()}, dqn_atari.ReplayBuffer(100, 4))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    store.save(1, {"buffer": buffer.state_dict(), "weights": torch.ones(1000)}, buffer)
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    assert sum(path.stat().st_size for path in (tmp_path / "replay").iterdir()) > 2.5e8
+    assert grown < 0.1 * 2.8e8
+    assert os.listdir(tmp_path / "replay")
