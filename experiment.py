@@ -133,7 +133,7 @@ class Run:
         self._rates = collections.deque([(time.perf_counter(), 0)], maxlen=200)
         self._next_line = 0.0
         self._next_checkpoint = 0.0  # a run can be taken up from its first step on
-        self._warned = False
+        self._warned = self._restoring = False
 
         self.board: Board | None = None
         if args.resume:
@@ -219,6 +219,8 @@ class Run:
         describe_run(self.board, columns, tags, layout)
 
     def _request_stop(self, number, frame):
+        if self._restoring:  # nothing to save yet, and it may take minutes
+            sys.exit(RESUME_ME)
         self.stopped = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         say(
@@ -235,11 +237,14 @@ class Run:
         """
         if self.board is not None:
             return None
+        self._restoring = True
         saved, problems = self.checkpoints.load(memory)
+        say("bringing memory and games back")
         try:
             restore(parts, saved)
         except ValueError as error:
             raise UsageError(f"--resume {self.folder}: {error}") from None
+        self._restoring = False
         for problem in problems:
             say(f"{problem}: going on from the checkpoint before it", sys.stderr)
         own, step = saved["run"], saved["step"]

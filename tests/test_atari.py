@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from ale_py import Action, ALEInterface, AtariVectorEnv, LoggerMode, roms
 from gymnasium.vector import AutoresetMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import atari
 from atari import AtariEnvs, resolve_game
@@ -250,6 +252,66 @@ def test_long_logs_are_cut_by_a_seeded_reset(monkeypatch):
             assert infos["lives"][i] == expected_infos["lives"][0]
     assert reseeded >= 4
     assert envs._log_lengths.max() < 900
+
+
+GAMES = ("breakout", "pong", "seaquest", "space_invaders", "ms_pacman", "beam_rider")
+GAMES += ("video_pinball", "freeway", "qbert", "enduro", "montezuma_revenge", "tennis")
+
+
+@pytest.mark.parametrize("game", GAMES)
+@settings(deadline=None, max_examples=2)
+@given(
+    num_envs=st.integers(1, 3),
+    sticky_actions=st.sampled_from([0.0, 0.25]),
+    seed=st.integers(0, 1000),
+    before=st.integers(0, 200),
+)
+def test_saved_games_go_on_as_if_nothing_had_been(game, num_envs, sticky_actions, seed, before):
+    """Through ends, truncations and reseedings; the games that come back are new ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atari, "RESEED_AFTER", 60)
+        cut = {"sticky_actions": sticky_actions, "max_episode_frames": 4 * 100}
+        envs = AtariEnvs(game, num_envs, seed, num_threads=1, **cut)
+        obs, _ = envs.reset()
+        for step in play(envs, random_policy(envs), before):
+            obs = step[1]
+        state = envs.state_dict()
+        again = AtariEnvs(game, num_envs, seed + 1, num_threads=1, **cut)
+        again.reset()
+        assert np.array_equal(again.load_state_dict(state), obs)
+        # What was saved is a copy: playing on does not reach it.
+        rng = np.random.default_rng(seed)
+        for _ in range(130):
+            actions = rng.integers(envs.single_action_space.n, size=num_envs)
+            assert equal(envs.step(actions), again.step(actions))
+        assert equal(envs.state_dict(), again.state_dict())
+        again.load_state_dict(state)
+        assert equal(again.state_dict(), state)
+        envs.close()
+        again.close()
+
+
+def equal(one, other):
+    """Bit for bit, through tuples, dicts and arrays, also arrays of objects."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, tuple) or (isinstance(one, np.ndarray) and one.dtype == object):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return np.array_equal(one, other)
+
+
+def test_games_that_do_not_fit_are_refused():
+    envs = AtariEnvs("pong", 2, seed=1)
+    with pytest.raises(RuntimeError, match="before state_dict"):
+        envs.state_dict()
+    envs.reset()
+    state = envs.state_dict()
+    others = (("breakout", 2, {}), ("pong", 3, {}), ("pong", 2, {"sticky_actions": 0.1}))
+    for (game, num_envs, flags), name in zip(others, ("game", "num_envs", "sticky"), strict=True):
+        with pytest.raises(ValueError, match=f"{name}.* where the games were saved, not"):
+            AtariEnvs(game, num_envs, 1, **flags).load_state_dict(state)
+    with pytest.raises(ValueError, match="did not come back"):
+        envs.load_state_dict(state | {"obs": state["obs"] + 1})
 
 
 def test_the_log_reproduces_the_games():

@@ -74,16 +74,16 @@ def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
     while not (folder / "previous.pt").exists():
         assert process.poll() is None
-    _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, most))
+    limits = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, limits[1]))
     line = wait_for(process, "warning: ")
     assert "File too large" in line
     assert "training goes on, it is tried again" in line
     assert Checkpoints(folder).load(dqn_atari.ReplayBuffer(1200, 4))[1] == []  # whole as it was
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
 
     folder.rename(tmp_path / "elsewhere")
-    assert "No such file or directory" in wait_for(process, "warning: ")
+    wait_for(process, "No such file or directory; training goes on")
     (tmp_path / "elsewhere").rename(folder)
     process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
@@ -112,13 +112,11 @@ def test_a_finished_run_says_so_and_goes_on_when_there_is_more_to_do(uninterrupt
 
 
 def test_a_diverged_run_leaves_a_report_and_its_good_checkpoint(tmp_path):
-    flags = ("--learning-rate", 1e30, "--num-envs", 4, *ROLLOUTS, *SMALL)
+    flags = ("--learning-rate", 1e17, "--num-envs", 4, *ROLLOUTS, *SMALL)
     process = start("ppo", flags, tmp_path)
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 2
-    assert (
-        err.strip().splitlines()[-1].startswith("ppo_atari.py: error: the run has diverged: at 1")
-    )
+    assert "ppo_atari.py: error: the run has diverged: at 128 agent steps " in err
     (folder,) = (tmp_path / "runs").iterdir()
     report = json.loads((folder / "diverged.json").read_text())
     assert report["step"] == 128
@@ -165,7 +163,7 @@ def run_folder(tmp_path_factory):
         ({"footer": Footer(FORMAT + 1, 100, 0)}, [], r"by a newer version \(format 2, here 1\)"),
         ({"flags": {"sede": 1}}, [], "its flags are not those of this version .* commit abc"),
         ({"flags": None}, [], "its flags are not those of this version|is no run"),
-        ({}, ["--sede", "3"], "did you mean --seed"),
+        ({}, ["--activaton", "relu"], "did you mean --activation"),
     ],
 )
 def test_what_cannot_be_resumed_is_refused(make, flags, message, run_folder, refused):

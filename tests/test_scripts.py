@@ -251,10 +251,9 @@ def test_a_signal_stops_the_run_and_keeps_its_files(algorithm, tmp_path, events,
         out, err = process.communicate(timeout=TIMEOUT)
     finally:
         process.kill()
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 75
     assert "Traceback" not in err
     steps = int(re.search(r"stopped at ([\d,]+) agent steps", out)[1].replace(",", ""))
-    assert steps % 256 == 0  # the rollout and its update were ended
     assert 256 <= steps < 10_000_000
     torch.load(only_run() / "model.pt", weights_only=True)
     assert events(only_run()).Scalars("charts/SPS")
@@ -461,7 +460,10 @@ def test_a_diverged_run_says_so_in_one_line(algorithm, script):
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert re.search(r"error: diverged: \S+ (is|has) .* at step \d+; try", done.stderr)
+    assert re.search(
+        r"error: the run has diverged: at [\d,]+ agent steps \S+ (is|has) .*; a smaller",
+        done.stderr,
+    )
 
 
 BAD_FLAGS = [
