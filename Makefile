@@ -1,5 +1,6 @@
 # On a machine with only python3 (3.11 or newer), venv and make:
-#   make train   make the environment and train; ALGO= and ARGS= pass through
+#   make train   make the environment and train, or go on with the unfinished run of these flags;
+#                ALGO= and ARGS= pass through
 #   make demo    make the environment and check what needs no game, in a minute
 #   make test    make the environment and pass the tests
 PYTHON ?= python3
@@ -8,10 +9,10 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train algo demo test lint format board clean
+.PHONY: train algo demo test soak lint format board clean
 
 train: algo $(VENV)/.installed
-	@$(RUN) $(ALGO)_atari.py $(ARGS)
+	@$(RUN) $(ALGO)_atari.py --resume auto $(ARGS)
 
 algo:
 	@test -f $(ALGO)_atari.py || { \
@@ -22,6 +23,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@$(VENV)/bin/pytest --numprocesses auto --dist loadfile
+
+soak: $(VENV)/.installed-dev
+	@$(RUN) tests/soak.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff check .
