@@ -69,6 +69,10 @@ class Board:
         """pixels uint8 (height, width, 3)."""
         self.add(summary.image(tag, torch.as_tensor(pixels), dataformats="HWC"), step)
 
+    def text(self, tag: str, content: str, step: int = 0):
+        """Markdown."""
+        self.add(summary.text(tag, content), step)
+
     def flush(self) -> bool:
         """Write what is pending; whether it could be written."""
         self._next_flush = time.monotonic() + FLUSH_EVERY
@@ -103,7 +107,7 @@ def describe_run(board: Board, columns: dict, metrics: list[str], layout: dict[s
     `layout`: group -> tags or patterns of tags, one chart each.
     """
     rows = "\n".join(f"|{key}|{value}|" for key, value in columns.items())
-    board.add(summary.text("hyperparameters", f"|param|value|\n|-|-|\n{rows}"))
+    board.text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
     # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
     for part in summary.hparams(columns, dict.fromkeys(metrics, 0.0)):
         board.add(part)

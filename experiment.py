@@ -282,13 +282,14 @@ class Run:
             }
             self.checkpoints.save(step, content | {"step": step, "run": own}, memory)
         except OSError as error:
-            self._warn(f"no checkpoint at {step:,} agent steps: {error.strerror or error}")
+            self._warn(f"no checkpoint at {step:,} agent steps: {error.strerror or error}", step)
         else:
             self._warned = False
 
-    def _warn(self, text: str):
+    def _warn(self, text: str, step: int):
         self._warned = True
         say(f"warning: {text}; training goes on, it is tried again", sys.stderr)
+        self.board.text("warnings", text, step)  # once there is room
 
     def diverged(self, what: str, step: int):
         """UsageError, after a report of where a number left the finite ones: `diverged.json`."""
@@ -379,7 +380,7 @@ class Run:
         rate = (step - step_then) / max(now - then, 1e-9)
         self.board.scalar("charts/SPS", rate, step)
         if self.board.problem is not None and not self._warned:
-            self._warn(f"the curves cannot be written: {self.board.problem.strerror}")
+            self._warn(f"the curves cannot be written: {self.board.problem.strerror}", step)
         if self.returns:
             self.board.scalar("charts/mean_return_100", np.mean(self.returns), step)
         if sys.stderr.isatty():

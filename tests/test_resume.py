@@ -68,7 +68,7 @@ def wait_for(process, text):
     raise AssertionError(f"it ended without saying {text!r}")
 
 
-def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path):
+def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path, events):
     process = start("dqn", (*RUNS["dqn"], *SMALL), tmp_path)
     process.stdout.readline()
     (folder,) = (tmp_path / "runs").iterdir()
@@ -88,6 +88,10 @@ def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path)
     process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
     assert differences(uninterrupted("dqn"), folder, **MEMORY["dqn"]) == []
+    texts = events(folder).Tensors("warnings/text_summary")
+    said = " ".join(text.tensor_proto.string_val[0].decode() for text in texts)
+    assert "File too large" in said
+    assert "No such file or directory" in said
 
 
 def test_a_finished_run_says_so_and_goes_on_when_there_is_more_to_do(uninterrupted, tmp_path):
