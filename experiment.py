@@ -22,12 +22,10 @@ from tqdm import tqdm
 from atari import AtariEnvs
 from board import Board, describe_run
 from checkpoint import Checkpoints, capture, newest_footer, restore, tensors, written_whole
-from device import require_memory
 from flags import UsageError, say
 from metrics import MEASURES, kde_figure, measure_representation
 from runfolder import describe, lock, resumed_config, write_json
 
-FRAMES = (4, 84, 84)  # of an observation
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
 FIGURE_EVERY = 10
 # Seconds between two lines when the progress goes to a file instead of a terminal.
@@ -73,39 +71,6 @@ def hidden_layers(network, obs: torch.Tensor, convolutions: bool) -> dict[str, t
             sample = torch.arange(len(part))
             parts[f"conv_{i}"].append(layer.flatten(2)[sample, :, pixel])
     return {name: torch.cat(layer) for name, layer in parts.items()}
-
-
-class RecentObs:
-    """The newest observations of rollouts, uint8 (count, 4, 84, 84), for the measures.
-
-    Raises UsageError, before any is taken, if the free memory of the device cannot hold them.
-    """
-
-    def __init__(self, count: int, device: torch.device):
-        require_memory(f"--metrics-samples {count}", 2 * count, math.prod(FRAMES), device)
-        self.frames = torch.empty(count, *FRAMES, dtype=torch.uint8, device=device)
-        self.seen = 0
-
-    def add(self, obs: torch.Tensor):
-        """Take the observations (steps, envs, 4, 84, 84) of a rollout."""
-        count = len(self.frames)
-        newest = obs.flatten(0, 1)[-count:]
-        self.seen += obs.shape[0] * obs.shape[1]
-        rows = torch.arange(self.seen - len(newest), self.seen, device=obs.device) % count
-        self.frames[rows] = newest
-
-    def state_dict(self) -> dict:
-        """For a checkpoint; nothing is copied."""
-        return {"frames": self.frames, "seen": self.seen}
-
-    def load_state_dict(self, state: dict):
-        self.frames.copy_(state["frames"])
-        self.seen = state["seen"]
-
-    def newest(self) -> torch.Tensor | None:
-        """All of them, oldest first; None until there are as many."""
-        count = len(self.frames)
-        return self.frames.roll(-(self.seen % count), 0) if self.seen >= count else None
 
 
 class Run:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from atari import AtariEnvs
 from device import pick_device, require_memory
-from experiment import FRAMES, RecentObs, Run, make_games
+from experiment import Run, make_games
 from flags import (
     check_rollout_flags,
     check_shared_flags,
@@ -29,6 +29,7 @@ from flags import (
     taking_memory,
 )
 from hadamard import HadamardConv2d, HadamardLinear, init_parameters
+from replay import FRAMES, RecentObs
 from runfolder import take_up
 
 LOSSES = ("td_loss", "q_values")

@@ -1,5 +1,9 @@
-"""The replay memory of DQN: one frame per transition, exact stacks, on the device that trains."""
+"""What was seen: DQN's replay memory, and the newest observations of rollouts, for the measures.
 
+The memory keeps one frame per transition and rebuilds the exact stacks, on the device that trains.
+"""
+
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +16,7 @@ from flags import taking_memory
 # Transitions in a segment of the replay memory, 29 MB: the least that a checkpoint writes of it.
 SEGMENT = 4096
 FRAME = (84, 84)
+FRAMES = (4, *FRAME)  # of an observation
 
 
 class Batch(NamedTuple):
@@ -151,3 +156,36 @@ class ReplayBuffer:
             frames[:, 1:],
             self.terminations.view(-1)[here].float(),
         )
+
+
+class RecentObs:
+    """The newest observations of rollouts, uint8 (count, 4, 84, 84), for the measures.
+
+    Raises UsageError, before any is taken, if the free memory of the device cannot hold them.
+    """
+
+    def __init__(self, count: int, device: torch.device):
+        require_memory(f"--metrics-samples {count}", 2 * count, math.prod(FRAMES), device)
+        self.frames = torch.empty(count, *FRAMES, dtype=torch.uint8, device=device)
+        self.seen = 0
+
+    def add(self, obs: torch.Tensor):
+        """Take the observations (steps, envs, 4, 84, 84) of a rollout."""
+        count = len(self.frames)
+        newest = obs.flatten(0, 1)[-count:]
+        self.seen += obs.shape[0] * obs.shape[1]
+        rows = torch.arange(self.seen - len(newest), self.seen, device=obs.device) % count
+        self.frames[rows] = newest
+
+    def state_dict(self) -> dict:
+        """For a checkpoint; nothing is copied."""
+        return {"frames": self.frames, "seen": self.seen}
+
+    def load_state_dict(self, state: dict):
+        self.frames.copy_(state["frames"])
+        self.seen = state["seen"]
+
+    def newest(self) -> torch.Tensor | None:
+        """All of them, oldest first; None until there are as many."""
+        count = len(self.frames)
+        return self.frames.roll(-(self.seen % count), 0) if self.seen >= count else None

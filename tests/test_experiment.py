@@ -17,9 +17,10 @@ import experiment
 import flags as flags_room
 from device import free_memory
 from dqn_atari import Args, QNetwork
-from experiment import RecentObs, Run, hidden_layers
+from experiment import Run, hidden_layers
 from flags import UsageError
 from hadamard import ACTIVATIONS
+from replay import RecentObs
 
 BAD_FLAGS = [
     (["--env-id", "Breakut"], r"unknown game 'Breakut': did you mean Breakout"),
