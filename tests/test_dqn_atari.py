@@ -21,6 +21,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
 
 import dqn_atari
+import experiment
 from atari import AtariEnvs
 from dqn_atari import Args, Batch, QNetwork, act, linear_schedule, multiples, td_loss, update_target
 from metrics import MEASURES
@@ -162,7 +163,7 @@ def test_the_loop_stores_what_the_games_did(tmp_path, monkeypatch):
             stored.append(arguments)
             super().add(*arguments)
 
-    monkeypatch.setattr(dqn_atari, "AtariEnvs", ShortGames)
+    monkeypatch.setattr(experiment, "AtariEnvs", ShortGames)
     monkeypatch.setattr(dqn_atari, "ReplayBuffer", Recorder)
     args = Args(
         total_timesteps=2_000,
@@ -248,7 +249,7 @@ def test_what_lands_in_the_event_file(short_run, events):
 
 def test_what_tensorboard_is_told_about_the_run(short_run, events):
     run, _ = short_run
-    assert all(path.is_file() for path in run.iterdir())  # no extra run folders
+    assert [path.name for path in run.iterdir() if path.is_dir()] == ["replay"]  # no extra runs
     log = events(run)
     hparams = {}
     for tag in ("_hparams_/experiment", "_hparams_/session_start_info"):

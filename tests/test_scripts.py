@@ -152,9 +152,9 @@ def test_play_stores_what_the_games_did(algorithm):
     first, _ = envs.reset()
     rollout = script.empty_rollout(args, torch.device("cpu"))
     seen = []
-    run = types.SimpleNamespace(episodes=lambda step, infos: seen.append(step))
+    run = types.SimpleNamespace(episodes=lambda step, infos: seen.append(step), stopped=None)
     sampling = torch.Generator().manual_seed(0)
-    obs, step, *_ = script.play(network, envs, first, rollout, run, 30, args, sampling)
+    obs, step, *_ = script.play(network, envs, first, rollout, run, 30, 0, args, sampling)
 
     assert step == 30 + 750
     assert seen == list(range(33, 781, 3))
@@ -400,9 +400,9 @@ def test_a_life_lost_in_the_step_of_a_truncation_ends_the_bootstrap():
         args = script.Args(num_envs=3, num_steps=1, latent_dim=8, gamma=0.5)
         network = NETWORKS[algorithm](4, args)
         rollout = script.empty_rollout(args, torch.device("cpu"))
-        run = types.SimpleNamespace(episodes=lambda step, infos: None)
+        run = types.SimpleNamespace(episodes=lambda step, infos: None, stopped=None)
         obs = np.zeros((3, 4, 84, 84), dtype=np.uint8)
-        script.play(network, Games(), obs, rollout, run, 0, args, torch.Generator())
+        script.play(network, Games(), obs, rollout, run, 0, 0, args, torch.Generator())
         out = network(torch.full((1, 4, 84, 84), 200, dtype=torch.uint8))
         value = out[1] if algorithm == "ppo" else out.amax(dim=1)
         expected = [1, 1 + 0.5 * value.item(), 1]
