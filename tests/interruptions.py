@@ -1,6 +1,7 @@
 """Runs that are killed and resumed, and what has to be equal to a run that was not."""
 
 import collections
+import json
 import random
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import torch
 from conftest import ENV, ROOT, TIMEOUT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from checkpoint import Checkpoints, has_checkpoint, tensors
+from checkpoint import Checkpoints, has_checkpoint, newest_footer, tensors
 from experiment import RESUME_ME
 from replay import ReplayBuffer
 
@@ -77,7 +78,10 @@ def run_with_breaks(algorithm, flags, cwd, breaks, seed, longest, threads=1, dam
         resume = ("--resume", "auto")
         if folder is not None and has_checkpoint(folder):
             resume = ("--resume", folder)
-            if damage and (folder / "previous.pt").exists() and (folder / "checkpoint.pt").exists():
+            both = all((folder / name).exists() for name in ("previous.pt", "checkpoint.pt"))
+            config = json.loads((folder / "config.json").read_text())
+            unfinished = newest_footer(folder).step < config["flags"]["total_timesteps"]
+            if damage and both and unfinished:  # nobody looks into a run that has finished
                 content = bytearray((folder / "checkpoint.pt").read_bytes())
                 content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
                 (folder / "checkpoint.pt").write_bytes(content)
