@@ -46,6 +46,7 @@ class Board:
         self.pending = bytearray()
         self._next_flush = time.monotonic() + FLUSH_EVERY
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._header = bytes(self.pending)
         if purge_step is not None:
             start = SessionLog(status=SessionLog.START)
             self._add(Event(wall_time=time.time(), step=purge_step, session_log=start))
@@ -77,6 +78,9 @@ class Board:
         """Write what is pending; whether it could be written."""
         self._next_flush = time.monotonic() + FLUSH_EVERY
         try:
+            if self.size > 0 and self.folder.is_dir() and not self.path.exists():
+                self.size = 0  # somebody removed it: what it held is gone, what comes is not
+                self.pending[:0] = self._header
             if self.size > 0 or self.path.exists():
                 os.truncate(self.path, self.size)  # half a record, of an earlier failure
             with self.path.open("ab") as file:

@@ -201,7 +201,8 @@ class Checkpoints:
 
         Raises OSError, and then everything is as it was before.
         """
-        number, segments, new = self.number + 1, dict(self.segments), []
+        self.number += 1  # also if it fails: a name is never used twice
+        number, segments, new = self.number, dict(self.segments), []
         try:
             if memory is not None:
                 self.replay.mkdir(exist_ok=True)
@@ -228,11 +229,12 @@ class Checkpoints:
         if (self.folder / NEWEST).exists():
             os.replace(self.folder / NEWEST, self.folder / PREVIOUS)
         os.replace(fresh, self.folder / NEWEST)
-        sync_folder(self.folder)
         kept = {name for name, _ in (*segments.values(), *self.segments.values())}
-        self.number, self.segments = number, segments
+        self.segments = segments
         if memory is not None:
             memory.dirty.clear()
+        sync_folder(self.folder)
+        if memory is not None:
             self._remove_segments(kept)
 
     def _remove_segments(self, kept: set[str]):
@@ -254,9 +256,11 @@ class Checkpoints:
             try:
                 content = read_state(path)
                 self._load_segments(content["segments"], memory)
-            except (Damaged, OSError) as problem:
+            except (Damaged, FileNotFoundError) as problem:
                 problems.append(str(problem))
                 continue
+            except OSError as error:
+                raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
             if problems:  # else the next checkpoint would take the place of the whole one
                 os.replace(self.folder / NEWEST, self.folder / DAMAGED)
             self.number, self.segments = content["number"], content["segments"]

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from atari import AtariEnvs
 from board import Board, describe_run
-from checkpoint import Checkpoints, capture, newest_footer, restore, tensors, written_whole
+from checkpoint import Checkpoints, capture, has_checkpoint, restore, tensors, written_whole
 from flags import UsageError, say
 from metrics import MEASURES, kde_figure, measure_representation
-from runfolder import describe, lock, resumed_config, write_json
+from runfolder import describe, lock, read_config, resumed_config, write_json
 
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
 FIGURE_EVERY = 10
@@ -104,8 +104,6 @@ class Run:
         if args.resume:
             self.folder = Path(args.resume)
             self._lock = lock(self.folder)
-            if newest_footer(self.folder) is None:  # killed before its first checkpoint
-                self._begin(losses)
         else:
             with self._folder_or_nothing() as self.folder:
                 self._lock = lock(self.folder)
@@ -166,7 +164,7 @@ class Run:
     def _begin(self, losses: tuple[str, ...]):
         """config.json, and an event file with the flags and the layout of the charts."""
         write_json(self.folder / "config.json", self.config)
-        self.board = Board(self.folder, sizes={})
+        self.board = Board(self.folder)
         if self.board.problem is not None:
             raise self.board.problem
         columns = self.config["flags"] | {
@@ -200,9 +198,18 @@ class Run:
         Brings the parts back to it and fills `memory`, the replay memory. UsageError if no
         checkpoint is whole.
         """
-        if self.board is not None:
+        if not self.args.resume:
             return None
         self._restoring = True
+        if self.stopped is not None:
+            sys.exit(RESUME_ME)
+        threads = read_config(self.folder).get("torch_threads")
+        if threads != torch.get_num_threads():
+            say(
+                f"this run had {threads} threads and has {torch.get_num_threads()} now: sums may "
+                f"differ in their last bits; OMP_NUM_THREADS={threads} keeps them the same",
+                sys.stderr,
+            )
         saved, problems = self.checkpoints.load(memory)
         say("bringing memory and games back")
         try:
@@ -219,7 +226,10 @@ class Run:
         self.board = Board(self.folder, own["events"], purge_step=step + 1)
         self._rates[0] = (time.perf_counter(), step)
         self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
-        write_json(self.folder / "config.json", resumed_config(self.folder, self.args, step))
+        try:
+            write_json(self.folder / "config.json", resumed_config(self.folder, self.args, step))
+        except OSError as error:
+            self._warn(f"config.json stays as it was: {error.strerror or error}", step)
         say(f"resumed at {step:,} agent steps")
         return saved
 
@@ -273,7 +283,8 @@ class Run:
         }
         with contextlib.suppress(OSError):
             write_json(self.folder / "diverged.json", report)
-            torch.save(self.network.state_dict(), self.folder / "diverged.pt")
+            with written_whole(self.folder / "diverged.pt") as file:
+                torch.save(self.network.state_dict(), file)
         raise UsageError(
             f"the run has diverged: at {step:,} agent steps {what}; a smaller --learning-rate may "
             f"help; values and weights are in {self.folder}/diverged.json and .pt"
@@ -375,15 +386,25 @@ class Run:
         """
         with contextlib.suppress(OSError):  # the terminal may have gone away
             self.bar.close()
-        self.checkpoint(step, parts, memory, now=True)
+        for name, weight in self.network.named_parameters():
+            if not torch.isfinite(weight).all():
+                self.diverged(f"{name} has NaN or inf", step)
+        problem = None
         try:
-            if self._warned:
-                raise OSError("the checkpoint could not be written")
+            # First: once the last checkpoint is there, the run has finished.
             with written_whole(self.folder / "model.pt") as file:
                 torch.save(self.network.state_dict(), file)
         except OSError as error:
-            reason = error.strerror or error
-            raise UsageError(f"cannot save the run in {self.folder}: {reason}") from None
+            problem = error.strerror or error
+        if problem is None:
+            self.checkpoint(step, parts, memory, now=True)
+            problem = "the checkpoint could not be written" if self._warned else None
+        if problem is not None:
+            going_on = self.stopped is not None and has_checkpoint(self.folder)
+            message = f"cannot save the run in {self.folder}: {problem}"
+            if not going_on:
+                raise UsageError(message)
+            say(f"{message}; its last checkpoint is whole", sys.stderr)
         if self.stopped is None:
             seconds = self._elapsed + time.monotonic() - self._start
             spent = datetime.timedelta(seconds=int(seconds))

@@ -27,7 +27,8 @@ class UsageError(Exception):
 
 def say(text: str, file=None):
     """Print at once; a reader that has gone away (a closed pipe or terminal) ends no run."""
-    with contextlib.suppress(OSError):
+    # RuntimeError: a signal came in the middle of another print.
+    with contextlib.suppress(OSError, RuntimeError):
         print(text, file=file or sys.stdout, flush=True)
 
 

@@ -182,7 +182,7 @@ def empty_rollout(args: Args, device: torch.device) -> Rollout:
     obs = torch.empty(*shape, *FRAMES, dtype=torch.uint8, device=device)
     actions = torch.empty(shape, dtype=torch.int64, device=device)
     dones = torch.empty(shape, dtype=torch.bool, device=device)
-    rewards, values, returns = torch.empty(3, *shape, device=device)
+    rewards, values, returns = torch.zeros(3, *shape, device=device)
     return Rollout(obs, actions, rewards, dones, values, returns)
 
 

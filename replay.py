@@ -13,8 +13,8 @@ from torch import Tensor
 from device import require_memory
 from flags import taking_memory
 
-# Transitions in a segment of the replay memory, 29 MB: the least that a checkpoint writes of it.
-SEGMENT = 4096
+# Transitions in a segment of the replay memory, 7 MB: the least that a checkpoint writes of it.
+SEGMENT = 1024
 FRAME = (84, 84)
 FRAMES = (4, *FRAME)  # of an observation
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from atari import game_title, resolve_game
-from checkpoint import FORMAT, has_checkpoint, newest_footer, written_whole
+from checkpoint import FORMAT, newest_footer, written_whole
 from flags import UsageError, flag, parse_flags, say, variant_name
 
 # Flags that do not decide what a run computes; --total-timesteps may only grow.
@@ -74,28 +74,31 @@ def write_json(path: Path, value: dict):
 def lock(folder: Path):
     """Hold this run folder until the file that is returned is closed, or the process ends.
 
-    UsageError if another process holds it.
+    UsageError if another process holds it, or it cannot be held.
     """
-    file = (folder / "lock").open("a")
     try:
+        file = (folder / "lock").open("a")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise UsageError(
             f"{folder} is in use by another process: wait for it to end, or stop it"
         ) from None
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be locked: {error.strerror or error}") from None
     return file
 
 
 def read_config(folder: Path) -> dict:
     """The config.json of a run. UsageError if there is none."""
-    if not folder.is_dir():
-        raise UsageError(f"--resume {folder}: there is no such folder; name one below runs/")
     try:
+        if not folder.is_dir():
+            raise UsageError(f"--resume {folder}: there is no such folder; name one below runs/")
         config = json.loads((folder / "config.json").read_text())
         if not {"algorithm", "flags", "started"} <= config.keys():
             raise ValueError
-    except (OSError, ValueError, AttributeError):
+        dict(**config["flags"])
+    except (OSError, ValueError, AttributeError, TypeError):
         raise UsageError(
             f"--resume {folder}: it is no run, as it has no whole config.json"
         ) from None
@@ -112,13 +115,12 @@ def unfinished(args, algorithm: str) -> Path | None:
     found = []
     for path in Path(args.runs_dir).glob("*/config.json"):
         with contextlib.suppress(UsageError):
-            config = read_config(path.parent)
+            config, footer = read_config(path.parent), newest_footer(path.parent)
             same = decisive(config["flags"]) == decisive(dataclasses.asdict(args))
-            if same and config["algorithm"] == algorithm:
+            goes_on = footer is not None and footer.step < args.total_timesteps
+            if same and goes_on and config["algorithm"] == algorithm:
                 found.append((config["started"], path.parent))
-    folder = max(found)[1] if found else None
-    footer = newest_footer(folder) if found else None
-    return None if footer is not None and footer.step >= args.total_timesteps else folder
+    return max(found)[1] if found else None
 
 
 def take_up(args, algorithm: str):
@@ -142,14 +144,16 @@ def take_up(args, algorithm: str):
             f"{config['algorithm']}_atari.py"
         )
     footer = newest_footer(folder)
-    if footer is None and (not automatic or has_checkpoint(folder)):
+    if footer is None:
         raise UsageError(f"--resume {folder}: it has no whole checkpoint.pt; start the run anew")
-    if footer is not None and footer.format > FORMAT:
+    if footer.format > FORMAT:
         raise UsageError(
             f"--resume {folder}: it was written by a newer version (format {footer.format}, here "
             f"{FORMAT}); resume it with that one"
         )
     own = {"resume": str(folder), "runs_dir": str(folder.parent)}
+    if config["flags"].get("device") == "auto":  # as it was found then, also on another machine
+        own["device"] = "cpu" if config.get("device", "cpu") == "cpu" else "cuda"
     try:
         saved = type(args)(**(config["flags"] | own))
     except TypeError as error:
@@ -157,7 +161,11 @@ def take_up(args, algorithm: str):
             f"--resume {folder}: its flags are not those of this version ({error}); resume it with "
             f"commit {config.get('git_commit')}"
         ) from None
-    given = saved if automatic else parse_flags(type(args), default=saved)
+    if automatic:
+        free = {"checkpoint_every": args.checkpoint_every, "track": args.track}
+        given = dataclasses.replace(saved, **free)
+    else:
+        given = parse_flags(type(args), default=saved)
     for name, value in dataclasses.asdict(given).items():
         before = getattr(saved, name)
         if name not in FREE and value != before:
@@ -170,7 +178,7 @@ def take_up(args, algorithm: str):
             f"--total-timesteps {given.total_timesteps} is less than the {saved.total_timesteps} "
             f"of the run in {folder}: it may only be raised"
         )
-    if footer is not None and footer.step >= given.total_timesteps:
+    if footer.step >= given.total_timesteps:
         say(
             f"{folder} has finished: {footer.step:,} agent steps; a larger --total-timesteps would "
             "go on"

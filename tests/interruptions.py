@@ -3,6 +3,7 @@
 import collections
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,46 +47,54 @@ def is_writing(folder):
 def run_with_breaks(algorithm, flags, cwd, breaks, seed, longest, threads=1, damage=False):
     """Break the run off and resume it each time: the folder, and a count of what was done.
 
-    `breaks` are signals, sent at random moments of the first `longest` seconds of a process, or
-    "writing": SIGKILL as soon as a checkpoint is in the middle of being written. With `damage` a
-    bit of the newest checkpoint is flipped each time that there is one before it.
+    `breaks` are signals, sent at random moments in the first `longest` seconds of training, or
+    "writing": SIGKILL as soon as a checkpoint is in the middle of being written. One in five comes
+    earlier, while the process starts or plays its games back. With `damage` a bit of the newest
+    checkpoint is flipped each time that there is one before it.
     """
     rng = random.Random(seed)
     counts = collections.Counter()
     resume, folder = (), None
     for kind in (*breaks, None):
         process = start(algorithm, (*flags, *resume), cwd, threads)
-        deadline = time.monotonic() + rng.uniform(0, longest)
-        while kind is not None and process.poll() is None:
-            if time.monotonic() > deadline and (kind != "writing" or is_writing(folder)):
-                break
-            folder = next((path.parent for path in (cwd / "runs").glob("*/config.json")), None)
-            time.sleep(0.001)
-        number = signal.SIGKILL if kind == "writing" else kind
         if kind is not None:
+            early = counts.total() > 0 and rng.random() < 0.2
+            while not early and process.poll() is None:  # until it trains
+                line = process.stdout.readline()
+                if line == "" or ("resumed at" if resume else "parameters on") in line:
+                    break
+            folder = folder or next((path for path in (cwd / "runs").glob("*")), None)
+            deadline = time.monotonic() + rng.uniform(0, longest)
+            while process.poll() is None:
+                if time.monotonic() > deadline and (kind != "writing" or is_writing(folder)):
+                    break
+                time.sleep(0.0005)
+            number = signal.SIGKILL if kind == "writing" else kind
             process.send_signal(number)
         _, err = process.communicate(timeout=TIMEOUT)
-        folders = [path.parent for path in (cwd / "runs").glob("*/config.json")]
-        assert len(folders) <= 1, f"{folders}: a run that was broken off was not taken up"
-        folder = folders[0] if folders else None
-        if process.returncode == 0:
+        (folder,) = (path.parent for path in (cwd / "runs").glob("*/config.json"))
+        if process.returncode == 0 or kind is None:
+            assert process.returncode == 0, err
             break
-        ended = -number if number in (signal.SIGKILL, None) else RESUME_ME
-        # Before it has begun, and once it has ended, a signal does what it does to any process.
-        assert process.returncode in (ended, -number, 128 + number), err
+        # While it starts, and once it has ended, a signal does what it does to any process.
+        ended = {-number, 128 + number} | ({RESUME_ME} if number != signal.SIGKILL else set())
+        assert process.returncode in ended, err
         counts[kind if kind == "writing" else signal.Signals(number).name] += 1
-        # By name where one can: the break may have come when all was done.
-        resume = ("--resume", "auto")
-        if folder is not None and has_checkpoint(folder):
-            resume = ("--resume", folder)
-            both = all((folder / name).exists() for name in ("previous.pt", "checkpoint.pt"))
-            config = json.loads((folder / "config.json").read_text())
-            unfinished = newest_footer(folder).step < config["flags"]["total_timesteps"]
-            if damage and both and unfinished:  # nobody looks into a run that has finished
-                content = bytearray((folder / "checkpoint.pt").read_bytes())
-                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-                (folder / "checkpoint.pt").write_bytes(content)
-                counts["damaged"] += 1
+        if not has_checkpoint(folder):
+            shutil.rmtree(folder)  # killed in its first moment: a new run starts anew
+            resume, folder = (), None
+            continue
+        resume = ("--resume", folder if rng.random() < 0.5 else "auto")
+        both = all((folder / name).exists() for name in ("previous.pt", "checkpoint.pt"))
+        config = json.loads((folder / "config.json").read_text())
+        if newest_footer(folder).step >= config["flags"]["total_timesteps"]:
+            break  # it was killed when all was done
+        if damage and both:
+            content = bytearray((folder / "checkpoint.pt").read_bytes())
+            # Not in the last line: where that is damaged, auto does not know the newest any more.
+            content[rng.randrange(len(content) - 100)] ^= 1 << rng.randrange(8)
+            (folder / "checkpoint.pt").write_bytes(content)
+            counts["damaged"] += 1
     return folder, counts
 
 
