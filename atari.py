@@ -265,8 +265,9 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         """Go on exactly where `state_dict` was taken: the obs (num_envs, 4, 84, 84) of that moment.
 
         Plays the logged actions back, at the speed of the emulator: of each game at most
-        RESEED_AFTER steps and the rest of a game. Raises ValueError, naming what differs, for the state of another game, number
-        of envs or sticky_actions, and where the games do not come back to the same obs.
+        RESEED_AFTER steps and the rest of a game. Raises ValueError, naming what differs, for the
+        state of another game, number of envs or sticky_actions, and where the games do not come
+        back to the same obs.
         """
         for name, value in self._same().items():
             if state[name] != value:
