@@ -210,8 +210,8 @@ class Run:
                 f"differ in their last bits; OMP_NUM_THREADS={threads} keeps them the same",
                 sys.stderr,
             )
-        saved, problems = self.checkpoints.load(memory)
         say("bringing memory and games back")
+        saved, problems = self.checkpoints.load(memory)
         try:
             restore(parts, saved)
         except ValueError as error:
