@@ -58,7 +58,7 @@ def run_with_breaks(algorithm, flags, cwd, breaks, seed, longest, threads=1, dam
     for kind in (*breaks, None):
         process = start(algorithm, (*flags, *resume), cwd, threads)
         if kind is not None:
-            early = counts.total() > 0 and rng.random() < 0.2
+            early = resume != () and rng.random() < 0.2
             while not early and process.poll() is None:  # until it trains
                 line = process.stdout.readline()
                 if line == "" or ("resumed at" if resume else "parameters on") in line:
