@@ -70,7 +70,8 @@ def wait_for(process, text):
 
 
 def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path, events):
-    process = start("dqn", (*RUNS["dqn"], *SMALL), tmp_path)
+    # Checkpoints every 0.3 s: of those there are many in this run, on any machine.
+    process = start("dqn", (*RUNS["dqn"], *SMALL, "--checkpoint-every", 0.005), tmp_path)
     process.stdout.readline()
     (folder,) = (tmp_path / "runs").iterdir()
     while not (folder / "previous.pt").exists():
@@ -83,12 +84,14 @@ def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path,
     assert Checkpoints(folder).load(dqn_atari.ReplayBuffer(1200, 4))[1] == []  # whole as it was
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
 
+    process.send_signal(signal.SIGSTOP)  # it waits until we are done
     second = start("dqn", ("--resume", folder), tmp_path)
     _, err = second.communicate(timeout=TIMEOUT)
     assert second.returncode == 2
     assert "is in use by another process: wait for it to end, or stop it" in err
 
     folder.rename(tmp_path / "elsewhere")
+    process.send_signal(signal.SIGCONT)
     wait_for(process, "No such file or directory; training goes on")
     (tmp_path / "elsewhere").rename(folder)
     process.communicate(timeout=TIMEOUT)
