@@ -244,9 +244,7 @@ class Run:
             return
         self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
         content = capture(parts)
-        for name, tensor in tensors(content):
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                self.diverged(f"{name} has NaN or inf", step)
+        self._require_finite(step, tensors(content))
         try:
             own = {
                 "returns": list(self.returns),
@@ -265,6 +263,12 @@ class Run:
         self._warned = True
         say(f"warning: {text}; training goes on, it is tried again", sys.stderr)
         self.board.text("warnings", text, step)  # once there is room
+
+    def _require_finite(self, step: int, named):
+        """UsageError for the first of these (name, tensor) that has NaN or inf; see `diverged`."""
+        for name, tensor in named:
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                self.diverged(f"{name} has NaN or inf", step)
 
     def diverged(self, what: str, step: int):
         """UsageError, after a report of where a number left the finite ones: `diverged.json`."""
@@ -302,12 +306,11 @@ class Run:
             import wandb
 
             wandb.log(values | {"global_step": step})
-        wrong = [f"{tag} is {value}" for tag, value in values.items() if not math.isfinite(value)]
+        for tag, value in values.items():
+            if not math.isfinite(value):
+                self.diverged(f"{tag} is {value}", step)
         # The losses were computed before the last step of the optimizer, which may break a weight.
-        weights = self.network.named_parameters()
-        wrong += [f"{name} has NaN or inf" for name, w in weights if not torch.isfinite(w).all()]
-        if wrong:
-            self.diverged(wrong[0], step)
+        self._require_finite(step, self.network.named_parameters())
 
     def episodes(self, step: int, infos: dict):
         """Write the raw return and the length (agent steps) of every game that ended."""
@@ -332,9 +335,7 @@ class Run:
         neurons bring into the outputs of `head`: see `measure_representation`.
         """
         layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
-        for name, layer in layers.items():
-            if not torch.isfinite(layer).all():
-                self.diverged(f"{name} has NaN or inf", step)
+        self._require_finite(step, layers.items())
         values = measure_representation(layers, head.weight, head.bias, contribution)
         self.scalars(step, values)
         self._state = f"  dead {values['representation/dead_kde']:.0%}"
@@ -386,9 +387,7 @@ class Run:
         """
         with contextlib.suppress(OSError):  # the terminal may have gone away
             self.bar.close()
-        for name, weight in self.network.named_parameters():
-            if not torch.isfinite(weight).all():
-                self.diverged(f"{name} has NaN or inf", step)
+        self._require_finite(step, self.network.named_parameters())
         problem = None
         try:
             # First: once the last checkpoint is there, the run has finished.

@@ -11,7 +11,6 @@ a grid of these and reports for each claim in how many settings it holds.
 import copy
 import dataclasses
 import itertools
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from regression_claims import (
     mean_interval,
     sweep_figure,
 )
-from runfolder import provenance
+from runfolder import provenance, write_json
 from theory import all_checks, dying_figure
 
 
@@ -380,7 +379,7 @@ def main(args: Args) -> int:
         log_curves(folder / "tensorboard", args, fits)
         seconds = time.monotonic() - start
         config["seconds"] = round(seconds, 1)
-        (folder / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_json(folder / f"{name}.json", config)
     for table in ("fits", "claims", "sweep_claims"):
         if table in tables:
             say(f"\n{as_text(tables[table])}")
