@@ -20,7 +20,9 @@ import torch
 
 from flags import UsageError
 
-FORMAT = 1
+# 2: rollouts lie in memory as the networks want them and PQN's optimizer is another, so runs of
+# format 1 would go on with other bits.
+FORMAT = 2
 FOOTER = re.compile(rb"(\nhadamard-checkpoint +(\d+) +(\d+) ([0-9a-f]{8}) )([0-9a-f]{8})\n")
 FOOTER_BYTES = 59
 NEWEST, PREVIOUS, DAMAGED = "checkpoint.pt", "previous.pt", "damaged.pt"
@@ -156,6 +158,12 @@ def newest_footer(folder: Path) -> Footer | None:
     return None
 
 
+def other_version(footer: Footer) -> str:
+    """In words, where its format is not the one of this version."""
+    age = "a newer" if footer.format > FORMAT else "an older"
+    return f"written by {age} version (format {footer.format}, here {FORMAT})"
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is one, whole or not."""
     return any((folder / name).exists() for name in (NEWEST, PREVIOUS))
@@ -164,15 +172,12 @@ def has_checkpoint(folder: Path) -> bool:
 def read_state(path: Path) -> dict:
     """The state in a checkpoint file.
 
-    Raises Damaged, and UsageError for a format that this version does not know and for anything but
-    tensors and plain values, which could run code when loaded.
+    Raises Damaged, and UsageError for a format other than that of this version and for anything
+    but tensors and plain values, which could run code when loaded.
     """
     footer = read_footer(path)
-    if footer.format > FORMAT:
-        raise UsageError(
-            f"{path} was written by a newer version (format {footer.format}, here {FORMAT}): "
-            "resume it with that one"
-        )
+    if footer.format != FORMAT:
+        raise UsageError(f"{path} was {other_version(footer)}: resume it with that one")
     content = path.read_bytes()[:-FOOTER_BYTES]
     if zlib.crc32(content) != footer.checksum:
         raise Damaged(f"{path.name} does not have its checksum")

@@ -155,16 +155,23 @@ class QNetwork(nn.Module):
     def encode(self, obs: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """The feature maps of the three convolutions, each (batch, channels, height, width)."""
         # Channels last: the layout in which the convolutions are fastest, 1.3 to 2 times on a CPU.
-        maps = [obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255.0)]
+        maps = [obs.to(dtype).contiguous(memory_format=torch.channels_last).div_(255.0)]
         for convolution in self.convolutions:
             maps.append(convolution(maps[-1]))
         return maps[1:]
 
+    def autocast(self, device_type: str) -> torch.autocast:
+        """Where the hidden layers compute in the precision of the flags.
+
+        Around several forward passes without gradients, each weight is cast only once.
+        """
+        return torch.autocast(device_type, self.dtype, enabled=self.dtype != torch.float32)
+
     def forward(self, obs: Tensor) -> Tensor:
-        mixed = self.dtype != torch.float32
-        with torch.autocast(obs.device.type, self.dtype, enabled=mixed):
+        with self.autocast(obs.device.type):
             z = self.latent(self.encode(obs, self.dtype)[-1].flatten(1)).float()
-        return self.head(z)
+        with torch.autocast(obs.device.type, enabled=False):  # the head computes in fp32
+            return self.head(z)
 
 
 def linear_schedule(start: float, end: float, duration: float, step: int) -> float:

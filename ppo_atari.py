@@ -29,7 +29,7 @@ from flags import (
     taking_memory,
 )
 from hadamard import HadamardConv2d, HadamardLinear, init_parameters
-from replay import FRAMES, RecentObs
+from replay import FRAMES, RecentObs, empty_obs, take_steps
 from runfolder import take_up
 
 LOSSES = (
@@ -174,22 +174,29 @@ class Agent(nn.Module):
     def encode(self, obs: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """The feature maps of the three convolutions, each (batch, channels, height, width)."""
         # Channels last: the layout in which the convolutions are fastest, 1.3 to 2 times on a CPU.
-        maps = [obs.contiguous(memory_format=torch.channels_last).to(dtype).div_(255.0)]
+        maps = [obs.to(dtype).contiguous(memory_format=torch.channels_last).div_(255.0)]
         for convolution in self.convolutions:
             maps.append(convolution(maps[-1]))
         return maps[1:]
 
+    def autocast(self, device_type: str) -> torch.autocast:
+        """Where the hidden layers compute in the precision of the flags.
+
+        Around several forward passes without gradients, each weight is cast only once.
+        """
+        return torch.autocast(device_type, self.dtype, enabled=self.dtype != torch.float32)
+
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        mixed = self.dtype != torch.float32
-        with torch.autocast(obs.device.type, self.dtype, enabled=mixed):
+        with self.autocast(obs.device.type):
             z = self.latent(self.encode(obs, self.dtype)[-1].flatten(1)).float()
-        return self.actor(z), self.critic(z).squeeze(1)
+        with torch.autocast(obs.device.type, enabled=False):  # the heads compute in fp32
+            return self.actor(z), self.critic(z).squeeze(1)
 
 
 class Rollout(NamedTuple):
     """Steps that were played: (steps, envs, ...) in a rollout, (batch, ...) in a minibatch."""
 
-    obs: Tensor  # uint8 (..., 4, 84, 84)
+    obs: Tensor  # uint8 (..., 4, 84, 84), channels last in memory
     actions: Tensor  # int64, as the policy drew them
     log_probs: Tensor  # of these actions under the policy that played
     rewards: Tensor  # plus gamma V(final_obs) where a game was truncated
@@ -205,7 +212,7 @@ def empty_rollout(args: Args, device: torch.device) -> Rollout:
     steps = args.num_steps * args.num_envs
     what = f"--num-envs {args.num_envs} times --num-steps {args.num_steps}, {steps} observations,"
     require_memory(what, steps, math.prod(FRAMES), device)
-    obs = torch.empty(*shape, *FRAMES, dtype=torch.uint8, device=device)
+    obs = empty_obs(*shape, device=device)
     actions = torch.empty(shape, dtype=torch.int64, device=device)
     dones = torch.empty(shape, dtype=torch.bool, device=device)
     log_probs, rewards, values, advantages, returns = torch.zeros(5, *shape, device=device)
@@ -246,29 +253,32 @@ def play(
     effect, it teaches nothing on average.
     """
     device = rollout.rewards.device
-    for t in range(start, len(rollout.obs)):
-        if run.stopped is not None:
-            return obs, step, t
+    with agent.autocast(device.type):
+        for t in range(start, len(rollout.obs)):
+            if run.stopped is not None:
+                return obs, step, t
 
-        # 1. act
-        rollout.obs[t] = torch.from_numpy(obs)
-        logits, rollout.values[t] = agent(rollout.obs[t])
-        log_probs = logits.log_softmax(dim=1)
-        rollout.actions[t] = draw(log_probs, generator)
-        rollout.log_probs[t] = taken(log_probs, rollout.actions[t])
+            # 1. act
+            rollout.obs[t] = torch.from_numpy(obs)
+            logits, rollout.values[t] = agent(rollout.obs[t])
+            log_probs = logits.log_softmax(dim=1)
+            rollout.actions[t] = draw(log_probs, generator)
+            rollout.log_probs[t] = taken(log_probs, rollout.actions[t])
 
-        # 2. step the games
-        obs, rewards, terminations, truncations, infos = envs.step(rollout.actions[t].cpu().numpy())
-        step += envs.num_envs
-        run.episodes(step, infos)
+            # 2. step the games
+            obs, rewards, terminations, truncations, infos = envs.step(
+                rollout.actions[t].cpu().numpy()
+            )
+            step += envs.num_envs
+            run.episodes(step, infos)
 
-        # 3. store what came of it
-        cut = truncations & ~terminations
-        if cut.any():
-            final_obs = torch.from_numpy(np.stack(infos["final_obs"][cut])).to(device)
-            rewards[cut] += args.gamma * agent(final_obs)[1].cpu().numpy()
-        rollout.rewards[t] = torch.from_numpy(rewards)
-        rollout.dones[t] = torch.from_numpy(terminations | truncations)
+            # 3. store what came of it
+            cut = truncations & ~terminations
+            if cut.any():
+                final_obs = torch.from_numpy(np.stack(infos["final_obs"][cut])).to(device)
+                rewards[cut] += args.gamma * agent(final_obs)[1].cpu().numpy()
+            rollout.rewards[t] = torch.from_numpy(rewards)
+            rollout.dones[t] = torch.from_numpy(terminations | truncations)
     return obs, step, len(rollout.obs)
 
 
@@ -353,7 +363,7 @@ def update(
     for _ in range(args.update_epochs):
         order = torch.randperm(len(steps.obs), generator=generator, device=generator.device)
         for index in order.chunk(args.num_minibatches):
-            loss, parts = ppo_loss(agent, Rollout(*(field[index] for field in steps)), args)
+            loss, parts = ppo_loss(agent, take_steps(steps, index), args)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from atari import game_title, resolve_game
-from checkpoint import FORMAT, newest_footer, written_whole
+from checkpoint import FORMAT, newest_footer, other_version, written_whole
 from flags import UsageError, flag, parse_flags, say, variant_name
 
 # Flags that do not decide what a run computes; --total-timesteps may only grow.
@@ -117,7 +117,8 @@ def unfinished(args, algorithm: str) -> Path | None:
         with contextlib.suppress(UsageError):
             config, footer = read_config(path.parent), newest_footer(path.parent)
             same = decisive(config["flags"]) == decisive(dataclasses.asdict(args))
-            goes_on = footer is not None and footer.step < args.total_timesteps
+            readable = footer is not None and footer.format == FORMAT
+            goes_on = readable and footer.step < args.total_timesteps
             if same and goes_on and config["algorithm"] == algorithm:
                 found.append((config["started"], path.parent))
     return max(found)[1] if found else None
@@ -129,7 +130,7 @@ def take_up(args, algorithm: str):
     None if that run has finished. `--resume auto` takes the unfinished run of the same flags, or
     starts a new one. Besides it only --total-timesteps (more than before) and flags that decide no
     number may be given. UsageError, before anything is touched, for a path that is no run of this
-    algorithm, has no checkpoint or comes from a newer version, and for a flag that contradicts.
+    algorithm, has no checkpoint or comes from another version, and for a flag that contradicts.
     """
     if not args.resume:
         return args
@@ -146,10 +147,10 @@ def take_up(args, algorithm: str):
     footer = newest_footer(folder)
     if footer is None:
         raise UsageError(f"--resume {folder}: it has no whole checkpoint.pt; start the run anew")
-    if footer.format > FORMAT:
+    if footer.format != FORMAT:
         raise UsageError(
-            f"--resume {folder}: it was written by a newer version (format {footer.format}, here "
-            f"{FORMAT}); resume it with that one"
+            f"--resume {folder}: it was {other_version(footer)}; resume it with that one, commit "
+            f"{config.get('git_commit')}"
         )
     own = {"resume": str(folder), "runs_dir": str(folder.parent)}
     if config["flags"].get("device") == "auto":  # as it was found then, also on another machine

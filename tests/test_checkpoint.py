@@ -291,11 +291,13 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path):
         assert (folder / checkpoint.NEWEST).exists()
 
 
-def test_a_newer_format_is_refused_and_stays(tmp_path):
-    write_by_hand(tmp_path, b"whatever it is", version=checkpoint.FORMAT + 1)
-    with pytest.raises(UsageError, match="newer version"):
+@pytest.mark.parametrize(("other", "age"), [(1, "a newer"), (-1, "an older")])
+def test_another_format_is_refused_and_stays(other, age, tmp_path):
+    version = checkpoint.FORMAT + other
+    write_by_hand(tmp_path, b"whatever it is", version=version)
+    with pytest.raises(UsageError, match=f"by {age} version .format {version}, here"):
         Checkpoints(tmp_path).load()
-    assert newest_footer(tmp_path).format == checkpoint.FORMAT + 1
+    assert newest_footer(tmp_path).format == version
 
 
 def test_a_folder_without_a_checkpoint_says_so(tmp_path):

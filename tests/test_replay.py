@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 import device
 from dqn_atari import ReplayBuffer
 from flags import UsageError
+from pqn_atari import Rollout
+from replay import empty_obs, take_steps
 
 
 class Games:
@@ -143,3 +145,19 @@ def test_too_little_memory_is_refused_with_what_would_fit(monkeypatch):
     with pytest.raises(UsageError, match=r"needs 7\.1 GB .* 1\.0 GB are free.*at most 127"):
         ReplayBuffer(1_000_000, 4)
     ReplayBuffer(127_000, 4)
+
+
+def test_taken_steps_are_the_rows_in_the_layout_of_the_networks():
+    """What minibatches hold equals plain indexing; obs are laid out as the convolutions want."""
+    torch.manual_seed(0)
+    obs = empty_obs(3, 5)
+    obs.copy_(torch.randint(256, (3, 5, 4, 84, 84), dtype=torch.uint8))
+    fields = (obs, torch.randint(9, (3, 5)), torch.zeros(3, 5), torch.rand(3, 5) > 0.5)
+    rollout = Rollout(*fields, values=torch.randn(3, 5), returns=torch.randn(3, 5))
+    steps = Rollout(*(field.flatten(0, 1) for field in rollout))
+    index = torch.tensor([14, 0, 7, 7])
+    taken = take_steps(steps, index)
+    assert isinstance(taken, Rollout)
+    for whole, part in zip(steps, taken, strict=True):
+        assert torch.equal(part, whole[index])
+    assert taken.obs.is_contiguous(memory_format=torch.channels_last)

@@ -173,7 +173,16 @@ def run_folder(tmp_path_factory):
         ({}, ["--checkpoint-every", "-1"], "--checkpoint-every must be at least 0"),
         ({"algorithm": "pqn"}, [], "it is a run of pqn; resume it with pqn_atari.py"),
         ({"checkpoint": False}, [], "it has no whole checkpoint.pt; start the run anew"),
-        ({"footer": Footer(FORMAT + 1, 100, 0)}, [], r"by a newer version \(format 2, here 1\)"),
+        (
+            {"footer": Footer(FORMAT + 1, 100, 0)},
+            [],
+            "by a newer version .*; resume it with .* abc",
+        ),
+        (
+            {"footer": Footer(FORMAT - 1, 100, 0)},
+            [],
+            "by an older version .*; resume it with .* abc",
+        ),
         ({"flags": {"sede": 1}}, [], "its flags are not those of this version .* commit abc"),
         ({"flags": None}, [], "its flags are not those of this version|is no run"),
         ({}, ["--activaton", "relu"], "did you mean --activation"),
@@ -240,6 +249,7 @@ def test_auto_takes_only_what_can_go_on(tmp_path, run_folder):
         "finished": {"footer": Footer(FORMAT, args.total_timesteps, 0), "started": "2030"},
         "without": {"checkpoint": False, "started": "2031"},  # as one from before checkpoints
         "other-seed": {"flags": flags | {"seed": 3}, "started": "2032"},
+        "other-version": {"footer": Footer(FORMAT - 1, 100, 0), "started": "2034"},
         "other-algorithm": {"algorithm": "ppo", "started": "2033"},
     }
     for name, config in others.items():

@@ -1,0 +1,111 @@
+"""How speed and memory depend on the number of games, threads, widths, branches and runs.
+
+Whole runs of the scripts, as `speed.whole_run` measures them, by default with Tanh (HR) in fp32.
+"""
+
+import os
+import statistics
+import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+
+from matplotlib.figure import Figure
+
+from atari import AtariEnvs
+from flags import say
+from speed import ALGORITHMS, emulator_seconds, run_command, whole_run
+
+GAMES = (1, 4, 16, 64, 256)  # of whole runs
+EMULATED = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the emulator alone
+WIDTHS = (128, 512, 1024, 2048)
+BRANCHES = (1, 2, 3, 4)
+BUFFERS = (10_000, 100_000, 300_000, 1_000_000)
+ROLLOUT = {"ppo": 1_024, "pqn": 4_096}  # agent steps between two updates, whatever the games
+
+FILL = """
+from replay import ReplayBuffer
+memory = ReplayBuffer({size}, 4)
+for part in (memory.frames, memory.actions, memory.rewards, memory.terminations, memory.history):
+    part.fill_(1)
+"""
+
+
+def measure_scaling(repeats: int, seconds: float, device: str) -> dict[tuple, dict[str, list]]:
+    """(group, series, x) -> rate in agent steps per second, or memory in GB, once per repeat."""
+    found = defaultdict(lambda: defaultdict(list))
+    cores = len(os.sched_getaffinity(0))
+
+    def rate(group: str, algorithm: str, x, *flags: str):
+        say(f"{repeat + 1} of {repeats}: {group} {algorithm} {x}")
+        found[group, algorithm, x]["rate"].append(whole_run(algorithm, device, *flags)[0])
+
+    for repeat in range(repeats):
+        for count in EMULATED:
+            for threads in sorted({1, cores}):
+                games = AtariEnvs("Breakout", count, 1, num_threads=threads)
+                games.reset()
+                series = f"emulator, {threads} thread{'s' * (threads > 1)}"
+                alone = 1 / emulator_seconds(games, seconds)
+                found["games", series, count]["rate"].append(alone)
+                games.close()
+        for algorithm in ALGORITHMS:
+            for count in GAMES:
+                flags = ["--num-envs", str(count)]
+                if algorithm in ROLLOUT:
+                    flags += ["--num-steps", str(ROLLOUT[algorithm] // count)]
+                rate("games", algorithm, count, *flags)
+            for width in WIDTHS:
+                rate("width of z", algorithm, width, "--latent-dim", str(width))
+            for branches in BRANCHES:
+                rate("branches", algorithm, branches, "--branches", str(branches))
+            rate("runs at once", algorithm, 1)
+            say(f"{repeat + 1} of {repeats}: {cores} runs of {algorithm} at once")
+            with ThreadPoolExecutor(cores) as pool:
+                beside = [
+                    pool.submit(whole_run, algorithm, device, threads=1) for _ in range(cores)
+                ]
+                total = sum(run.result()[0] for run in beside)
+            found["runs at once", algorithm, cores]["rate"].append(total)
+        for size in BUFFERS:
+            usage = run_command([sys.executable, "-c", FILL.format(size=size)])[1]
+            found["memory", "replay memory", size]["memory_gb"].append(usage.ru_maxrss / 1e6)
+    return found
+
+
+def scaling_table(found: dict[tuple, dict[str, list]], told, table) -> str:
+    rows = [("against", "what", "x", "agent steps/s or GB")]
+    for (group, series, x), samples in found.items():
+        for what, values in samples.items():
+            rows.append((group, series, f"{x:,}", told(values, 0 if what == "rate" else 2)))
+    return table(rows)
+
+
+def scaling_figure(found: dict[tuple, dict[str, list]], title: str) -> Figure:
+    """One panel per group; medians, with ranges where there are several repeats."""
+    groups = list(dict.fromkeys(group for group, *_ in found))
+    figure = Figure(figsize=(4.2 * len(groups), 3.6), layout="constrained")
+    for group, axes in zip(groups, figure.subplots(1, len(groups)), strict=True):
+        for series in dict.fromkeys(series for g, series, _ in found if g == group):
+            points = sorted(
+                (x, next(iter(samples.values())))
+                for (g, s, x), samples in found.items()
+                if (g, s) == (group, series)
+            )
+            xs = [x for x, _ in points]
+            middle = [statistics.median(values) for _, values in points]
+            low = [m - min(values) for m, (_, values) in zip(middle, points, strict=True)]
+            high = [max(values) - m for m, (_, values) in zip(middle, points, strict=True)]
+            axes.errorbar(
+                xs, middle, (low, high), marker="o", markersize=4, capsize=3, label=series
+            )
+        axes.set_xlabel({"memory": "transitions in the replay memory"}.get(group, group))
+        axes.set_ylabel("peak memory, GB" if group == "memory" else "agent steps per second")
+        if xs[-1] / xs[0] > 4:
+            axes.set_xscale("log", base=10 if group == "memory" else 2)
+        axes.set_xticks(xs, [f"{x:,}" for x in xs])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(title)
+    return figure
