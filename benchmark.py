@@ -26,7 +26,15 @@ from atari import AtariEnvs
 from checkpoint import written_whole
 from device import pick_device
 from experiment import Run
-from flags import UsageError, check_folder, launch, require, require_one_of, say
+from flags import (
+    UsageError,
+    check_folder,
+    check_machine,
+    launch,
+    require,
+    require_one_of,
+    say,
+)
 from replay import SEGMENT, ReplayBuffer
 from runfolder import provenance, write_json
 from scaling import measure_scaling, scaling_figure, scaling_table
@@ -77,7 +85,7 @@ class Args:
 def check(args: Args):
     """UsageError for a flag that cannot work, before anything is measured."""
     require_one_of(args, "part", ("bound", "scaling", "compare"))
-    require_one_of(args, "device", ("auto", "cpu", "cuda"))
+    check_machine(args)
     for name, choices in (
         ("algorithms", ALGORITHMS),
         ("precisions", ("fp32", "bf16")),
@@ -288,6 +296,12 @@ def with_summaries(found: dict) -> dict:
 
 def main(args: Args) -> int:
     check(args)
+    folder = Path(args.output_dir) if args.output_dir else None
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output-dir {folder}: {error.strerror}") from None
     device = pick_device(args.device)
     result = {"machine": provenance(args)}
     if args.part == "bound":
@@ -309,9 +323,7 @@ def main(args: Args) -> int:
         found = measure_commands(args)
         say(commands_table(found))
         result |= {"commands": with_summaries(found)}
-    if args.output_dir:
-        folder = Path(args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
         write_json(folder / f"{args.part}.json", result)
         if args.part == "scaling":
             figure = scaling_figure(found, f"{result['machine']['processor']}, Breakout, Tanh (HR)")

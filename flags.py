@@ -132,15 +132,11 @@ def require_one_of(args, name: str, choices):
 
 def check_shared_flags(args):
     """UsageError for a bad value of any flag that all scripts share; nothing is touched."""
-    try:
-        resolve_game(args.env_id)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    check_machine(args)
     require_one_of(args, "activation", ACTIVATIONS)
     require_one_of(args, "combine", COMBINES)
     require_one_of(args, "init", INITS)
     require_one_of(args, "apply_to", ("last", "all"))
-    require_one_of(args, "device", ("auto", "cpu", "cuda"))
     require_one_of(args, "precision", ("fp32", "bf16"))
     positive = ("total_timesteps", "branches", "latent_dim", "metrics_every")
     require(args, "at least 1", lambda value: value >= 1, *positive)
@@ -158,11 +154,20 @@ def check_shared_flags(args):
         lambda value: value >= smallest,
         "metrics_samples",
     )
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu or auto")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
     check_folder(args, "runs_dir")
+
+
+def check_machine(args):
+    """UsageError for a game or a device that is not there."""
+    try:
+        resolve_game(args.env_id)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    require_one_of(args, "device", ("auto", "cpu", "cuda"))
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu or auto")
 
 
 def check_folder(args, name: str):

@@ -29,7 +29,7 @@ from flags import (
     taking_memory,
 )
 from hadamard import HadamardConv2d, HadamardLinear, init_parameters
-from replay import FRAMES, RecentObs, empty_obs, take_steps
+from replay import FRAMES, RecentObs, channels_last, empty_obs, take_steps
 from runfolder import take_up
 
 LOSSES = (
@@ -259,7 +259,7 @@ def play(
                 return obs, step, t
 
             # 1. act
-            rollout.obs[t] = torch.from_numpy(obs)
+            rollout.obs[t] = channels_last(torch.from_numpy(obs))
             logits, rollout.values[t] = agent(rollout.obs[t])
             log_probs = logits.log_softmax(dim=1)
             rollout.actions[t] = draw(log_probs, generator)

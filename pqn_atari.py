@@ -30,7 +30,7 @@ from flags import (
 )
 from hadamard import HadamardConv2d, HadamardLinear, init_parameters
 from radam import RAdam
-from replay import FRAMES, RecentObs, empty_obs, take_steps
+from replay import FRAMES, RecentObs, channels_last, empty_obs, take_steps
 from runfolder import take_up
 
 LOSSES = ("td_loss", "q_values")
@@ -238,7 +238,7 @@ def play(
                 return obs, step, t
 
             # 1. act
-            rollout.obs[t] = torch.from_numpy(obs)
+            rollout.obs[t] = channels_last(torch.from_numpy(obs))
             q_values = q_network(rollout.obs[t])
             rollout.values[t] = q_values.max(dim=1).values
             epsilon = exploration(args, step)

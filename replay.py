@@ -19,6 +19,14 @@ FRAME = (84, 84)
 FRAMES = (4, *FRAME)  # of an observation
 
 
+def channels_last(frames: Tensor) -> Tensor:
+    """The same uint8 (batch, 4, 84, 84), copied into the memory layout in which networks compute.
+
+    Twice as fast as `contiguous`, which permutes byte by byte.
+    """
+    return torch.stack(frames.unbind(1), dim=-1).movedim(-1, 1)
+
+
 def empty_obs(*shape: int, device: torch.device | str = "cpu") -> Tensor:
     """Room for observations, uint8 (*shape, 4, 84, 84), whose channels lie last in memory.
 
@@ -46,7 +54,7 @@ def take_steps(steps: NamedTuple, index: Tensor) -> NamedTuple:
 
 
 class Batch(NamedTuple):
-    """Transitions drawn from the replay memory; obs are uint8 (batch, 4, 84, 84)."""
+    """Transitions drawn from the replay memory; obs uint8 (batch, 4, 84, 84), channels last."""
 
     obs: Tensor
     actions: Tensor  # int64 (batch,)
@@ -176,10 +184,10 @@ class ReplayBuffer:
             for k in torch.nonzero(self.truncated.view(-1)[here]).flatten().tolist():
                 frames[k, 4] = self.final_frames[int(here[k])]
         return Batch(
-            frames[:, :4],
+            channels_last(frames[:, :4]),
             self.actions.view(-1)[here].long(),
             self.rewards.view(-1)[here],
-            frames[:, 1:],
+            channels_last(frames[:, 1:]),
             self.terminations.view(-1)[here].float(),
         )
 

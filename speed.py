@@ -164,14 +164,20 @@ def whole_run(algorithm: str, device: str, *flags: str, threads: int = 0) -> tup
             command += ["--learning-starts", str(warm - 1_000)]
         command += ["--env-threads", str(threads), *flags]
         usage = run_command(command, {"OMP_NUM_THREADS": str(threads)} if threads else {})[1]
-        points = sorted(
-            (event.step, event.wall_time)
-            for path in Path(folder).glob("*/events*")
-            for event in EventFileLoader(str(path)).Load()
-            if any(value.tag == "charts/SPS" for value in event.summary.value)
-        )
+        folder = next(Path(folder).iterdir())
+        return rate_after(warm, folder), usage.ru_maxrss / 1e6
+
+
+def rate_after(warm: int, folder: Path) -> float:
+    """Agent steps per second from the first point of a run at or after `warm` steps to its last."""
+    points = sorted(
+        (event.step, event.wall_time)
+        for path in folder.glob("events*")
+        for event in EventFileLoader(str(path)).Load()
+        if any(value.tag == "charts/SPS" for value in event.summary.value)
+    )
     (step, start), (last, end) = next(point for point in points if point[0] >= warm), points[-1]
-    return (last - step) / (end - start), usage.ru_maxrss / 1e6
+    return (last - step) / (end - start)
 
 
 def run_command(command: list[str], environment: dict[str, str] | None = None):
