@@ -7,10 +7,12 @@ overwritten: a checkpoint names those that belong to it.
 """
 
 import contextlib
+import copy
 import io
 import os
 import pickle
 import re
+import warnings
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +56,7 @@ class _Summed:
         self.checksum = zlib.crc32(data, self.checksum)
         try:
             self.file.write(data)
-        except OSError as error:
+        except BaseException as error:  # an OSError, or a second Ctrl-C
             self.problem = error  # torch.save hides it
             raise
         return len(data)
@@ -130,6 +132,11 @@ def restore(parts: dict, saved: dict):
             part.load_state_dict(saved[name])
 
 
+def copied(parts: dict) -> dict:
+    """The state of each part, as `capture` has it, of its own: the parts may go on."""
+    return copy.deepcopy(capture(parts))
+
+
 def tensors(value, name: str = ""):
     """All tensors in a nest of dicts and lists, with their names: "optimizer.state.0.exp_avg"."""
     if isinstance(value, torch.Tensor):
@@ -182,23 +189,61 @@ def read_state(path: Path) -> dict:
     if zlib.crc32(content) != footer.checksum:
         raise Damaged(f"{path.name} does not have its checksum")
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError):
+        with warnings.catch_warnings(action="ignore"):  # torch says it in many lines
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
         raise UsageError(
             f"{path} holds more than tensors and numbers, which could run code: it is not loaded"
         ) from None
+    if not isinstance(found, dict) or not {"number", "segments", "state"} <= found.keys():
+        raise UsageError(f"{path} is no checkpoint of a run: it is not loaded")
+    return found
+
+
+def require_whole(folder: Path, flags: dict):
+    """UsageError, as `Checkpoints.load` would have it, before anything takes time or is touched."""
+    problems = []
+    for name in (NEWEST, PREVIOUS):
+        try:
+            require_flags(folder, read_state(folder / name), flags)
+            return
+        except FileNotFoundError:
+            continue
+        except Damaged as problem:
+            problems.append(str(problem))
+        except OSError as error:
+            raise UsageError(f"cannot read {folder / name}: {error.strerror or error}") from None
+    raise none_whole(folder, problems)
+
+
+def require_flags(folder: Path, content: dict, flags: dict):
+    """UsageError if the run was saved with other flags: config.json is not what it was."""
+    saved = content.get("flags", {})
+    for name, value in flags.items():
+        if name not in saved or saved[name] != value:
+            raise UsageError(
+                f"{folder}/config.json has {name} {value!r}, its checkpoint "
+                f"{saved.get(name)!r}: put it back"
+            )
+
+
+def none_whole(folder: Path, problems: list[str]) -> UsageError:
+    found = "; ".join(problems) or "there is none"
+    return UsageError(f"no whole checkpoint in {folder}: {found}; start the run anew")
 
 
 class Checkpoints:
     """The checkpoints of one run folder.
 
     `memory`, the replay memory, has the segments that changed in `dirty`, a set of indices, and
-    `segment(index)`, its tensors in that segment, whose first axes are slices of the whole.
+    `segment(index)`, its tensors in that segment, whose first axes are slices of the whole. `flags`
+    are those that decide what the run computes: a checkpoint belongs to them.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.replay = folder, folder / "replay"
+    def __init__(self, folder: Path, flags: dict | None = None):
+        self.folder, self.replay, self.flags = folder, folder / "replay", flags or {}
         self.number = 0
+        self.step: int | None = None  # of the newest one
         self.segments: dict[int, list] = {}  # index -> [file name, checksum] in the newest one
 
     def save(self, step: int, state: dict, memory=None):
@@ -220,7 +265,8 @@ class Checkpoints:
                 segments[index] = [path.name, file.checksum]
             if new:
                 sync_folder(self.replay)
-            content = {"number": number, "segments": segments, "state": plain(state)}
+            content = {"number": number, "segments": segments, "flags": self.flags}
+            content["state"] = plain(state)
             fresh = self.folder / "fresh.pt"
             with written_whole(fresh) as file:
                 torch.save(content, file)
@@ -235,7 +281,7 @@ class Checkpoints:
             os.replace(self.folder / NEWEST, self.folder / PREVIOUS)
         os.replace(fresh, self.folder / NEWEST)
         kept = {name for name, _ in (*segments.values(), *self.segments.values())}
-        self.segments = segments
+        self.segments, self.step = segments, step
         if memory is not None:
             memory.dirty.clear()
         sync_folder(self.folder)
@@ -260,8 +306,9 @@ class Checkpoints:
                 continue
             try:
                 content = read_state(path)
+                require_flags(self.folder, content, self.flags)
                 self._load_segments(content["segments"], memory)
-            except (Damaged, FileNotFoundError) as problem:
+            except Damaged as problem:
                 problems.append(str(problem))
                 continue
             except OSError as error:
@@ -269,12 +316,14 @@ class Checkpoints:
             if problems:  # else the next checkpoint would take the place of the whole one
                 os.replace(self.folder / NEWEST, self.folder / DAMAGED)
             self.number, self.segments = content["number"], content["segments"]
+            self.step = read_footer(path).step
             return content["state"], problems
-        found = "; ".join(problems) or "there is none"
-        raise UsageError(f"no whole checkpoint in {self.folder}: {found}; start the run anew")
+        raise none_whole(self.folder, problems)
 
     def _load_segments(self, segments: dict[int, list], memory):
         for index, (name, checksum) in segments.items():
+            if not (self.replay / name).exists():
+                raise Damaged(f"replay/{name} is missing")
             with (self.replay / name).open("rb") as file:
                 found = 0
                 for part in memory.segment(index):

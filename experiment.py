@@ -9,10 +9,12 @@ import collections
 import contextlib
 import datetime
 import math
+import os
 import shutil
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from board import Board, describe_run
 from checkpoint import Checkpoints, capture, has_checkpoint, restore, tensors, written_whole
 from flags import UsageError, say
 from metrics import MEASURES, kde_figure, measure_representation
-from runfolder import describe, lock, read_config, resumed_config, write_json
+from runfolder import describe, lock, read_config, resumed_config, saved_with, write_json
 
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
 FIGURE_EVERY = 10
@@ -35,7 +37,10 @@ RESUME_ME = 75
 
 
 def make_games(args) -> tuple[AtariEnvs, np.ndarray]:
-    """The games that the flags ask for, and their first obs (num_envs, 4, 84, 84)."""
+    """The games that the flags ask for, and their first obs (num_envs, 4, 84, 84).
+
+    Where a run is resumed these are zeros: its games come from the checkpoint.
+    """
     if args.num_envs >= 16:
         most = 0.2 * args.num_envs  # seconds, for making and seeding
         say(f"making {args.num_envs} games: up to {most:.0f} s, of which Ctrl-C waits for half")
@@ -46,6 +51,8 @@ def make_games(args) -> tuple[AtariEnvs, np.ndarray]:
         sticky_actions=args.sticky_actions,
         num_threads=args.env_threads,
     )
+    if args.resume:
+        return envs, np.zeros(envs.observation_space.shape, np.uint8)
     return envs, envs.reset()[0]
 
 
@@ -108,7 +115,7 @@ class Run:
             with self._folder_or_nothing() as self.folder:
                 self._lock = lock(self.folder)
                 self._begin(losses)
-        self.checkpoints = Checkpoints(self.folder)
+        self.checkpoints = Checkpoints(self.folder, saved_with(self.config["flags"]))
         if args.track:
             import wandb  # optional: only who asks for it needs it
 
@@ -182,8 +189,9 @@ class Run:
         describe_run(self.board, columns, tags, layout)
 
     def _request_stop(self, number, frame):
-        if self._restoring:  # nothing to save yet, and it may take minutes
-            sys.exit(RESUME_ME)
+        if self._restoring:  # nothing to save yet, and the emulator is not waited for
+            say(f"\n{signal.Signals(number).name}: {self.folder} is as it was", sys.stderr)
+            os._exit(RESUME_ME)
         self.stopped = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         say(
@@ -213,13 +221,17 @@ class Run:
         say("bringing memory and games back")
         saved, problems = self.checkpoints.load(memory)
         try:
-            restore(parts, saved)
-        except ValueError as error:
-            raise UsageError(f"--resume {self.folder}: {error}") from None
+            # In a thread: the emulator's calls can take long, and signals come to this one.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(restore, parts, saved).result()
+            own, step = saved["run"], saved["step"]
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UsageError(
+                f"--resume {self.folder}: its checkpoint does not fit: {error}"
+            ) from None
         self._restoring = False
         for problem in problems:
             say(f"{problem}: going on from the checkpoint before it", sys.stderr)
-        own, step = saved["run"], saved["step"]
         self.returns.extend(own["returns"])
         self._measurements, self._state = own["measurements"], own["layer"]
         self._elapsed = own["elapsed"]
@@ -409,7 +421,9 @@ class Run:
             spent = datetime.timedelta(seconds=int(seconds))
             say(f"done: {step:,} agent steps in {spent}, {self.folder}")
             return 0
-        say(f"stopped at {step:,} agent steps; to go on: --resume {self.folder}")
+        saved = self.checkpoints.step
+        at = "" if saved == step else f" from {saved:,}"
+        say(f"stopped at {step:,} agent steps; to go on{at}: --resume {self.folder}")
         return RESUME_ME
 
     def __enter__(self):

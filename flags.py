@@ -156,7 +156,8 @@ def check_shared_flags(args):
     )
     if args.track and importlib.util.find_spec("wandb") is None:
         raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
-    check_folder(args, "runs_dir")
+    if not args.resume:
+        check_folder(args, "runs_dir")
 
 
 def check_machine(args):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from atari import AtariEnvs
+from checkpoint import copied, restore
 from device import pick_device, require_memory
 from experiment import Run, make_games
 from flags import (
@@ -353,16 +354,20 @@ def update(
     rollout: Rollout,
     args: Args,
     generator: torch.Generator,
-) -> dict[str, float]:
+    run: Run | None = None,
+) -> dict[str, float] | None:
     """Learn from a rollout (steps, envs, ...); the parts of the loss, as CleanRL reports them.
 
-    Those are of the last minibatch, but clipfrac, which is the mean over all.
+    Those are of the last minibatch, but clipfrac, which is the mean over all. None if the run has
+    to stop in the middle.
     """
     steps = Rollout(*(field.flatten(0, 1) for field in rollout))
     clipfracs = []
     for _ in range(args.update_epochs):
         order = torch.randperm(len(steps.obs), generator=generator, device=generator.device)
         for index in order.chunk(args.num_minibatches):
+            if run is not None and run.stopped is not None:
+                return None
             loss, parts = ppo_loss(agent, take_steps(steps, index), args)
             optimizer.zero_grad()
             loss.backward()
@@ -423,8 +428,6 @@ def main(args: Args) -> int:
             obs, step, t = play(agent, envs, obs, rollout, run, step, t, args, sampling)
             if t < args.num_steps:
                 break
-            t = 0
-            recent.add(rollout.obs)
 
             # 4. learn
             with torch.no_grad():
@@ -438,7 +441,17 @@ def main(args: Args) -> int:
                 args.gae_lambda,
             )
             rollout.returns[:] = rollout.advantages + rollout.values
-            values = update(agent, optimizer, rollout, args, sampling)
+            # A stop in the middle undoes the update, which is done when the run goes on; but for
+            # the last one, after which nothing goes on.
+            learning = {name: parts[name] for name in ("agent", "optimizer", "sampling")}
+            before = copied(learning)
+            stoppable = run if step < args.total_timesteps else None
+            values = update(agent, optimizer, rollout, args, sampling, stoppable)
+            if values is None:
+                restore(learning, before)
+                break
+            t = 0
+            recent.add(rollout.obs)
 
             # 5. log
             values["charts/learning_rate"] = optimizer.param_groups[0]["lr"]

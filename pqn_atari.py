@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atari import AtariEnvs
+from checkpoint import copied, restore
 from device import pick_device, require_memory
 from experiment import Run, make_games
 from flags import (
@@ -287,13 +288,19 @@ def update(
     rollout: Rollout,
     args: Args,
     generator: torch.Generator,
-) -> dict[str, float]:
-    """Learn from a rollout (steps, envs, ...): L = 1/2 (G - Q(s, a))^2. Means over the update."""
+    run: Run | None = None,
+) -> dict[str, float] | None:
+    """Learn from a rollout (steps, envs, ...): L = 1/2 (G - Q(s, a))^2. Means over the update.
+
+    None if the run has to stop in the middle.
+    """
     steps = Rollout(*(field.flatten(0, 1) for field in rollout))
     losses, q_means = [], []
     for _ in range(args.update_epochs):
         order = torch.randperm(len(steps.obs), generator=generator, device=generator.device)
         for index in order.chunk(args.num_minibatches):
+            if run is not None and run.stopped is not None:
+                return None
             batch = take_steps(steps, index)
             q_values = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
             loss = 0.5 * F.mse_loss(q_values, batch.returns)
@@ -351,8 +358,6 @@ def main(args: Args) -> int:
             obs, step, t = play(q_network, envs, obs, rollout, run, step, t, args, sampling)
             if t < args.num_steps:
                 break
-            t = 0
-            recent.add(rollout.obs)
 
             # 4. learn
             with torch.no_grad():
@@ -364,7 +369,17 @@ def main(args: Args) -> int:
                 args.gamma,
                 args.q_lambda,
             )
-            values = update(q_network, optimizer, rollout, args, sampling)
+            # A stop in the middle undoes the update, which is done when the run goes on; but for
+            # the last one, after which nothing goes on.
+            learning = {name: parts[name] for name in ("q_network", "optimizer", "sampling")}
+            before = copied(learning)
+            stoppable = run if step < args.total_timesteps else None
+            values = update(q_network, optimizer, rollout, args, sampling, stoppable)
+            if values is None:
+                restore(learning, before)
+                break
+            t = 0
+            recent.add(rollout.obs)
 
             # 5. log
             values["charts/epsilon"] = exploration(args, step - args.num_envs)

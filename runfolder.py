@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from atari import game_title, resolve_game
-from checkpoint import FORMAT, newest_footer, other_version, written_whole
+from checkpoint import FORMAT, newest_footer, other_version, require_whole, written_whole
 from flags import UsageError, flag, parse_flags, say, variant_name
 
 # Flags that do not decide what a run computes; --total-timesteps may only grow.
@@ -93,7 +93,8 @@ def read_config(folder: Path) -> dict:
     """The config.json of a run. UsageError if there is none."""
     try:
         if not folder.is_dir():
-            raise UsageError(f"--resume {folder}: there is no such folder; name one below runs/")
+            what = "it is no folder" if folder.exists() else "there is no such folder"
+            raise UsageError(f"--resume {folder}: {what}; name one below runs/")
         config = json.loads((folder / "config.json").read_text())
         if not {"algorithm", "flags", "started"} <= config.keys():
             raise ValueError
@@ -105,23 +106,62 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def unfinished(args, algorithm: str) -> Path | None:
-    """The newest run of the same algorithm and flags, below --runs-dir, that can go on."""
+def decisive(flags: dict) -> dict:
+    """Those that decide what a run computes, step by step."""
+    return {name: value for name, value in flags.items() if name not in FREE}
 
-    def decisive(flags: dict) -> dict:
-        free = set(FREE) - {"total_timesteps"}
-        return {name: value for name, value in flags.items() if name not in free}
+
+def saved_with(flags: dict) -> dict:
+    """The flags that a checkpoint belongs to; the device may have been chosen by itself."""
+    return {name: value for name, value in decisive(flags).items() if name != "device"}
+
+
+def unfinished(args, algorithm: str) -> Path | None:
+    """The newest run of the same algorithm and flags, below --runs-dir, that can go on.
+
+    UsageError if one of them is in use by another process, which may not have a checkpoint yet.
+    """
+
+    def asked_for(flags: dict) -> dict:
+        return decisive(flags) | {"total_timesteps": flags.get("total_timesteps")}
 
     found = []
     for path in Path(args.runs_dir).glob("*/config.json"):
         with contextlib.suppress(UsageError):
             config, footer = read_config(path.parent), newest_footer(path.parent)
-            same = decisive(config["flags"]) == decisive(dataclasses.asdict(args))
-            readable = footer is not None and footer.format == FORMAT
-            goes_on = readable and footer.step < args.total_timesteps
-            if same and goes_on and config["algorithm"] == algorithm:
-                found.append((config["started"], path.parent))
-    return max(found)[1] if found else None
+            same = asked_for(config["flags"]) == asked_for(dataclasses.asdict(args))
+            if not same or config["algorithm"] != algorithm:
+                continue
+            if footer is None or (footer.format == FORMAT and footer.step < args.total_timesteps):
+                found.append((config["started"], path.parent, footer))
+    for _, folder, _ in found:
+        lock(folder).close()
+    return max((run[:2] for run in found if run[2] is not None), default=(None, None))[1]
+
+
+def same_game(one: str, other: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return resolve_game(one) == resolve_game(other)
+    return False
+
+
+def saved_flags(args_class, folder: Path, config: dict, own: dict):
+    """The flags of a run. UsageError if they are not those of this version, or of another kind."""
+    try:
+        saved = args_class(**(config["flags"] | own))
+    except TypeError as error:
+        raise UsageError(
+            f"--resume {folder}: its flags are not those of this version ({error}); resume it with "
+            f"commit {config.get('git_commit')}"
+        ) from None
+    for field in dataclasses.fields(args_class):
+        value = getattr(saved, field.name)
+        if not isinstance(value, (field.type, int) if field.type is float else field.type):
+            raise UsageError(
+                f"--resume {folder}: config.json has {field.name} {value!r}, which is no "
+                f"{getattr(field.type, '__name__', field.type)}: put it back"
+            )
+    return saved
 
 
 def take_up(args, algorithm: str):
@@ -155,25 +195,21 @@ def take_up(args, algorithm: str):
     own = {"resume": str(folder), "runs_dir": str(folder.parent)}
     if config["flags"].get("device") == "auto":  # as it was found then, also on another machine
         own["device"] = "cpu" if config.get("device", "cpu") == "cpu" else "cuda"
-    try:
-        saved = type(args)(**(config["flags"] | own))
-    except TypeError as error:
-        raise UsageError(
-            f"--resume {folder}: its flags are not those of this version ({error}); resume it with "
-            f"commit {config.get('git_commit')}"
-        ) from None
+    saved = saved_flags(type(args), folder, config, own)
     if automatic:
         free = {"checkpoint_every": args.checkpoint_every, "track": args.track}
         given = dataclasses.replace(saved, **free)
     else:
         given = parse_flags(type(args), default=saved)
-    for name, value in dataclasses.asdict(given).items():
-        before = getattr(saved, name)
-        if name not in FREE and value != before:
-            raise UsageError(
-                f"{flag(name)} {value} contradicts the run in {folder}, which has {before}: leave "
-                "it out, or start a new run"
-            )
+    own["env_id"] = saved.env_id  # as it was named, not as it may be named now
+    contradicting = [
+        f"{flag(name)} {value} contradicts the run in {folder}, which has {getattr(saved, name)}"
+        for name, value in decisive(dataclasses.asdict(given)).items()
+        if value not in (getattr(saved, name), config["flags"][name])
+        and not (name == "env_id" and same_game(value, saved.env_id))
+    ]
+    if contradicting:
+        raise UsageError("; ".join(contradicting) + ": leave it out, or start a new run")
     if given.total_timesteps < saved.total_timesteps:
         raise UsageError(
             f"--total-timesteps {given.total_timesteps} is less than the {saved.total_timesteps} "
@@ -185,6 +221,7 @@ def take_up(args, algorithm: str):
             "go on"
         )
         return None
+    require_whole(folder, saved_with(config["flags"]))
     return dataclasses.replace(given, **own)
 
 

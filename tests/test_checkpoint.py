@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 import checkpoint
 import replay
-from checkpoint import Checkpoints, Damaged, Footer, capture, newest_footer, restore, tensors
+from checkpoint import (
+    Checkpoints,
+    Damaged,
+    Footer,
+    capture,
+    newest_footer,
+    require_whole,
+    restore,
+    tensors,
+    written_whole,
+)
 from flags import UsageError
 from replay import ReplayBuffer
 
@@ -298,6 +308,62 @@ def test_another_format_is_refused_and_stays(other, age, tmp_path):
     with pytest.raises(UsageError, match=f"by {age} version .format {version}, here"):
         Checkpoints(tmp_path).load()
     assert newest_footer(tmp_path).format == version
+
+
+def test_a_file_with_something_else_in_it_is_refused(tmp_path):
+    for number, content in enumerate(([1, 2], {"state": 1}, None)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if content is not None:
+            torch.save(content, folder / "file")
+        write_by_hand(folder, (folder / "file").read_bytes() if content is not None else b"")
+        with pytest.raises(UsageError, match="it is not loaded"):
+            Checkpoints(folder).load()
+        assert (folder / checkpoint.NEWEST).exists()
+
+
+def test_a_checkpoint_belongs_to_its_flags(tmp_path):
+    """Where config.json was changed by hand, nothing is taken for damaged, and nothing is lost."""
+    store = Checkpoints(tmp_path, {"buffer_size": 6000, "seed": 1})
+    for step in (1, 2):
+        store.save(step, {"x": torch.zeros(3)})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed = {"buffer_size": 3000, "seed": 1}
+    message = "config.json has buffer_size 3000, its checkpoint 6000: put it back"
+    for call in (Checkpoints(tmp_path, changed).load, lambda: require_whole(tmp_path, changed)):
+        with pytest.raises(UsageError, match=message):
+            call()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    require_whole(tmp_path, {"buffer_size": 6000, "seed": 1})
+
+
+def test_a_missing_segment_is_damage_that_is_told(tmp_path):
+    store, buffer = Checkpoints(tmp_path), filled(20)
+    store.save(1, {}, buffer)
+    next((tmp_path / "replay").iterdir()).unlink()
+    with pytest.raises(UsageError, match=r"no whole checkpoint in .*: replay/.* is missing"):
+        Checkpoints(tmp_path).load(filled(0))
+
+
+def test_an_interrupt_in_the_middle_of_writing_stays_one(tmp_path):
+    """torch hides what a file raises behind an error of its own."""
+    with written_whole(tmp_path / "file.pt") as file:
+        torch.save({"x": torch.ones(10)}, file)
+    before = (tmp_path / "file.pt").read_bytes()
+
+    class Interrupted:
+        def write(self, data):
+            raise KeyboardInterrupt
+
+    def save():
+        with written_whole(tmp_path / "file.pt") as file:
+            file.file = Interrupted()
+            torch.save({"x": torch.ones(10)}, file)
+
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    assert (tmp_path / "file.pt").read_bytes() == before
+    assert not (tmp_path / "file.pt.tmp").exists()
 
 
 def test_a_folder_without_a_checkpoint_says_so(tmp_path):

@@ -17,8 +17,9 @@ import dqn_atari
 import ppo_atari
 from checkpoint import FORMAT, Checkpoints, Footer, read_state
 from dqn_atari import Args
-from flags import UsageError
-from runfolder import lock, resumed_config, unfinished
+from experiment import RESUME_ME
+from flags import UsageError, parse_flags
+from runfolder import lock, resumed_config, saved_with, take_up, unfinished
 
 # As small as a run that learns, measures, wraps its memory and loses lives can be.
 SMALL = ("--latent-dim", 32, "--metrics-samples", 512, "--env-threads", 1)
@@ -143,6 +144,23 @@ def test_a_diverged_run_leaves_a_report_and_its_good_checkpoint(tmp_path):
     assert all(weight.isfinite().all() for weight in saved["agent"].values())
 
 
+def test_a_stop_while_games_come_back_leaves_all_as_it_was(tmp_path):
+    """The emulator's call, which can take long, is not waited for: nothing is to be saved."""
+    flags = ["--num-envs", 16, "--num-steps", 8, "--num-minibatches", 4, "--latent-dim", 16]
+    flags += ["--total-timesteps", 128, "--device", "cpu"]
+    folder = run_through("pqn", flags, tmp_path)
+    files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    process = start("pqn", ["--resume", folder, "--total-timesteps", 256], tmp_path)
+    while "bringing" not in (line := process.stdout.readline()) and line:
+        pass
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == RESUME_ME
+    assert "SIGTERM" in err
+    assert "resumed at" not in out
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
+
+
 @pytest.fixture
 def run_folder(tmp_path_factory):
     """What a run of DQN leaves, as far as it is looked at before anything starts."""
@@ -157,11 +175,18 @@ def run_folder(tmp_path_factory):
             "git_commit": "abc",
         }
         (folder / "config.json").write_text(json.dumps(whole | config))
-        if checkpoint:
-            (folder / "checkpoint.pt").write_bytes(bytes(footer or Footer(FORMAT, 100, 0)))
+        if footer is not None:
+            (folder / "checkpoint.pt").write_bytes(bytes(footer))
+        elif checkpoint:
+            flags = (whole | config)["flags"] or {}
+            Checkpoints(folder, saved_with(flags)).save(100, {})
         return folder
 
     return make
+
+
+NO_NUMBER = dataclasses.asdict(Args()) | {"num_envs": "four"}
+NO_TOTAL = dataclasses.asdict(Args()) | {"total_timesteps": None}
 
 
 @pytest.mark.parametrize(
@@ -169,6 +194,9 @@ def run_folder(tmp_path_factory):
     [
         ({}, ["--seed", "1"], "--seed 1 contradicts the run in .*, which has 2: leave it out"),
         ({}, ["--no-double-dqn", "--tau", "0.5"], "--tau 0.5 contradicts the run"),
+        ({}, ["--seed", "1", "--tau", "0.5"], "--seed 1 contradicts .*; --tau 0.5 contradicts"),
+        ({"flags": NO_NUMBER}, [], "config.json has num_envs 'four', which is no int: put it back"),
+        ({"flags": NO_TOTAL}, [], "config.json has total_timesteps None, which is no int"),
         ({}, ["--total-timesteps", "1000"], "1000 is less than the 10000000 of the run"),
         ({}, ["--checkpoint-every", "-1"], "--checkpoint-every must be at least 0"),
         ({"algorithm": "pqn"}, [], "it is a run of pqn; resume it with pqn_atari.py"),
@@ -197,10 +225,30 @@ def test_what_cannot_be_resumed_is_refused(make, flags, message, run_folder, ref
 
 def test_paths_that_are_no_run_are_refused(refused, tmp_path_factory):
     refused(dqn_atari, ["--resume", "no/such/run"], "no/such/run: there is no such folder")
+    refused(dqn_atari, ["--resume", __file__], "it is no folder; name one below runs/")
     folder = tmp_path_factory.mktemp("empty")
     refused(ppo_atari, ["--resume", str(folder)], "it is no run, as it has no whole config.json")
     (folder / "config.json").write_text('{"algorithm": "ppo"')
     refused(ppo_atari, ["--resume", str(folder)], "it is no run, as it has no whole config.json")
+
+
+def test_other_names_of_the_same_thing_do_not_contradict(run_folder, monkeypatch):
+    """Another name of the game, and the device that was asked for; both give the run's own."""
+    folder = run_folder()
+    Checkpoints(folder, saved_with(dataclasses.asdict(Args(seed=2)))).save(100, {})
+    same = ["--resume", str(folder), "--env-id", "ALE/Breakout-v5", "--device", "auto"]
+    monkeypatch.setattr(sys, "argv", ["dqn_atari.py", *same])
+    args = take_up(parse_flags(Args), "dqn")
+    assert (args.env_id, args.device, args.seed) == ("Breakout", "cpu", 2)
+
+
+def test_auto_leaves_a_run_that_is_under_way_alone(tmp_path, run_folder):
+    """Also before its first checkpoint: else there would be two of the same."""
+    args = Args(seed=2, runs_dir=str(tmp_path))
+    run_folder(flags=dataclasses.asdict(args), checkpoint=False).rename(tmp_path / "run")
+    assert unfinished(args, "dqn") is None
+    with lock(tmp_path / "run"), pytest.raises(UsageError, match="in use by another process"):
+        unfinished(args, "dqn")
 
 
 def test_a_second_process_on_a_folder_is_refused(tmp_path):

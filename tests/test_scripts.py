@@ -1,5 +1,6 @@
 """What holds for every script: variants, parameter counts, play, and whole runs from outside."""
 
+import copy
 import json
 import re
 import signal
@@ -15,7 +16,9 @@ from conftest import ENV, ROOT, TIMEOUT
 import dqn_atari
 import ppo_atari
 import pqn_atari
+import radam
 from atari import AtariEnvs
+from checkpoint import copied, restore, tensors
 from flags import variant_name
 from metrics import MEASURES
 
@@ -349,7 +352,7 @@ def test_the_targets_of_a_run(algorithm, tmp_path, monkeypatch):
     """What `main` hands to `update`: returns from the values of the states that really followed."""
     script, handed = SCRIPTS[algorithm], []
 
-    def update(network, optimizer, rollout, args, generator):
+    def update(network, optimizer, rollout, args, generator, run):
         handed.append(type(rollout)(*(field.clone() for field in rollout)))
         return {}
 
@@ -415,7 +418,7 @@ def test_a_life_lost_in_the_step_of_a_truncation_ends_the_bootstrap():
     [
         ("dqn", (torch.optim.Adam, 1e-4, 1e-5)),
         ("ppo", (torch.optim.Adam, 2.5e-4, 1e-5)),
-        ("pqn", (torch.optim.RAdam, 2.5e-4, 1e-8)),
+        ("pqn", (radam.RAdam, 2.5e-4, 1e-8)),
     ],
 )
 def test_the_optimizer_is_that_of_the_paper(algorithm, expected, tmp_path, monkeypatch):
@@ -521,3 +524,50 @@ def test_bad_input_is_one_line_and_status_2(algorithm, flags, message, refused):
     for name, value in sizes.items():
         flags = flags if name in flags else [*flags, name, value]
     refused(SCRIPTS[algorithm], flags, message)
+
+
+class StopsAt:
+    """Stands for a run that is asked to stop when it has looked `count` times whether it is."""
+
+    def __init__(self, count):
+        self.left = count
+
+    @property
+    def stopped(self):
+        self.left -= 1
+        return 15 if self.left < 0 else None
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
+def test_an_update_that_is_stopped_can_be_done_again(algorithm):
+    """What it changed is undone, and the second time it does what it would have done."""
+    script = SCRIPTS[algorithm]
+    small = {"num_envs": 4, "num_steps": 8, "num_minibatches": 4, "latent_dim": 8}
+    args = script.Args(**small, update_epochs=2)
+    torch.manual_seed(0)
+    rollout = script.empty_rollout(args, torch.device("cpu"))
+    rollout.obs.copy_(torch.randint(256, rollout.obs.shape, dtype=torch.uint8))
+    rollout.actions.copy_(torch.randint(4, rollout.actions.shape))
+    for field in (rollout.returns, rollout.values):
+        field.copy_(torch.randn(field.shape))
+    network = NETWORKS[algorithm](4, args)
+    optimizer = getattr(script, "RAdam", torch.optim.Adam)(network.parameters(), lr=1e-2)
+    learning = {"n": network, "o": optimizer, "g": torch.Generator().manual_seed(5)}
+
+    def update(run):
+        return script.update(network, optimizer, rollout, args, learning["g"], run)
+
+    assert update(None) is not None  # so that the optimizer has a state
+    before = copied(learning)
+    assert update(StopsAt(5)) is None
+    changed = dict(tensors(copied(learning)))
+    assert not torch.equal(changed["n.latent.weight"], before["n"]["latent.weight"])
+    restore(learning, copy.deepcopy(before))
+    for name, tensor in tensors(copied(learning)):
+        assert torch.equal(tensor, dict(tensors(before))[name]), name
+    values = update(StopsAt(8))  # one look before each of the 8 minibatches
+    after = copied(learning)
+    restore(learning, before)
+    assert update(None) == values
+    for name, tensor in tensors(copied(learning)):
+        assert torch.equal(tensor, dict(tensors(after))[name]), name
