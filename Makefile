@@ -3,13 +3,14 @@
 #                ALGO= and ARGS= pass through
 #   make demo    make the environment and check what needs no game, in a minute
 #   make test    make the environment and pass the tests
+#   make bench   make the environment and measure speed against this machine's own limit
 PYTHON ?= python3
 ALGO ?= dqn
 ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train algo demo test soak lint format board clean
+.PHONY: train algo demo bench test soak lint format board clean
 
 train: algo $(VENV)/.installed
 	@$(RUN) $(ALGO)_atari.py --resume auto $(ARGS)
@@ -20,6 +21,9 @@ algo:
 
 demo: $(VENV)/.installed
 	@$(RUN) regression_demo.py $(ARGS)
+
+bench: $(VENV)/.installed
+	@$(RUN) benchmark.py $(ARGS)
 
 test: $(VENV)/.installed-dev
 	@$(VENV)/bin/pytest --numprocesses auto --dist loadfile

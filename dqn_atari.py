@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from device import pick_device
 from experiment import Run, make_games
 from flags import UsageError, check_shared_flags, launch, require, taking_memory
-from hadamard import HadamardConv2d, HadamardLinear, init_parameters
+from hadamard import HadamardConv2d, HadamardLinear, features, init_parameters
 from replay import Batch, ReplayBuffer
 from runfolder import take_up
 
@@ -169,7 +169,7 @@ class QNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         with self.autocast(obs.device.type):
-            z = self.latent(self.encode(obs, self.dtype)[-1].flatten(1)).float()
+            z = self.latent(features(self.encode(obs, self.dtype)[-1])).float()
         with torch.autocast(obs.device.type, enabled=False):  # the head computes in fp32
             return self.head(z)
 

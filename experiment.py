@@ -25,6 +25,7 @@ from atari import AtariEnvs
 from board import Board, describe_run
 from checkpoint import Checkpoints, capture, has_checkpoint, restore, tensors, written_whole
 from flags import UsageError, say
+from hadamard import features
 from metrics import MEASURES, kde_figure, measure_representation
 from runfolder import describe, lock, read_config, resumed_config, saved_with, write_json
 
@@ -69,7 +70,7 @@ def hidden_layers(network, obs: torch.Tensor, convolutions: bool) -> dict[str, t
     parts = collections.defaultdict(list)
     for part in obs.split(256):
         maps = network.encode(part)
-        branches = network.latent.branch_activations(maps[-1].flatten(1))
+        branches = network.latent.branch_activations(features(maps[-1]))
         parts["z"].append(network.latent.combine_branches(branches))
         for i, branch in enumerate(branches if len(branches) > 1 else ()):
             parts[f"branch_{i}"].append(branch)

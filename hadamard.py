@@ -57,6 +57,15 @@ def init_parameters(weight: Tensor, bias: Tensor, init: str = "torch", gain: flo
         raise ValueError(f"unknown init {init!r}: choose one of {', '.join(INITS)}")
 
 
+def features(maps: Tensor) -> Tensor:
+    """Feature maps (batch, channels, height, width) -> (batch, features), for a linear layer.
+
+    Pixel by pixel, each with all its channels: as maps in channels-last memory lie there, so
+    nothing is copied on the way, nor on the way back.
+    """
+    return maps.movedim(1, -1).flatten(1)
+
+
 class _HadamardLayer(nn.Module):
     """What the linear and the convolutional layer share: the fused parameters of all branches.
 
@@ -104,6 +113,14 @@ class _HadamardLayer(nn.Module):
             branches = torch.addcmul(self.norm_bias, normed, self.norm_weight)
         return ACTIVATIONS[self.activation](branches)
 
+    def _branches(self, x: Tensor, axis: int) -> tuple[Tensor, ...]:
+        """The branches one by one, taken off this axis."""
+        activations = self._activations(x)
+        # The gradient of unbind is a stack, a copy that one branch can do without.
+        if self.branches == 1:
+            return (activations.squeeze(axis),)
+        return activations.unbind(axis)
+
     def combine_branches(self, branches) -> Tensor:
         """The product, or the sum, of the branches, over the first axis of `branches`."""
         # Pairwise rather than torch.prod, whose backward pass is slower and treats zeros apart.
@@ -150,7 +167,7 @@ class HadamardLinear(_HadamardLayer):
         return self._activations(x).movedim(-2, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.combine_branches(self._activations(x).unbind(-2))
+        return self.combine_branches(self._branches(x, -2))
 
 
 class HadamardConv2d(_HadamardLayer):
@@ -195,4 +212,4 @@ class HadamardConv2d(_HadamardLayer):
         return self._activations(x).movedim(1, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.combine_branches(self._activations(x).unbind(1))
+        return self.combine_branches(self._branches(x, 1))

@@ -29,7 +29,7 @@ from flags import (
     require,
     taking_memory,
 )
-from hadamard import HadamardConv2d, HadamardLinear, init_parameters
+from hadamard import HadamardConv2d, HadamardLinear, features, init_parameters
 from replay import FRAMES, RecentObs, channels_last, empty_obs, take_steps
 from runfolder import take_up
 
@@ -189,7 +189,7 @@ class Agent(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         with self.autocast(obs.device.type):
-            z = self.latent(self.encode(obs, self.dtype)[-1].flatten(1)).float()
+            z = self.latent(features(self.encode(obs, self.dtype)[-1])).float()
         with torch.autocast(obs.device.type, enabled=False):  # the heads compute in fp32
             return self.actor(z), self.critic(z).squeeze(1)
 

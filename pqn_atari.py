@@ -29,7 +29,7 @@ from flags import (
     require,
     taking_memory,
 )
-from hadamard import HadamardConv2d, HadamardLinear, init_parameters
+from hadamard import HadamardConv2d, HadamardLinear, features, init_parameters
 from radam import RAdam
 from replay import FRAMES, RecentObs, channels_last, empty_obs, take_steps
 from runfolder import take_up
@@ -166,7 +166,7 @@ class QNetwork(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         with self.autocast(obs.device.type):
-            z = self.latent(self.encode(obs, self.dtype)[-1].flatten(1)).float()
+            z = self.latent(features(self.encode(obs, self.dtype)[-1])).float()
         with torch.autocast(obs.device.type, enabled=False):  # the head computes in fp32
             return self.head(z)
 

@@ -195,7 +195,7 @@ def network_by_torch(network, obs):
         convolve = functools.partial(F.conv2d, x, stride=stride)
         x = torch.stack(layer_by_torch(layer, convolve, 1)).prod(dim=0)
         maps.append(x)
-    multiply = functools.partial(F.linear, x.flatten(1))
+    multiply = functools.partial(F.linear, x.permute(0, 2, 3, 1).flatten(1))
     return maps, layer_by_torch(network.latent, multiply, 1)
 
 

@@ -1,0 +1,97 @@
+"""Do runs in bf16 learn like those in fp32? python results/precision.py OUT_STEM RUN_FOLDER...
+
+Writes OUT_STEM.csv (the mean return of the last 100 games at 100 steps of each run), OUT_STEM.png,
+and prints per algorithm the areas under these curves, their difference and its 95 % interval
+(Welch, over the seeds). An area is a mean over agent steps, so it has the unit of the score. With a
+CSV in place of run folders the table and the picture are made from it.
+"""
+
+import collections
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from scipy.stats import ttest_ind
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TAG = "charts/mean_return_100"
+COLUMNS = ("game", "algorithm", "variant", "precision", "seed", "commit", "agent_step", TAG)
+
+
+def rows_of(run: Path) -> list[tuple]:
+    """The curve of a run at 100 evenly spaced steps, to its end."""
+    config = json.loads((run / "config.json").read_text())
+    log = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    log.Reload()
+    steps, values = np.array([(event.step, event.value) for event in log.Scalars(TAG)]).T
+    at = np.linspace(0, config["flags"]["total_timesteps"], 101)[1:]
+    if steps[-1] < at[-2]:
+        raise ValueError(f"{run} has not finished")
+    named = (config["game"], config["algorithm"], config["variant"], config["flags"]["precision"])
+    about = (*named, config["flags"]["seed"], config["git_commit"])
+    # Before the first game has ended there is no score: its first value stands for it.
+    points = zip(at, np.interp(at, steps, values), strict=True)
+    return [(*about, int(x), f"{y:.6g}") for x, y in points]
+
+
+def table_and_figure(rows: list[tuple]) -> Figure:
+    curves = collections.defaultdict(list)  # (algorithm, precision, seed) -> (step, score)
+    for _, algorithm, _, precision, seed, _, step, value in rows:
+        curves[algorithm, precision, int(seed)].append((float(step), float(value)))
+    curves = {name: np.array(points) for name, points in curves.items()}
+    algorithms = sorted({name[0] for name in curves})
+    figure = Figure(figsize=(5 * len(algorithms), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    print("| algorithm | seeds | area, fp32 | area, bf16 | bf16 - fp32 (95 %) |\n|-|-|-|-|-|")
+    panels = figure.subplots(1, len(algorithms), squeeze=False)[0]
+    for algorithm, axes in zip(algorithms, panels, strict=True):
+        areas = {}
+        for precision, color in (("fp32", "tab:blue"), ("bf16", "tab:orange")):
+            runs = [c for name, c in sorted(curves.items()) if name[:2] == (algorithm, precision)]
+            areas[precision] = [curve[:, 1].mean() for curve in runs]
+            for curve in runs:
+                axes.plot(*curve.T, color=color, lw=0.7, alpha=0.6)
+            axes.plot(*np.mean(runs, axis=0).T, color=color, lw=2, label=f"{precision}, mean")
+        interval = ttest_ind(areas["bf16"], areas["fp32"], equal_var=False).confidence_interval()
+        difference = np.mean(areas["bf16"]) - np.mean(areas["fp32"])
+        each = [" ".join(f"{area:.2f}" for area in areas[name]) for name in ("fp32", "bf16")]
+        seeds = f"{len(areas['fp32'])} and {len(areas['bf16'])}"
+        told = f"{difference:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})"
+        print(f"| {algorithm} | {seeds} | {' | '.join(each)} | {told} |")
+        game, variant = next((row[0], row[2]) for row in rows if row[1] == algorithm)
+        axes.set_title(f"{algorithm}, {variant}, {game}")
+        axes.set_xlabel("agent steps")
+        axes.set_ylabel("mean return of the last 100 games")
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def main(stem: Path, sources: list[Path]):
+    if sources[0].suffix == ".csv":
+        rows = [tuple(row) for row in csv.reader(sources[0].open())][1:]
+    else:
+        rows = [row for run in sources for row in rows_of(run)]
+        with open(f"{stem}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+    table_and_figure(rows).savefig(f"{stem}.png", dpi=90)
+
+
+if __name__ == "__main__":
+    sources = [Path(argument) for argument in sys.argv[2:]]
+    problem = ""
+    if not sources:
+        problem = "give a stem and run folders: precision.py results/precision runs/*"
+    for source in sources:
+        if not (source / "config.json").is_file() and source.suffix != ".csv":
+            problem = f"{source} is no run folder: it has no config.json"
+    if problem:
+        print(f"precision.py: error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    main(Path(sys.argv[1]), sources)
