@@ -275,7 +275,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
                     f"{name} was {state[name]!r} where the games were saved, not {value!r}"
                 )
         for name in SAVED:
-            setattr(self, f"_{name}", np.array(state[name]))
+            setattr(self, f"_{name}", np.asarray(state[name]).copy())
         self._seed, self._was_reset = state["seed"], True
 
         # Shorter logs start later, so that all end together. A game that has not started plays

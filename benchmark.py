@@ -35,7 +35,7 @@ from flags import (
     require_one_of,
     say,
 )
-from replay import SEGMENT, ReplayBuffer
+from replay import SEGMENT, RecentObs, ReplayBuffer
 from runfolder import provenance, write_json
 from scaling import measure_scaling, scaling_figure, scaling_table
 from speed import (
@@ -43,8 +43,11 @@ from speed import (
     emulator_seconds,
     kernels,
     run_command,
+    script,
     script_args,
     seconds_each,
+    table,
+    told,
     whole_run,
 )
 
@@ -91,6 +94,8 @@ def check(args: Args):
         ("precisions", ("fp32", "bf16")),
         ("variants", VARIANTS),
     ):
+        if not getattr(args, name):
+            raise UsageError(f"--{name} is empty: choose of {', '.join(choices)}")
         unknown = [value for value in getattr(args, name) if value not in choices]
         if unknown:
             raise UsageError(f"unknown --{name} {unknown[0]!r}: choose of {', '.join(choices)}")
@@ -110,29 +115,8 @@ def check(args: Args):
 
 def summary(values: list[float]) -> dict:
     """Median and range, and the values themselves, in the order in which they were measured."""
-    return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "all": values,
-    }
-
-
-def told(values: list[float], digits: int = 0) -> str:
-    """median (min to max)"""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table, its columns aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    middle = statistics.median(values)
+    return {"median": middle, "min": min(values), "max": max(values), "all": values}
 
 
 @contextlib.contextmanager
@@ -151,21 +135,17 @@ def seconds_per_step(kernel, emulator: AtariEnvs, at_least: float, device) -> di
     }
 
 
-def measure_bound(args: Args, device: torch.device) -> dict[tuple[str, ...], Samples]:
+def measure_bound(args: Args, device: torch.device):
     """Per algorithm, precision and variant: the rates of the parts, the bounds and whole runs.
 
-    `bound` is what the parts allow one after the other. `bound_overlapped` is what they allow where
-    nothing waits: on a GPU games and kernels at the same time, on the CPU every core busy with
-    parts that run on one thread each.
+    Yields what there is after each repeat. `bound` is what the parts allow one after the other.
+    `bound_overlapped` is what they would allow if nothing waited for anything: on a GPU games and
+    kernels at the same time; on the CPU as many runs as cores, each with one thread and undisturbed
+    by the others. One run cannot reach it, as an action waits for the game and the game for it.
     """
     found = defaultdict(lambda: defaultdict(list))
-    names = [
-        (algorithm, precision, variant)
-        for algorithm in args.algorithms
-        for precision in args.precisions
-        for variant in args.variants
-    ]
     threads, ready = torch.get_num_threads(), {}
+    names = [(a, p, v) for a in args.algorithms for p in args.precisions for v in args.variants]
     for repeat in range(args.repeats):
         for name in names:
             say(f"{repeat + 1} of {args.repeats}: {' '.join(name)}")
@@ -179,64 +159,81 @@ def measure_bound(args: Args, device: torch.device) -> dict[tuple[str, ...], Sam
                     games = AtariEnvs(args.env_id, of_script.num_envs, 1, num_threads=count)
                     games.reset()
                     ready[algorithm, count] = games
-            samples = found[name]
-            all_cores = seconds_per_step(ready[name], ready[algorithm, 0], args.seconds, device)
-            for part, seconds in all_cores.items():
-                samples[part].append(1 / seconds)
-            samples["bound"].append(1 / sum(all_cores.values()))
+            parts = seconds_per_step(ready[name], ready[algorithm, 0], args.seconds, device)
             if device.type == "cpu":
                 torch.set_num_threads(1)
                 one = seconds_per_step(ready[name], ready[algorithm, 1], args.seconds, device)
                 torch.set_num_threads(threads)
-                samples["bound_overlapped"].append(threads / sum(one.values()))
+                overlapped = threads / sum(one.values())
             else:
-                slower = max(all_cores["emulator"], all_cores["act"] + all_cores["learn"])
-                samples["bound_overlapped"].append(1 / slower)
-            rate, memory = whole_run(algorithm, args.device, *flags)
-            samples["whole"].append(rate)
-            samples["memory_gb"].append(memory)
-            samples["ratio"].append(rate / samples["bound"][-1])
-            samples["ratio_overlapped"].append(rate / samples["bound_overlapped"][-1])
-    return found
+                overlapped = 1 / max(parts["emulator"], parts["act"] + parts["learn"])
+            whole = whole_run(algorithm, args.device, *flags)
+            rates = {part: 1 / seconds for part, seconds in parts.items()}
+            rates |= {"bound": 1 / sum(parts.values()), "bound_overlapped": overlapped}
+            rates |= {"whole": whole.rate, "memory_gb": whole.memory_gb}
+            rates |= {"ratio": whole.rate / rates["bound"]}
+            rates |= {"ratio_overlapped": whole.rate / overlapped}
+            for what, value in rates.items():
+                found[name][what].append(value)
+        yield found
 
 
-def measure_costs(algorithm: str, args: Args, device: torch.device, rate: float) -> Samples:
+def measure_costs(name: tuple[str, ...], args: Args, device: torch.device, rate: float) -> Samples:
     """Seconds that go to what is not training: one log, measurement of the layer, checkpoint.
 
-    A checkpoint holds, of DQN's replay memory, what 10 minutes bring at this rate.
+    `name`: algorithm, precision, variant. The measurement is one without the picture that every
+    tenth has. The checkpoint is one between two updates; of DQN's replay memory it holds what 10
+    minutes bring at this rate.
     """
+    algorithm, precision, variant = name
     found = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder:
-        of_script = script_args(algorithm, "--runs-dir", folder, "--env-id", args.env_id)
-        kernel = kernels(algorithm, of_script, device)
-        network, memory, parts = next(iter(kernel.parts.values())), None, dict(kernel.parts)
+    # Beside the project, as runs are: the system's folder for such files may lie in memory.
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=Path(__file__).parent) as folder:
+        flags = (*VARIANTS[variant], "--precision", precision, "--env-id", args.env_id)
+        of_script = script_args(algorithm, "--runs-dir", folder, *flags)
+        kernel, memory = kernels(algorithm, of_script, device), None
+        games = AtariEnvs(args.env_id, of_script.num_envs, 1)
+        games.reset()
+        parts = kernel.parts | {"games": games}
         if algorithm == "dqn":
             memory = ReplayBuffer(of_script.buffer_size, of_script.num_envs, device)
             parts["buffer"] = memory
+        else:
+            parts["recent"] = RecentObs(of_script.metrics_samples, device)
         losses = {f"losses/{i}": 0.0 for i in range(7)}
+        network = next(iter(kernel.parts.values()))
         with quiet(), Run(of_script, algorithm, network, tuple(losses)) as run:
-            calls = {
-                "logging": lambda: (run.scalars(0, losses), run.progress(0)),
-                "metrics": lambda: run.representation(0, kernel.obs, kernel.head),
-                "checkpoint": lambda: run.checkpoint(0, parts, memory, now=True),
-            }
             for repeat in range(args.repeats + 1):
-                if memory is not None:
-                    memory.dirty.update(range(int(600 * rate) // SEGMENT))
-                for index in memory.dirty if memory is not None and repeat == 0 else ():
-                    for part in memory.segment(index):
+                new = (
+                    min(int(600 * rate), len(memory.actions) * of_script.num_envs) if memory else 0
+                )
+                for index in range(new // SEGMENT):
+                    memory.dirty.add(index)
+                    for part in memory.segment(index) if repeat == 0 else ():
                         part.zero_()  # the system gives the memory only now
-                for what, call in calls.items():
+                calls = (
+                    ("logging", lambda step: (run.scalars(step, losses), run.progress(step))),
+                    ("metrics", lambda step: run.representation(step, kernel.obs, kernel.head)),
+                    ("checkpoint", lambda step: run.checkpoint(step, parts, memory, now=True)),
+                )
+                for what, call in calls:
                     start = time.perf_counter()
-                    call()
-                    if repeat > 0:  # the first warms up, and draws a picture
+                    call(repeat)
+                    if repeat > 0:  # the first warms up, and draws the picture
                         found[what].append(time.perf_counter() - start)
+                if run.checkpoints.step != repeat:
+                    raise UsageError(f"no checkpoint could be written to {folder}")
+        games.close()
     return found
 
 
-def measure_commands(args: Args) -> dict[str, Samples]:
-    """Rates of any commands, by the difference of a long and a short run, and their ratios."""
+def measure_commands(args: Args):
+    """Rates of any commands, by the difference of a long and a short run, and their ratios.
+
+    Yields what there is after each repeat.
+    """
     found = defaultdict(lambda: defaultdict(list))
+    first = args.commands[0].partition("=")[0]
     for repeat in range(args.repeats):
         for named in args.commands:
             name, _, command = named.partition("=")
@@ -245,14 +242,19 @@ def measure_commands(args: Args) -> dict[str, Samples]:
                 run_command(shlex.split(command.replace("{steps}", str(steps))))[0]
                 for steps in args.steps
             )
+            if long <= short:
+                raise UsageError(
+                    f"{name}: {args.steps[1]} steps took no longer than {args.steps[0]}: choose "
+                    "--steps that lie further apart"
+                )
             rate = (args.steps[1] - args.steps[0]) / (long - short)
             found[name]["rate"].append(rate)
-            first = args.commands[0].partition("=")[0]
             found[name]["ratio"].append(rate / found[first]["rate"][-1])
-    return found
+        yield found
 
 
 def bound_table(found: dict[tuple[str, ...], Samples]) -> str:
+    """Rates in agent steps per second, each as median (min to max)."""
     columns = ("emulator", "act", "learn", "bound", "bound_overlapped", "whole")
     rows = [("algorithm", "precision", "variant", *columns, "whole / bound", "memory, GB")]
     for name, samples in found.items():
@@ -261,24 +263,25 @@ def bound_table(found: dict[tuple[str, ...], Samples]) -> str:
     return table(rows)
 
 
-def costs_table(found: dict[str, Samples], rates: dict[str, float]) -> str:
+def costs_table(found: dict[tuple[str, ...], Samples], rates: dict[tuple[str, ...], float]) -> str:
     """What logging, measurements and checkpoints take at the default intervals."""
-    rows = [("algorithm", "seconds of", "each", "share of the time, %")]
-    for algorithm, samples in found.items():
-        args = script_args(algorithm)
-        update = 1_000 if algorithm == "dqn" else args.num_envs * args.num_steps
+    rows = [("algorithm", "precision", "variant", "of", "seconds each", "share of the time, %")]
+    for name, samples in found.items():
+        args = script_args(name[0])
+        logged = script("dqn").LOG_EVERY if name[0] == "dqn" else args.num_envs * args.num_steps
         every = {
-            "logging": update / rates[algorithm],
-            "metrics": args.metrics_every / rates[algorithm],
+            "logging": logged / rates[name],
+            "metrics": args.metrics_every / rates[name],
             "checkpoint": 60 * args.checkpoint_every,
         }
         for what, values in samples.items():
             shares = [100 * value / every[what] for value in values]
-            rows.append((algorithm, what, told(values, 3), told(shares, 2)))
+            rows.append((*name, what, told(values, 3), told(shares, 2)))
     return table(rows)
 
 
 def commands_table(found: dict[str, Samples]) -> str:
+    """Each command's rate, and its ratio to the first, repeat by repeat."""
     rows = [("command", "agent steps/s", f"ratio to {next(iter(found))}")]
     rows += [(name, told(of["rate"]), told(of["ratio"], 2)) for name, of in found.items()]
     return table(rows)
@@ -287,7 +290,7 @@ def commands_table(found: dict[str, Samples]) -> str:
 def with_summaries(found: dict) -> dict:
     """For JSON: names joined, medians and ranges beside the values."""
     return {
-        " ".join(name) if isinstance(name, tuple) else str(name): {
+        " ".join(map(str, name)) if isinstance(name, tuple) else name: {
             what: summary(values) for what, values in samples.items()
         }
         for name, samples in found.items()
@@ -303,32 +306,41 @@ def main(args: Args) -> int:
         except OSError as error:
             raise UsageError(f"--output-dir {folder}: {error.strerror}") from None
     device = pick_device(args.device)
-    result = {"machine": provenance(args)}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    result = {"device": name} | provenance(args)
+
+    def keep(**found):
+        """Also of a benchmark that is broken off, there is what was measured."""
+        result.update({what: with_summaries(samples) for what, samples in found.items()})
+        if folder is not None:
+            write_json(folder / f"{args.part}.json", result)
+
     if args.part == "bound":
-        found = measure_bound(args, device)
+        for found in measure_bound(args, device):
+            keep(bound=found)
         say(bound_table(found))
-        configuration = (args.precisions[0], args.variants[-1])  # the defaults of the scripts
+        costly = (args.precisions[0], args.variants[-1])  # in a full benchmark, the defaults
         rates = {
-            algorithm: statistics.median(found[algorithm, *configuration]["whole"])
+            (algorithm, *costly): statistics.median(found[algorithm, *costly]["whole"])
             for algorithm in args.algorithms
         }
-        costs = {name: measure_costs(name, args, device, rate) for name, rate in rates.items()}
+        costs = {}
+        for name, rate in rates.items():
+            costs[name] = measure_costs(name, args, device, rate)
+            keep(costs_seconds=costs)
         say(costs_table(costs, rates))
-        result |= {"bound": with_summaries(found), "costs_seconds": with_summaries(costs)}
     elif args.part == "scaling":
-        found = measure_scaling(args.repeats, args.seconds, args.device)
-        say(scaling_table(found, told, table))
-        result |= {"scaling": with_summaries(found)}
-    else:
-        found = measure_commands(args)
-        say(commands_table(found))
-        result |= {"commands": with_summaries(found)}
-    if folder is not None:
-        write_json(folder / f"{args.part}.json", result)
-        if args.part == "scaling":
-            figure = scaling_figure(found, f"{result['machine']['processor']}, Breakout, Tanh (HR)")
+        for found in measure_scaling(args.repeats, args.seconds, args.device):
+            keep(scaling=found)
+        say(scaling_table(found))
+        if folder is not None:
+            figure = scaling_figure(found, f"{result['processor']}, {name}: Breakout, Tanh (HR)")
             with written_whole(folder / "scaling.png") as file:
                 figure.savefig(file, dpi=110)
+    else:
+        for found in measure_commands(args):
+            keep(commands=found)
+        say(commands_table(found))
     return 0
 
 

@@ -217,17 +217,21 @@ def require_whole(folder: Path, flags: dict):
 
 
 def require_flags(folder: Path, content: dict, flags: dict):
-    """UsageError if the run was saved with other flags: config.json is not what it was."""
+    """UsageError if the run was saved with other flags: config.json is not what it was.
+
+    A flag that came into the scripts since then is not in its checkpoint.
+    """
     saved = content.get("flags", {})
-    for name, value in flags.items():
-        if name not in saved or saved[name] != value:
+    for name in flags.keys() & saved.keys():
+        if saved[name] != flags[name]:
             raise UsageError(
-                f"{folder}/config.json has {name} {value!r}, its checkpoint "
-                f"{saved.get(name)!r}: put it back"
+                f"{folder}/config.json has {name} {flags[name]!r}, its checkpoint "
+                f"{saved[name]!r}: put it back"
             )
 
 
 def none_whole(folder: Path, problems: list[str]) -> UsageError:
+    """To be raised where no checkpoint is whole; `problems` is what is wrong with each."""
     found = "; ".join(problems) or "there is none"
     return UsageError(f"no whole checkpoint in {folder}: {found}; start the run anew")
 

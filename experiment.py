@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,15 @@ from tqdm import tqdm
 
 from atari import AtariEnvs
 from board import Board, describe_run
-from checkpoint import Checkpoints, capture, has_checkpoint, restore, tensors, written_whole
+from checkpoint import (
+    Checkpoints,
+    capture,
+    copied,
+    has_checkpoint,
+    restore,
+    tensors,
+    written_whole,
+)
 from flags import UsageError, say
 from hadamard import features
 from metrics import MEASURES, kde_figure, measure_representation
@@ -191,7 +200,7 @@ class Run:
 
     def _request_stop(self, number, frame):
         if self._restoring:  # nothing to save yet, and the emulator is not waited for
-            say(f"\n{signal.Signals(number).name}: {self.folder} is as it was", sys.stderr)
+            say(f"\n{signal.Signals(number).name}: {self.folder} has not gone on", sys.stderr)
             os._exit(RESUME_ME)
         self.stopped = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -271,6 +280,20 @@ class Run:
             self._warn(f"no checkpoint at {step:,} agent steps: {error.strerror or error}", step)
         else:
             self._warned = False
+
+    def whole(self, parts: dict, update: Callable, step: int) -> dict | None:
+        """What `update(self)` returns, which learns from a whole rollout and changes these parts.
+
+        None, and they are as before, if it broke off as the run has to stop: it is done as a whole
+        once the run goes on. The last update of a run is not broken off: nothing would go on.
+        """
+        if step >= self.args.total_timesteps:
+            return update(None)
+        before = copied(parts)
+        values = update(self)
+        if values is None:
+            restore(parts, before)
+        return values
 
     def _warn(self, text: str, step: int):
         self._warned = True

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from atari import AtariEnvs
-from checkpoint import copied, restore
 from device import pick_device, require_memory
 from experiment import Run, make_games
 from flags import (
@@ -247,7 +246,8 @@ def play(
 ) -> tuple[np.ndarray, int, int]:
     """Fill the rollout (steps, envs, ...) from its row `start` on, with play from obs on.
 
-    Returns the obs and the step after it, and how many rows are full: fewer if the run has to stop.
+    Returns the obs and the step after it, and how many rows are full: fewer if the run has to stop,
+    unless these steps are its last.
 
     FIRE after a life loss is a move of the game here: the policy's own action, which it replaced,
     is stored. A policy gradient needs actions that the policy drew, and as this one had no
@@ -256,7 +256,7 @@ def play(
     device = rollout.rewards.device
     with agent.autocast(device.type):
         for t in range(start, len(rollout.obs)):
-            if run.stopped is not None:
+            if run.stopped is not None and step < args.total_timesteps:
                 return obs, step, t
 
             # 1. act
@@ -441,14 +441,11 @@ def main(args: Args) -> int:
                 args.gae_lambda,
             )
             rollout.returns[:] = rollout.advantages + rollout.values
-            # A stop in the middle undoes the update, which is done when the run goes on; but for
-            # the last one, after which nothing goes on.
             learning = {name: parts[name] for name in ("agent", "optimizer", "sampling")}
-            before = copied(learning)
-            stoppable = run if step < args.total_timesteps else None
-            values = update(agent, optimizer, rollout, args, sampling, stoppable)
+            values = run.whole(
+                learning, lambda seen: update(agent, optimizer, rollout, args, sampling, seen), step
+            )
             if values is None:
-                restore(learning, before)
                 break
             t = 0
             recent.add(rollout.obs)

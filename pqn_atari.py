@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atari import AtariEnvs
-from checkpoint import copied, restore
 from device import pick_device, require_memory
 from experiment import Run, make_games
 from flags import (
@@ -230,12 +229,13 @@ def play(
 ) -> tuple[np.ndarray, int, int]:
     """Fill the rollout (steps, envs, ...) from its row `start` on, with play from obs on.
 
-    Returns the obs and the step after it, and how many rows are full: fewer if the run has to stop.
+    Returns the obs and the step after it, and how many rows are full: fewer if the run has to stop,
+    unless these steps are its last.
     """
     device = rollout.rewards.device
     with q_network.autocast(device.type):
         for t in range(start, len(rollout.obs)):
-            if run.stopped is not None:
+            if run.stopped is not None and step < args.total_timesteps:
                 return obs, step, t
 
             # 1. act
@@ -369,14 +369,13 @@ def main(args: Args) -> int:
                 args.gamma,
                 args.q_lambda,
             )
-            # A stop in the middle undoes the update, which is done when the run goes on; but for
-            # the last one, after which nothing goes on.
             learning = {name: parts[name] for name in ("q_network", "optimizer", "sampling")}
-            before = copied(learning)
-            stoppable = run if step < args.total_timesteps else None
-            values = update(q_network, optimizer, rollout, args, sampling, stoppable)
+            values = run.whole(
+                learning,
+                lambda run: update(q_network, optimizer, rollout, args, sampling, run),
+                step,
+            )
             if values is None:
-                restore(learning, before)
                 break
             t = 0
             recent.add(rollout.obs)

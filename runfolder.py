@@ -127,19 +127,39 @@ def unfinished(args, algorithm: str) -> Path | None:
 
     found = []
     for path in Path(args.runs_dir).glob("*/config.json"):
+        folder = path.parent
         with contextlib.suppress(UsageError):
-            config, footer = read_config(path.parent), newest_footer(path.parent)
+            config, footer = read_config(folder), newest_footer(folder)
             same = asked_for(config["flags"]) == asked_for(dataclasses.asdict(args))
             if not same or config["algorithm"] != algorithm:
                 continue
-            if footer is None or (footer.format == FORMAT and footer.step < args.total_timesteps):
-                found.append((config["started"], path.parent, footer))
+            if footer is not None and footer.step >= args.total_timesteps:
+                continue
+            if footer is not None and footer.format != FORMAT:
+                say(f"{folder} is left alone: it was {other_version(footer)}")
+                continue
+            found.append((config["started"], folder, footer is not None))
     for _, folder, _ in found:
-        lock(folder).close()
-    return max((run[:2] for run in found if run[2] is not None), default=(None, None))[1]
+        if in_use(folder):
+            raise UsageError(
+                f"{folder}, a run of these flags, is in use by another process: wait for it to "
+                "end, or stop it"
+            )
+    return max((run[:2] for run in found if run[2]), default=(None, None))[1]
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process holds this run folder."""
+    with contextlib.suppress(FileNotFoundError, PermissionError), (folder / "lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def same_game(one: str, other: str) -> bool:
+    """Whether both are names of one game."""
     with contextlib.suppress(ValueError):
         return resolve_game(one) == resolve_game(other)
     return False
@@ -205,7 +225,7 @@ def take_up(args, algorithm: str):
     contradicting = [
         f"{flag(name)} {value} contradicts the run in {folder}, which has {getattr(saved, name)}"
         for name, value in decisive(dataclasses.asdict(given)).items()
-        if value not in (getattr(saved, name), config["flags"][name])
+        if value not in (getattr(saved, name), config["flags"].get(name))
         and not (name == "env_id" and same_game(value, saved.env_id))
     ]
     if contradicting:

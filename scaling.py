@@ -9,16 +9,20 @@ import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from atari import AtariEnvs
-from flags import say
-from speed import ALGORITHMS, emulator_seconds, run_command, whole_run
+from device import free_memory
+from flags import UsageError, say
+from speed import ALGORITHMS, emulator_seconds, run_command, table, told, whole_run
 
 GAMES = (1, 4, 16, 64, 256)  # of whole runs
 EMULATED = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the emulator alone
 WIDTHS = (128, 512, 1024, 2048)
 BRANCHES = (1, 2, 3, 4)
+BYTES_EACH = 8_000  # a transition in the replay memory takes 7,064
 BUFFERS = (10_000, 100_000, 300_000, 1_000_000)
 ROLLOUT = {"ppo": 1_024, "pqn": 4_096}  # agent steps between two updates, whatever the games
 
@@ -30,16 +34,19 @@ for part in (memory.frames, memory.actions, memory.rewards, memory.terminations,
 """
 
 
-def measure_scaling(repeats: int, seconds: float, device: str) -> dict[tuple, dict[str, list]]:
-    """(group, series, x) -> rate in agent steps per second, or memory in GB, once per repeat."""
+def measure_scaling(repeats: int, seconds: float, device: str):
+    """(group, series, x) -> rates in agent steps per second, or memory in GB, once per repeat.
+
+    Yields what there is after each repeat.
+    """
     found = defaultdict(lambda: defaultdict(list))
     cores = len(os.sched_getaffinity(0))
-
-    def rate(group: str, algorithm: str, x, *flags: str):
-        say(f"{repeat + 1} of {repeats}: {group} {algorithm} {x}")
-        found[group, algorithm, x]["rate"].append(whole_run(algorithm, device, *flags)[0])
-
     for repeat in range(repeats):
+
+        def rate(group: str, algorithm: str, x: int, *flags: str, turn=repeat):
+            say(f"{turn + 1} of {repeats}: {group} {algorithm} {x}")
+            found[group, algorithm, x]["rate"].append(whole_run(algorithm, device, *flags).rate)
+
         for count in EMULATED:
             for threads in sorted({1, cores}):
                 games = AtariEnvs("Breakout", count, 1, num_threads=threads)
@@ -59,20 +66,31 @@ def measure_scaling(repeats: int, seconds: float, device: str) -> dict[tuple, di
             for branches in BRANCHES:
                 rate("branches", algorithm, branches, "--branches", str(branches))
             rate("runs at once", algorithm, 1)
-            say(f"{repeat + 1} of {repeats}: {cores} runs of {algorithm} at once")
-            with ThreadPoolExecutor(cores) as pool:
-                beside = [
-                    pool.submit(whole_run, algorithm, device, threads=1) for _ in range(cores)
-                ]
-                total = sum(run.result()[0] for run in beside)
-            found["runs at once", algorithm, cores]["rate"].append(total)
+            if cores > 1:
+                say(f"{repeat + 1} of {repeats}: {cores} runs of {algorithm} at once")
+                together = rate_together(algorithm, device, cores)
+                found["runs at once", algorithm, cores]["rate"].append(together)
         for size in BUFFERS:
-            usage = run_command([sys.executable, "-c", FILL.format(size=size)])[1]
-            found["memory", "replay memory", size]["memory_gb"].append(usage.ru_maxrss / 1e6)
-    return found
+            if size * BYTES_EACH < free_memory(torch.device("cpu")):
+                memory = run_command([sys.executable, "-c", FILL.format(size=size)])[1]
+                found["memory", "replay memory", size]["memory_gb"].append(memory)
+        yield found
 
 
-def scaling_table(found: dict[tuple, dict[str, list]], told, table) -> str:
+def rate_together(algorithm: str, device: str, count: int) -> float:
+    """Of several runs side by side, one thread each, in the time in which all of them learn."""
+    with ThreadPoolExecutor(count) as pool:
+        runs = [pool.submit(whole_run, algorithm, device, threads=1) for _ in range(count)]
+        points = [np.array(run.result().points).T for run in runs]
+    start, end = max(times[0] for _, times in points), min(times[-1] for _, times in points)
+    if end <= start:
+        raise UsageError(f"{count} runs of {algorithm} at once never learned at the same time")
+    steps = sum(np.interp(end, t, s) - np.interp(start, t, s) for s, t in points)
+    return float(steps / (end - start))
+
+
+def scaling_table(found: dict[tuple, dict[str, list]]) -> str:
+    """A row for each point, as median (min to max)."""
     rows = [("against", "what", "x", "agent steps/s or GB")]
     for (group, series, x), samples in found.items():
         for what, values in samples.items():

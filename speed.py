@@ -4,9 +4,12 @@ Kernels are the scripts' own functions on data already in place; whole runs are 
 themselves. Rates are agent steps per second; one agent step is 4 emulator frames.
 """
 
+import contextlib
 import importlib
 import os
+import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,7 +26,7 @@ from torch import Tensor
 
 from atari import AtariEnvs
 from flags import UsageError, parse_flags
-from replay import FRAMES, Batch
+from replay import FRAMES, Batch, channels_last
 
 ALGORITHMS = ("dqn", "ppo", "pqn")
 # Agent steps of a whole run before its speed is measured, so that it learns, and after.
@@ -39,12 +42,13 @@ class Kernels(NamedTuple):
     steps_per_act: int  # agent steps that a call serves
     learn: Callable[[], object]
     steps_per_learn: int
-    parts: dict  # of a checkpoint; a replay memory is "buffer"
+    parts: dict  # of a checkpoint, as far as they are here
     head: torch.nn.Linear
     obs: Tensor  # uint8 (samples, 4, 84, 84)
 
 
 def script(algorithm: str) -> types.ModuleType:
+    """The module of a script, by its algorithm."""
     return importlib.import_module(f"{algorithm}_atari")
 
 
@@ -53,18 +57,31 @@ def script_args(algorithm: str, *flags: str):
     return parse_flags(script(algorithm).Args, argv=list(flags))
 
 
-def dqn_kernels(args, device: torch.device, num_actions: int) -> Kernels:
-    module = script("dqn")
+def kernels(algorithm: str, args, device: torch.device, num_actions: int = 4) -> Kernels:
+    """Those of a script with these Args, on random observations."""
+    torch.manual_seed(0)
+    make = dqn_kernels if algorithm == "dqn" else rollout_kernels
+    return make(script(algorithm), args, device, num_actions)
+
+
+def random_obs(count: int) -> Tensor:
+    """uint8 (count, 4, 84, 84), channels last in memory, as the scripts keep them."""
+    return channels_last(torch.randint(256, (count, *FRAMES), dtype=torch.uint8))
+
+
+def dqn_kernels(module, args, device: torch.device, num_actions: int) -> Kernels:
+    """Acting on one obs of each game; one update on a batch that is already drawn."""
     networks = [
         module.QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
         for _ in range(2)
     ]
     optimizer = torch.optim.Adam(networks[0].parameters(), eps=args.adam_eps, fused=True)
-    obs = torch.randint(256, (args.metrics_samples, *FRAMES), dtype=torch.uint8)
+    obs, next_obs = (random_obs(args.batch_size).to(device) for _ in range(2))
     actions = torch.randint(num_actions, (args.batch_size,), device=device)
-    rewards = torch.zeros(args.batch_size, device=device)
-    batch = Batch(*(x[: args.batch_size].to(device) for x in (obs, actions, rewards, obs, rewards)))
-    seen, rng = obs[: args.num_envs].numpy(), np.random.default_rng(0)
+    zeros = torch.zeros(args.batch_size, device=device)
+    batch = Batch(obs, actions, zeros, next_obs, zeros)
+    seen = np.random.default_rng(0).integers(256, size=(args.num_envs, *FRAMES), dtype=np.uint8)
+    rng = np.random.default_rng(0)
     return Kernels(
         lambda: module.act(networks[0], seen, 0.0, device, rng),
         args.num_envs,
@@ -72,22 +89,21 @@ def dqn_kernels(args, device: torch.device, num_actions: int) -> Kernels:
         args.train_frequency,
         {"q_network": networks[0], "target_network": networks[1], "optimizer": optimizer},
         networks[0].head,
-        obs.to(device),
+        random_obs(args.metrics_samples).to(device),
     )
 
 
-def rollout_kernels(algorithm: str, args, device: torch.device, num_actions: int) -> Kernels:
-    """Those of PPO and PQN."""
-    module = script(algorithm)
-    network = (module.Agent if algorithm == "ppo" else module.QNetwork)(num_actions, args)
+def rollout_kernels(module, args, device: torch.device, num_actions: int) -> Kernels:
+    """PPO and PQN: acting on every row of a rollout, actions handed to the host; one update."""
+    is_ppo = hasattr(module, "Agent")
+    network = (module.Agent if is_ppo else module.QNetwork)(num_actions, args)
     network = network.to(device, memory_format=torch.channels_last)
-    if algorithm == "ppo":
+    if is_ppo:
         optimizer = torch.optim.Adam(network.parameters(), eps=args.adam_eps, fused=True)
     else:
         optimizer = module.RAdam(network.parameters(), lr=args.learning_rate)
     rollout = module.empty_rollout(args, device)
-    for field in rollout[:1]:
-        field.copy_(torch.randint(256, field.shape, dtype=field.dtype))
+    rollout.obs.copy_(random_obs(args.num_steps * args.num_envs).view(rollout.obs.shape))
     rollout.actions.copy_(torch.randint(num_actions, rollout.actions.shape))
     rollout.dones.zero_()
     rollout.returns.copy_(torch.randn(rollout.returns.shape))
@@ -97,7 +113,11 @@ def rollout_kernels(algorithm: str, args, device: torch.device, num_actions: int
     def act():
         with network.autocast(device.type):
             for obs in rollout.obs:
-                network(obs)
+                out = network(obs)
+                if is_ppo:
+                    module.draw(out[0].log_softmax(dim=1), generator).cpu()
+                else:
+                    module.act(out, 0.0, generator).cpu()
 
     steps = args.num_envs * args.num_steps
     return Kernels(
@@ -105,17 +125,10 @@ def rollout_kernels(algorithm: str, args, device: torch.device, num_actions: int
         steps,
         lambda: module.update(network, optimizer, rollout, args, generator),
         steps,
-        {"network": network, "optimizer": optimizer, "rollout": lambda: list(rollout)},
-        network.critic if algorithm == "ppo" else network.head,
-        torch.randint(256, (args.metrics_samples, *FRAMES), dtype=torch.uint8, device=device),
+        {"network": network, "optimizer": optimizer, "sampling": generator},
+        network.critic if is_ppo else network.head,
+        random_obs(args.metrics_samples).to(device),
     )
-
-
-def kernels(algorithm: str, args, device: torch.device, num_actions: int = 4) -> Kernels:
-    torch.manual_seed(0)
-    if algorithm == "dqn":
-        return dqn_kernels(args, device, num_actions)
-    return rollout_kernels(algorithm, args, device, num_actions)
 
 
 def seconds_each(call: Callable[[], object], at_least: float, device: torch.device) -> float:
@@ -146,12 +159,24 @@ def emulator_seconds(envs: AtariEnvs, at_least: float) -> float:
     return (time.perf_counter() - start) / count / envs.num_envs
 
 
-def whole_run(algorithm: str, device: str, *flags: str, threads: int = 0) -> tuple[float, float]:
-    """Rate of the script itself while it learns, and its peak memory in GB; its own process.
+class Whole(NamedTuple):
+    """A whole run: its points (agent step, wall time in s) once it learns; peak memory in GB."""
 
-    The rate is that between two of its own points in TensorBoard: it holds all that is done in
-    between, but no checkpoint and no measurement of the layer. `threads` of torch and of the
-    emulator; 0: as many as it takes by itself.
+    points: list[tuple[int, float]]
+    memory_gb: float
+
+    @property
+    def rate(self) -> float:
+        (step, start), (last, end) = self.points[0], self.points[-1]
+        return (last - step) / (end - start)
+
+
+def whole_run(algorithm: str, device: str, *flags: str, threads: int = 0) -> Whole:
+    """The script itself, in a process of its own, while it learns.
+
+    Between its points in TensorBoard lies all that it does, but no checkpoint and no measurement
+    of the layer. `threads` of torch and of the emulator; 0: as many as it takes by itself. The
+    memory is that of the process, in which DQN's replay memory is as full as it gets in that time.
     """
     warm, measured = WARM[algorithm], MEASURED[algorithm]
     with tempfile.TemporaryDirectory() as folder:
@@ -163,25 +188,23 @@ def whole_run(algorithm: str, device: str, *flags: str, threads: int = 0) -> tup
         if algorithm == "dqn":
             command += ["--learning-starts", str(warm - 1_000)]
         command += ["--env-threads", str(threads), *flags]
-        usage = run_command(command, {"OMP_NUM_THREADS": str(threads)} if threads else {})[1]
-        folder = next(Path(folder).iterdir())
-        return rate_after(warm, folder), usage.ru_maxrss / 1e6
+        environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        _, memory_gb = run_command(command, environment)
+        return Whole(points_after(warm, next(Path(folder).iterdir())), memory_gb)
 
 
-def rate_after(warm: int, folder: Path) -> float:
-    """Agent steps per second from the first point of a run at or after `warm` steps to its last."""
-    points = sorted(
+def points_after(warm: int, folder: Path) -> list[tuple[int, float]]:
+    """(agent step, wall time in s) of a run's points of speed at and after `warm` agent steps."""
+    return sorted(
         (event.step, event.wall_time)
         for path in folder.glob("events*")
         for event in EventFileLoader(str(path)).Load()
-        if any(value.tag == "charts/SPS" for value in event.summary.value)
+        if event.step >= warm and any(value.tag == "charts/SPS" for value in event.summary.value)
     )
-    (step, start), (last, end) = next(point for point in points if point[0] >= warm), points[-1]
-    return (last - step) / (end - start)
 
 
 def run_command(command: list[str], environment: dict[str, str] | None = None):
-    """Seconds that a command took, and what it used of the machine. UsageError if it fails."""
+    """(seconds, peak memory in GB) of a command in the project's folder. UsageError if it fails."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         try:
@@ -195,16 +218,41 @@ def run_command(command: list[str], environment: dict[str, str] | None = None):
             )
         except OSError as error:
             raise UsageError(f"{shlex.join(command)}: {error.strerror}") from None
+        peak = 0.0
         try:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            while process.returncode is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+                peak = max(peak, peak_memory_gb(process.pid))
         finally:
-            if process.returncode is None:
-                process.kill()
+            process.kill()
         output.seek(0)
-        complaint = output.read().decode(errors="replace").strip()
+        complaint = output.read().decode(errors="replace").strip()[-400:]
     if process.returncode != 0:
-        raise UsageError(
-            f"{shlex.join(command)} ended with {process.returncode}: {complaint[-400:]}"
-        )
-    return time.perf_counter() - start, usage
+        raise UsageError(f"{shlex.join(command)} ended with {process.returncode}: {complaint}")
+    return time.perf_counter() - start, peak
+
+
+def peak_memory_gb(pid: int) -> float:
+    """So far; 0 once the process has ended.
+
+    Not getrusage's, which of a new process starts from the memory of the one that made it.
+    """
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        return int(found[1]) * 1024 / 1e9 if found else 0.0
+    return 0.0
+
+
+def told(values: list[float], digits: int = 0) -> str:
+    """median (min to max)"""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table, its columns aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import shlex
-import statistics
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +14,7 @@ import benchmark
 import board
 import scaling
 import speed
+from flags import UsageError
 
 
 @pytest.mark.parametrize("algorithm", speed.ALGORITHMS)
@@ -51,36 +52,74 @@ def test_the_rate_is_that_between_two_points(tmp_path, monkeypatch):
         now += 0.5
         writer.scalar("charts/episodic_return", 0.0, step + 1)
     writer.flush()
-    assert speed.rate_after(1_000, tmp_path) == pytest.approx(2_000 / 8)
-    assert speed.rate_after(1_001, tmp_path) == pytest.approx(1_500 / 6)
+    assert speed.points_after(1_001, tmp_path) == [(1_500, 1_102.0), (3_000, 1_108.0)]
+    assert speed.Whole(speed.points_after(1_000, tmp_path), 0.0).rate == pytest.approx(2_000 / 8)
 
 
-def test_bound_and_ratios_follow_from_the_parts(tmp_path, monkeypatch, capsys):
-    """A real benchmark of one script, in which a whole run is short."""
+def test_peak_memory_is_that_of_the_command_alone():
+    """However much the process has that starts it."""
+    mine = np.ones(10**8)  # 0.8 GB
+    sleep = "import time; time.sleep(0.3)"
+    small = speed.run_command([sys.executable, "-c", sleep])[1]
+    large = speed.run_command([sys.executable, "-c", f"x = b'x' * 300_000_000; {sleep}"])[1]
+    assert mine.sum() == 10**8
+    assert 0 < small < 0.1
+    assert small + 0.29 < large < small + 0.35
+
+
+def test_rates_of_runs_at_once_are_those_while_all_of_them_learn(monkeypatch):
+    """One learns from second 0 to 20 with 10 steps/s, one from 10 to 30 with 30 steps/s."""
+    runs = [[(100, 0.0), (200, 10.0), (300, 20.0)], [(0, 10.0), (600, 30.0)]]
+    whole = iter([speed.Whole(points, 1.0) for points in runs])
+    monkeypatch.setattr(scaling, "whole_run", lambda *args, **more: next(whole))
+    assert scaling.rate_together("dqn", "cpu", 2) == pytest.approx(10 + 30)
+    apart = iter([speed.Whole([(0, 0.0), (9, 1.0)], 1.0), speed.Whole([(0, 2.0), (9, 3.0)], 1.0)])
+    monkeypatch.setattr(scaling, "whole_run", lambda *args, **more: next(apart))
+    with pytest.raises(UsageError, match="never learned at the same time"):
+        scaling.rate_together("dqn", "cpu", 2)
+
+
+def test_bounds_follow_from_the_parts(monkeypatch):
+    """With parts of known speed: one after the other, and with nothing that waits."""
+    parts = {2: {"emulator": 0.001, "act": 0.002, "learn": 0.005}}
+    parts[1] = {"emulator": 0.002, "act": 0.003, "learn": 0.005}
+    whole = speed.Whole([(0, 0.0), (100, 1.0)], 1.5)
+    monkeypatch.setattr(benchmark, "whole_run", lambda *args: whole)
+    monkeypatch.setattr(benchmark, "seconds_per_step", lambda *args: parts[torch.get_num_threads()])
+    one = {"algorithms": ("dqn",), "precisions": ("fp32",), "variants": ("relu",)}
+    args = benchmark.Args(**one, repeats=2, device="cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    *_, found = benchmark.measure_bound(args, torch.device("cpu"))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+    of = found["dqn", "fp32", "relu"]
+    assert of["emulator"] == pytest.approx([1000, 1000])
+    assert of["bound"] == pytest.approx([125, 125])
+    assert of["bound_overlapped"] == pytest.approx([200, 200])  # 2 cores, 100 steps/s each
+    assert of["ratio"] == pytest.approx([0.8, 0.8])
+    assert of["ratio_overlapped"] == pytest.approx([0.5, 0.5])
+
+
+def test_a_real_benchmark(tmp_path, monkeypatch, capsys):
+    """Of one script, in which a whole run is short: every number is there, and kept."""
     monkeypatch.setitem(speed.WARM, "ppo", 1_024)
     monkeypatch.setitem(speed.MEASURED, "ppo", 1_024)
-    args = benchmark.Args(
-        algorithms=("ppo",),
-        precisions=("fp32",),
-        variants=("relu",),
-        repeats=1,
-        seconds=0.0,
-        device="cpu",
-        output_dir=str(tmp_path),
-    )
+    one = {"algorithms": ("ppo",), "precisions": ("fp32",), "variants": ("relu",)}
+    args = benchmark.Args(**one, repeats=1, seconds=0.0, device="cpu", output_dir=str(tmp_path))
     assert benchmark.main(args) == 0
     result = json.loads((tmp_path / "bound.json").read_text())
     of = {name: values["all"][0] for name, values in result["bound"]["ppo fp32 relu"].items()}
-    parts = [1 / of[name] for name in ("emulator", "act", "learn")]
-    assert of["bound"] == pytest.approx(1 / sum(parts))
-    assert of["ratio"] == pytest.approx(of["whole"] / of["bound"])
-    assert of["ratio_overlapped"] == pytest.approx(of["whole"] / of["bound_overlapped"])
+    assert all(value > 0 for value in of.values())
     assert 0.1 < of["memory_gb"] < 10
-    assert set(result["costs_seconds"]["ppo"]) == {"logging", "metrics", "checkpoint"}
-    assert "torch" in result["machine"]["versions"]
+    costs = result["costs_seconds"]["ppo fp32 relu"]
+    assert set(costs) == {"logging", "metrics", "checkpoint"}
+    assert all(value["median"] > 0 for value in costs.values())
+    assert "torch" in result["versions"]
     told = capsys.readouterr().out
     assert "| ppo       | fp32      | relu" in told
     assert "checkpoint" in told
+    assert not list(benchmark.Path(benchmark.__file__).parent.glob("benchmark-*"))
 
 
 def test_commands_are_compared_by_long_minus_short(monkeypatch):
@@ -89,16 +128,19 @@ def test_commands_are_compared_by_long_minus_short(monkeypatch):
 
     def pretend(command):
         asked.append(command)
-        return 7 + per_step[command[0]] * int(command[1]), None
+        return 7 + per_step[command[0]] * int(command[1]), 0.0
 
     monkeypatch.setattr(benchmark, "run_command", pretend)
     commands = ("slow one=slow {steps}", "fast=fast {steps}")
     args = benchmark.Args(part="compare", commands=commands, steps=(100, 300), repeats=2)
-    found = benchmark.measure_commands(args)
+    *_, found = benchmark.measure_commands(args)
     assert asked == 2 * [["slow", "100"], ["slow", "300"], ["fast", "100"], ["fast", "300"]]
     assert found["slow one"]["rate"] == pytest.approx([250, 250])
     assert found["fast"]["ratio"] == pytest.approx([4, 4])
     assert "4.00 (4.00 to 4.00)" in benchmark.commands_table(found)
+    per_step["slow"] = 0.0
+    with pytest.raises(UsageError, match="slow one: 300 steps took no longer than 100"):
+        next(benchmark.measure_commands(args))
 
 
 def test_a_command_that_fails_says_so_in_one_line(script):
@@ -128,7 +170,8 @@ def test_bad_input_is_refused_before_anything_is_timed(flags, message, refused):
     refused(benchmark, flags, message)
 
 
-def test_the_figure_shows_medians_and_ranges():
+def test_scaling_is_drawn_and_kept(tmp_path, monkeypatch, capsys):
+    """Medians and ranges in the figure, every value in the file, a row for each point."""
     found = {
         ("games", "ppo", 4): {"rate": [100.0, 300.0, 120.0]},
         ("games", "ppo", 1): {"rate": [50.0, 40.0, 60.0]},
@@ -141,6 +184,11 @@ def test_the_figure_shows_medians_and_ranges():
     assert line.get_ydata().tolist() == [50, 120]
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[40, 60], [100, 300]]
     assert "memory" in memory.get_ylabel()
-    text = scaling.scaling_table(found, benchmark.told, benchmark.table)
-    assert "120 (100 to 300)" in text
-    assert statistics.median([100.0, 300.0, 120.0]) == 120
+
+    monkeypatch.setattr(benchmark, "measure_scaling", lambda *args: iter([found]))
+    args = benchmark.Args(part="scaling", device="cpu", output_dir=str(tmp_path / "new" / "folder"))
+    assert benchmark.main(args) == 0
+    result = json.loads((tmp_path / "new" / "folder" / "scaling.json").read_text())
+    assert result["scaling"]["games ppo 4"]["rate"]["all"] == [100, 300, 120]
+    assert (tmp_path / "new" / "folder" / "scaling.png").read_bytes()[1:4] == b"PNG"
+    assert "120 (100 to 300)" in capsys.readouterr().out

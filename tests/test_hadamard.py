@@ -1,6 +1,7 @@
 """The layer against its definition: branches built one by one with torch's own layers."""
 
 import copy
+import itertools
 import math
 from functools import reduce
 
@@ -14,7 +15,14 @@ from scipy import stats
 from torch import nn
 
 from dqn_atari import Args, QNetwork
-from hadamard import ACTIVATIONS, COMBINES, LAYER_NORM_EPS, HadamardConv2d, HadamardLinear
+from hadamard import (
+    ACTIVATIONS,
+    COMBINES,
+    LAYER_NORM_EPS,
+    HadamardConv2d,
+    HadamardLinear,
+    features,
+)
 
 FORMULAS = {  # the activations written out, from their papers
     "relu": lambda x: torch.where(x > 0, x, 0.0),
@@ -253,3 +261,12 @@ def test_extra_leading_dimensions():
     branches = layer.branch_activations(x)
     assert branches.shape == (2, 2, 5, 3)
     np.testing.assert_allclose(branches.prod(0).detach(), layer(x).detach(), rtol=1e-6)
+
+
+def test_features_are_the_maps_pixel_by_pixel_without_a_copy():
+    maps = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    taken = features(maps)
+    assert taken.data_ptr() == maps.data_ptr()
+    for i, y, x, channel in itertools.product(range(2), range(4), range(5), range(3)):
+        assert taken[i, (y * 5 + x) * 3 + channel] == maps[i, channel, y, x]
+    assert torch.equal(features(maps.contiguous()), taken)

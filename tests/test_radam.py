@@ -74,4 +74,4 @@ def test_it_goes_on_where_it_was_saved():
                 other = RAdam([first], lr=0.5)
                 other.load_state_dict(state)
         assert torch.equal(whole, first)
-        assert optimizer.param_groups[0]["lr"] == 0.1
+        assert other.param_groups[0]["lr"] == 0.1

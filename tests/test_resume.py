@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import resource
 import shutil
 import signal
@@ -15,6 +16,7 @@ from interruptions import differences, run_through, run_with_breaks, start
 
 import dqn_atari
 import ppo_atari
+import pqn_atari
 from checkpoint import FORMAT, Checkpoints, Footer, read_state
 from dqn_atari import Args
 from experiment import RESUME_ME
@@ -146,7 +148,7 @@ def test_a_diverged_run_leaves_a_report_and_its_good_checkpoint(tmp_path):
 
 def test_a_stop_while_games_come_back_leaves_all_as_it_was(tmp_path):
     """The emulator's call, which can take long, is not waited for: nothing is to be saved."""
-    flags = ["--num-envs", 16, "--num-steps", 8, "--num-minibatches", 4, "--latent-dim", 16]
+    flags = ["--num-envs", 8, "--num-steps", 16, "--num-minibatches", 4, "--latent-dim", 16]
     flags += ["--total-timesteps", 128, "--device", "cpu"]
     folder = run_through("pqn", flags, tmp_path)
     files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -159,6 +161,35 @@ def test_a_stop_while_games_come_back_leaves_all_as_it_was(tmp_path):
     assert "SIGTERM" in err
     assert "resumed at" not in out
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
+@pytest.mark.parametrize("stop_at", [5, 7, 12])
+def test_a_stop_in_the_middle_of_an_update(algorithm, stop_at, tmp_path, monkeypatch):
+    """In the second of three updates of four minibatches, at its start, and in the last one, whose
+    rollout goes beyond the end of the run: the finished run is the one without a break."""
+    script = {"ppo": ppo_atari, "pqn": pqn_atari}[algorithm]
+    small = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2}
+    small |= {"latent_dim": 8, "device": "cpu", "metrics_every": 10, "metrics_samples": 512}
+    args = script.Args(**small, total_timesteps=2 * 8 * 2 + 5)
+    minibatches = 0
+
+    def interrupted(steps, index):
+        nonlocal minibatches
+        minibatches += 1
+        if minibatches == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_steps(steps, index)
+
+    take_steps = script.take_steps
+    assert script.main(dataclasses.replace(args, runs_dir=str(tmp_path / "whole"))) == 0
+    monkeypatch.setattr(script, "take_steps", interrupted)
+    status = script.main(dataclasses.replace(args, runs_dir=str(tmp_path / "broken")))
+    assert status == RESUME_ME
+    (whole,), (broken,) = (list((tmp_path / name).iterdir()) for name in ("whole", "broken"))
+    monkeypatch.setattr(sys, "argv", [f"{algorithm}_atari.py", "--resume", str(broken)])
+    assert script.main(parse_flags(script.Args)) == 0
+    assert differences(whole, broken) == []
 
 
 @pytest.fixture
