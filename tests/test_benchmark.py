@@ -102,9 +102,11 @@ def test_bounds_follow_from_the_parts(monkeypatch):
 
 
 def test_a_real_benchmark(tmp_path, monkeypatch, capsys):
-    """Of one script, in which a whole run is short: every number is there, and kept."""
-    monkeypatch.setitem(speed.WARM, "ppo", 1_024)
-    monkeypatch.setitem(speed.MEASURED, "ppo", 1_024)
+    """Of one script, small: every number is there, and kept."""
+    small = ("--latent-dim", "8", "--num-envs", "4", "--num-steps", "16", "--branches", "1")
+    monkeypatch.setitem(benchmark.VARIANTS, "relu", small)
+    monkeypatch.setitem(speed.WARM, "ppo", 128)
+    monkeypatch.setitem(speed.MEASURED, "ppo", 128)
     one = {"algorithms": ("ppo",), "precisions": ("fp32",), "variants": ("relu",)}
     args = benchmark.Args(**one, repeats=1, seconds=0.0, device="cpu", output_dir=str(tmp_path))
     assert benchmark.main(args) == 0

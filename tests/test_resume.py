@@ -26,16 +26,16 @@ from runfolder import lock, resumed_config, saved_with, take_up, unfinished
 # As small as a run that learns, measures, wraps its memory and loses lives can be.
 SMALL = ("--latent-dim", 32, "--metrics-samples", 512, "--env-threads", 1)
 SMALL += ("--metrics-every", 500, "--checkpoint-every", 0.02)
-ROLLOUTS = ("--total-timesteps", 1536, "--num-steps", 32, "--num-minibatches", 4)
+ROLLOUTS = ("--total-timesteps", 1024, "--num-steps", 32, "--num-minibatches", 4)
 RUNS = {
     "dqn": (
-        *("--total-timesteps", 1800, "--learning-starts", 600, "--buffer-size", 1200),
+        *("--total-timesteps", 1400, "--learning-starts", 600, "--buffer-size", 1000),
         *("--target-network-frequency", 200, "--sticky-actions", 0.25, "--env-id", "SpaceInvaders"),
     ),
     "ppo": (*ROLLOUTS, "--num-envs", 4, "--precision", "bf16"),
     "pqn": (*ROLLOUTS, "--num-envs", 8, "--sticky-actions", 0.25),
 }
-MEMORY = {"dqn": {"buffer_size": 1200, "num_envs": 4}, "ppo": {}, "pqn": {}}
+MEMORY = {"dqn": {"buffer_size": 1000, "num_envs": 4}, "ppo": {}, "pqn": {}}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path,
     line = wait_for(process, "warning: ")
     assert "File too large" in line
     assert "training goes on, it is tried again" in line
-    assert Checkpoints(folder).load(dqn_atari.ReplayBuffer(1200, 4))[1] == []  # whole as it was
+    assert Checkpoints(folder).load(dqn_atari.ReplayBuffer(1000, 4))[1] == []  # whole as it was
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
 
     process.send_signal(signal.SIGSTOP)  # it waits until we are done
@@ -113,18 +113,18 @@ def test_a_finished_run_says_so_and_goes_on_when_there_is_more_to_do(uninterrupt
     process = start("ppo", ("--resume", folder), tmp_path)
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
-    assert "has finished: 1,536 agent steps" in out
+    assert "has finished: 1,024 agent steps" in out
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
-    process = start("ppo", ("--resume", folder, "--total-timesteps", 1664), tmp_path)
+    process = start("ppo", ("--resume", folder, "--total-timesteps", 1152), tmp_path)
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
-    assert "resumed at 1,536 agent steps" in out
-    assert "done: 1,664 agent steps" in out
+    assert "resumed at 1,024 agent steps" in out
+    assert "done: 1,152 agent steps" in out
     config = json.loads((folder / "config.json").read_text())
-    assert config["flags"]["total_timesteps"] == 1664
-    assert config["resumed"][0]["step"] == 1536
-    assert read_state(folder / "checkpoint.pt")["state"]["step"] == 1664
+    assert config["flags"]["total_timesteps"] == 1152
+    assert config["resumed"][0]["step"] == 1024
+    assert read_state(folder / "checkpoint.pt")["state"]["step"] == 1152
 
 
 def test_a_diverged_run_leaves_a_report_and_its_good_checkpoint(tmp_path):
