@@ -191,23 +191,21 @@ def measure_costs(name: tuple[str, ...], args: Args, device: torch.device, rate:
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=Path(__file__).parent) as folder:
         flags = (*VARIANTS[variant], "--precision", precision, "--env-id", args.env_id)
         of_script = script_args(algorithm, "--runs-dir", folder, *flags)
-        kernel, memory = kernels(algorithm, of_script, device), None
+        kernel, memory, segments = kernels(algorithm, of_script, device), None, range(0)
         games = AtariEnvs(args.env_id, of_script.num_envs, 1)
         games.reset()
         parts = kernel.parts | {"games": games}
         if algorithm == "dqn":
             memory = ReplayBuffer(of_script.buffer_size, of_script.num_envs, device)
             parts["buffer"] = memory
+            segments = range(min(int(600 * rate), of_script.buffer_size) // SEGMENT)
         else:
             parts["recent"] = RecentObs(of_script.metrics_samples, device)
         losses = {f"losses/{i}": 0.0 for i in range(7)}
         network = next(iter(kernel.parts.values()))
         with quiet(), Run(of_script, algorithm, network, tuple(losses)) as run:
             for repeat in range(args.repeats + 1):
-                new = (
-                    min(int(600 * rate), len(memory.actions) * of_script.num_envs) if memory else 0
-                )
-                for index in range(new // SEGMENT):
+                for index in segments:
                     memory.dirty.add(index)
                     for part in memory.segment(index) if repeat == 0 else ():
                         part.zero_()  # the system gives the memory only now

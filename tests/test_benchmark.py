@@ -12,6 +12,7 @@ import torch
 
 import benchmark
 import board
+import checkpoint
 import scaling
 import speed
 from flags import UsageError
@@ -122,6 +123,22 @@ def test_a_real_benchmark(tmp_path, monkeypatch, capsys):
     assert "| ppo       | fp32      | relu" in told
     assert "checkpoint" in told
     assert not list(benchmark.Path(benchmark.__file__).parent.glob("benchmark-*"))
+
+
+def test_a_checkpoint_of_dqn_is_timed_with_what_ten_minutes_bring(monkeypatch):
+    """600 s at 8 steps/s are 4,800 transitions: the four whole segments of them, at each save."""
+    written, save = [], checkpoint.Checkpoints.save
+
+    def watched(self, step, state, memory=None):
+        written.append(sorted(memory.dirty))
+        save(self, step, state, memory)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", watched)
+    small = ("--branches", "1", "--latent-dim", "8", "--buffer-size", "6000")
+    monkeypatch.setitem(benchmark.VARIANTS, "relu", small)
+    args = benchmark.Args(repeats=1, device="cpu")
+    benchmark.measure_costs(("dqn", "fp32", "relu"), args, torch.device("cpu"), rate=8.0)
+    assert written == [[0, 1, 2, 3], [0, 1, 2, 3]]
 
 
 def test_commands_are_compared_by_long_minus_short(monkeypatch):
