@@ -14,6 +14,7 @@ import pickle
 import re
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -200,20 +201,30 @@ def read_state(path: Path) -> dict:
     return found
 
 
-def require_whole(folder: Path, flags: dict):
-    """UsageError, as `Checkpoints.load` would have it, before anything takes time or is touched."""
+def newest_whole(
+    folder: Path, flags: dict, use: Callable[[dict], None] = lambda content: None
+) -> tuple[Path, dict, list[str]]:
+    """The newest checkpoint that is whole and of which `use` can read the rest; nothing is changed.
+
+    Its path, its content, and what is damaged of a newer one. Raises UsageError if there is none,
+    or if it belongs to other flags.
+    """
     problems = []
-    for name in (NEWEST, PREVIOUS):
-        try:
-            require_flags(folder, read_state(folder / name), flags)
-            return
-        except FileNotFoundError:
+    for path in (folder / NEWEST, folder / PREVIOUS):
+        if not path.exists():
             continue
+        try:
+            content = read_state(path)
+            require_flags(folder, content, flags)
+            use(content)
         except Damaged as problem:
             problems.append(str(problem))
         except OSError as error:
-            raise UsageError(f"cannot read {folder / name}: {error.strerror or error}") from None
-    raise none_whole(folder, problems)
+            raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+        else:
+            return path, content, problems
+    found = "; ".join(problems) or "there is none"
+    raise UsageError(f"no whole checkpoint in {folder}: {found}; start the run anew")
 
 
 def require_flags(folder: Path, content: dict, flags: dict):
@@ -228,12 +239,6 @@ def require_flags(folder: Path, content: dict, flags: dict):
                 f"{folder}/config.json has {name} {flags[name]!r}, its checkpoint "
                 f"{saved[name]!r}: put it back"
             )
-
-
-def none_whole(folder: Path, problems: list[str]) -> UsageError:
-    """To be raised where no checkpoint is whole; `problems` is what is wrong with each."""
-    found = "; ".join(problems) or "there is none"
-    return UsageError(f"no whole checkpoint in {folder}: {found}; start the run anew")
 
 
 class Checkpoints:
@@ -303,26 +308,16 @@ class Checkpoints:
 
         A damaged newest checkpoint is set aside as damaged.pt. Raises UsageError if none is whole.
         """
-        problems = []
-        for name in (NEWEST, PREVIOUS):
-            path = self.folder / name
-            if not path.exists():
-                continue
-            try:
-                content = read_state(path)
-                require_flags(self.folder, content, self.flags)
-                self._load_segments(content["segments"], memory)
-            except Damaged as problem:
-                problems.append(str(problem))
-                continue
-            except OSError as error:
-                raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-            if problems:  # else the next checkpoint would take the place of the whole one
-                os.replace(self.folder / NEWEST, self.folder / DAMAGED)
-            self.number, self.segments = content["number"], content["segments"]
-            self.step = read_footer(path).step
-            return content["state"], problems
-        raise none_whole(self.folder, problems)
+
+        def fill(content: dict):
+            self._load_segments(content["segments"], memory)
+
+        path, content, problems = newest_whole(self.folder, self.flags, fill)
+        if problems:  # else the next checkpoint would take the place of the whole one
+            os.replace(self.folder / NEWEST, self.folder / DAMAGED)
+        self.number, self.segments = content["number"], content["segments"]
+        self.step = read_footer(path).step
+        return content["state"], problems
 
     def _load_segments(self, segments: dict[int, list], memory):
         for index, (name, checksum) in segments.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from atari import game_title, resolve_game
-from checkpoint import FORMAT, newest_footer, other_version, require_whole, written_whole
+from checkpoint import FORMAT, newest_footer, newest_whole, other_version, written_whole
 from flags import UsageError, flag, parse_flags, say, variant_name
 
 # Flags that do not decide what a run computes; --total-timesteps may only grow.
@@ -241,7 +241,7 @@ def take_up(args, algorithm: str):
             "go on"
         )
         return None
-    require_whole(folder, saved_with(config["flags"]))
+    newest_whole(folder, saved_with(config["flags"]))
     return dataclasses.replace(given, **own)
 
 

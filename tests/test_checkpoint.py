@@ -20,7 +20,7 @@ from checkpoint import (
     Footer,
     capture,
     newest_footer,
-    require_whole,
+    newest_whole,
     restore,
     tensors,
     written_whole,
@@ -330,11 +330,11 @@ def test_a_checkpoint_belongs_to_its_flags(tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     changed = {"buffer_size": 3000, "seed": 1}
     message = "config.json has buffer_size 3000, its checkpoint 6000: put it back"
-    for call in (Checkpoints(tmp_path, changed).load, lambda: require_whole(tmp_path, changed)):
+    for call in (Checkpoints(tmp_path, changed).load, lambda: newest_whole(tmp_path, changed)):
         with pytest.raises(UsageError, match=message):
             call()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    require_whole(tmp_path, {"buffer_size": 6000, "seed": 1})
+    newest_whole(tmp_path, {"buffer_size": 6000, "seed": 1})
 
 
 def test_a_missing_segment_is_damage_that_is_told(tmp_path):

@@ -266,7 +266,6 @@ def test_paths_that_are_no_run_are_refused(refused, tmp_path_factory):
 def test_other_names_of_the_same_thing_do_not_contradict(run_folder, monkeypatch):
     """Another name of the game, and the device that was asked for; both give the run's own."""
     folder = run_folder()
-    Checkpoints(folder, saved_with(dataclasses.asdict(Args(seed=2)))).save(100, {})
     same = ["--resume", str(folder), "--env-id", "ALE/Breakout-v5", "--device", "auto"]
     monkeypatch.setattr(sys, "argv", ["dqn_atari.py", *same])
     args = take_up(parse_flags(Args), "dqn")
