@@ -35,16 +35,14 @@ from flags import (
     require_one_of,
     say,
 )
+from plan import ALGORITHMS, script, script_args
 from replay import SEGMENT, RecentObs, ReplayBuffer
 from runfolder import provenance, write_json
 from scaling import measure_scaling, scaling_figure, scaling_table
 from speed import (
-    ALGORITHMS,
     emulator_seconds,
     kernels,
     run_command,
-    script,
-    script_args,
     seconds_each,
     table,
     told,

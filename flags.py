@@ -20,6 +20,11 @@ import tyro
 from atari import resolve_game
 from hadamard import ACTIVATIONS, COMBINES, INITS
 
+PAPER_VARIANTS = (
+    *("relu", "tanh", "sigmoid", "selu", "tanh-hr", "sigmoid-hr", "relu-hr"),
+    *("tanh-ln", "tanh-wide", "tanh-sum", "tanh-3hr"),
+)
+
 
 class UsageError(Exception):
     """Something a user can mend, told in one line: what is wrong and what would be right."""
@@ -227,3 +232,29 @@ def variant_name(args) -> str:
     if args.layer_norm != default["layer_norm"]:
         name += "-ln" if args.layer_norm else "-noln"
     return name + (f"-{args.apply_to}" if args.apply_to != default["apply_to"] else "")
+
+
+def variant_flags(name: str) -> list[str]:
+    """The flags of a variant by its name, as `variant_name` gives it: tanh-hr, silu-3sum-z256-ln.
+
+    UsageError for a name of another pattern. Whether the algorithm calls it so, too, the caller
+    sees by `variant_name`: PQN is layer-normalised, so what DQN calls tanh-ln is its tanh.
+    """
+    parts = (r"(?:-(\d*)(hr|sum))?", r"(?:-(wide)|-z(\d+))?", "(?:-(ln|noln))?", "(?:-(last|all))?")
+    pattern = f"({'|'.join(ACTIVATIONS)}){''.join(parts)}"
+    if (match := re.fullmatch(pattern, name)) is None:
+        raise UsageError(
+            f"unknown variant {name!r}: choose one of the paper's ({', '.join(PAPER_VARIANTS)}) or "
+            "one of their pattern, such as silu-3hr-z256-ln"
+        )
+    activation, count, combined, wide, width, norm, apply_to = match.groups()
+    flags = ["--activation", activation, "--branches", str((count or 2) if combined else 1)]
+    if combined:
+        flags += ["--combine", "product" if combined == "hr" else "sum"]
+    if wide or width:
+        flags += ["--latent-dim", width or "1024"]
+    if norm:
+        flags += ["--layer-norm" if norm == "ln" else "--no-layer-norm"]
+    if apply_to:
+        flags += ["--apply-to", apply_to]
+    return flags

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -13,15 +14,17 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from atari import game_title, resolve_game
-from checkpoint import FORMAT, newest_footer, newest_whole, other_version, written_whole
+from checkpoint import FORMAT, Footer, newest_footer, newest_whole, other_version, written_whole
 from flags import UsageError, flag, parse_flags, say, variant_name
 
 # Flags that do not decide what a run computes; --total-timesteps may only grow.
-FREE = ("resume", "total_timesteps", "checkpoint_every", "runs_dir", "track")
+# The emulator's threads change its speed, and no bit of what it does.
+FREE = ("resume", "total_timesteps", "checkpoint_every", "runs_dir", "track", "env_threads")
 
 
 def provenance(args) -> dict:
@@ -89,20 +92,18 @@ def lock(folder: Path):
     return file
 
 
-def read_config(folder: Path) -> dict:
-    """The config.json of a run. UsageError if there is none."""
+def read_config(folder: Path, asked: str = "--resume ") -> dict:
+    """The config.json of a run. UsageError, which starts with `asked`, if there is none."""
     try:
         if not folder.is_dir():
             what = "it is no folder" if folder.exists() else "there is no such folder"
-            raise UsageError(f"--resume {folder}: {what}; name one below runs/")
+            raise UsageError(f"{asked}{folder}: {what}; name one below runs/")
         config = json.loads((folder / "config.json").read_text())
         if not {"algorithm", "flags", "started"} <= config.keys():
             raise ValueError
         dict(**config["flags"])
     except (OSError, ValueError, AttributeError, TypeError):
-        raise UsageError(
-            f"--resume {folder}: it is no run, as it has no whole config.json"
-        ) from None
+        raise UsageError(f"{asked}{folder}: it is no run, as it has no whole config.json") from None
     return config
 
 
@@ -116,29 +117,51 @@ def saved_with(flags: dict) -> dict:
     return {name: value for name, value in decisive(flags).items() if name != "device"}
 
 
+@functools.lru_cache(maxsize=10_000)
+def _unchanged_config(folder: Path, time_ns: int) -> dict:
+    """`read_config`, once for each version of the file: a sweep asks for each of many runs."""
+    return read_config(folder)
+
+
+class Found(NamedTuple):
+    """A run that is there: when it was started, its folder, the end of its newest checkpoint."""
+
+    started: str
+    folder: Path
+    footer: Footer | None
+
+    def has_finished(self, args) -> bool:
+        return self.footer is not None and self.footer.step >= args.total_timesteps
+
+
+def runs_of(args, algorithm: str) -> list[Found]:
+    """The runs of this algorithm and these flags below --runs-dir."""
+
+    def asked_for(flags: dict) -> dict:
+        return decisive(flags) | {"total_timesteps": flags.get("total_timesteps")}
+
+    wanted, found = asked_for(dataclasses.asdict(args)), []
+    for path in Path(args.runs_dir).glob("*/config.json"):
+        with contextlib.suppress(UsageError, OSError):
+            config = _unchanged_config(path.parent, path.stat().st_mtime_ns)
+            if config["algorithm"] == algorithm and asked_for(config["flags"]) == wanted:
+                found.append(Found(config["started"], path.parent, newest_footer(path.parent)))
+    return found
+
+
 def unfinished(args, algorithm: str) -> Path | None:
     """The newest run of the same algorithm and flags, below --runs-dir, that can go on.
 
     UsageError if one of them is in use by another process, which may not have a checkpoint yet.
     """
-
-    def asked_for(flags: dict) -> dict:
-        return decisive(flags) | {"total_timesteps": flags.get("total_timesteps")}
-
     found = []
-    for path in Path(args.runs_dir).glob("*/config.json"):
-        folder = path.parent
-        with contextlib.suppress(UsageError):
-            config, footer = read_config(folder), newest_footer(folder)
-            same = asked_for(config["flags"]) == asked_for(dataclasses.asdict(args))
-            if not same or config["algorithm"] != algorithm:
-                continue
-            if footer is not None and footer.step >= args.total_timesteps:
-                continue
-            if footer is not None and footer.format != FORMAT:
-                say(f"{folder} is left alone: it was {other_version(footer)}")
-                continue
-            found.append((config["started"], folder, footer is not None))
+    for run in runs_of(args, algorithm):
+        if run.has_finished(args):
+            continue
+        if run.footer is not None and run.footer.format != FORMAT:
+            say(f"{run.folder} is left alone: it was {other_version(run.footer)}")
+            continue
+        found.append((run.started, run.folder, run.footer is not None))
     for _, folder, _ in found:
         if in_use(folder):
             raise UsageError(
@@ -165,20 +188,20 @@ def same_game(one: str, other: str) -> bool:
     return False
 
 
-def saved_flags(args_class, folder: Path, config: dict, own: dict):
+def saved_flags(args_class, folder: Path, config: dict, own: dict, asked: str = "--resume "):
     """The flags of a run. UsageError if they are not those of this version, or of another kind."""
     try:
         saved = args_class(**(config["flags"] | own))
     except TypeError as error:
         raise UsageError(
-            f"--resume {folder}: its flags are not those of this version ({error}); resume it with "
+            f"{asked}{folder}: its flags are not those of this version ({error}); resume it with "
             f"commit {config.get('git_commit')}"
         ) from None
     for field in dataclasses.fields(args_class):
         value = getattr(saved, field.name)
         if not isinstance(value, (field.type, int) if field.type is float else field.type):
             raise UsageError(
-                f"--resume {folder}: config.json has {field.name} {value!r}, which is no "
+                f"{asked}{folder}: config.json has {field.name} {value!r}, which is no "
                 f"{getattr(field.type, '__name__', field.type)}: put it back"
             )
     return saved
@@ -217,7 +240,8 @@ def take_up(args, algorithm: str):
         own["device"] = "cpu" if config.get("device", "cpu") == "cpu" else "cuda"
     saved = saved_flags(type(args), folder, config, own)
     if automatic:
-        free = {"checkpoint_every": args.checkpoint_every, "track": args.track}
+        kept = ("checkpoint_every", "track", "env_threads")
+        free = {name: getattr(args, name) for name in kept}
         given = dataclasses.replace(saved, **free)
     else:
         given = parse_flags(type(args), default=saved)

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from atari import AtariEnvs
 from device import free_memory
 from flags import UsageError, say
-from speed import ALGORITHMS, emulator_seconds, run_command, table, told, whole_run
+from plan import ALGORITHMS
+from speed import emulator_seconds, run_command, table, told, whole_run
 
 GAMES = (1, 4, 16, 64, 256)  # of whole runs
 EMULATED = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the emulator alone

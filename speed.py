@@ -5,7 +5,6 @@ themselves. Rates are agent steps per second; one agent step is 4 emulator frame
 """
 
 import contextlib
-import importlib
 import os
 import re
 import shlex
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,10 +23,10 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch import Tensor
 
 from atari import AtariEnvs
-from flags import UsageError, parse_flags
+from flags import UsageError
+from plan import script
 from replay import FRAMES, Batch, channels_last
 
-ALGORITHMS = ("dqn", "ppo", "pqn")
 # Agent steps of a whole run before its speed is measured, so that it learns, and after.
 WARM = {"dqn": 2_000, "ppo": 2_048, "pqn": 4_096}
 MEASURED = {"dqn": 4_000, "ppo": 6_144, "pqn": 8_192}
@@ -45,16 +43,6 @@ class Kernels(NamedTuple):
     parts: dict  # of a checkpoint, as far as they are here
     head: torch.nn.Linear
     obs: Tensor  # uint8 (samples, 4, 84, 84)
-
-
-def script(algorithm: str) -> types.ModuleType:
-    """The module of a script, by its algorithm."""
-    return importlib.import_module(f"{algorithm}_atari")
-
-
-def script_args(algorithm: str, *flags: str):
-    """The Args of a script, as its command line makes them."""
-    return parse_flags(script(algorithm).Args, argv=list(flags))
 
 
 def kernels(algorithm: str, args, device: torch.device, num_actions: int = 4) -> Kernels:

@@ -23,8 +23,13 @@ TIMED = ("charts/SPS",)
 
 
 def start(algorithm, flags, cwd, threads=1):
-    """The process of a script, as a user would start it."""
-    command = [sys.executable, str(ROOT / f"{algorithm}_atari.py"), *map(str, flags)]
+    """The process of an algorithm's script, as a user would start it."""
+    return start_script(f"{algorithm}_atari.py", flags, cwd, threads)
+
+
+def start_script(name, flags, cwd, threads=1):
+    """The same of any script."""
+    command = [sys.executable, str(ROOT / name), *map(str, flags)]
     env = ENV | {"OMP_NUM_THREADS": str(threads)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, **pipes)

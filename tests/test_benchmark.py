@@ -13,16 +13,17 @@ import torch
 import benchmark
 import board
 import checkpoint
+import plan
 import scaling
 import speed
 from flags import UsageError
 
 
-@pytest.mark.parametrize("algorithm", speed.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", plan.ALGORITHMS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_kernels_are_those_of_the_script(algorithm, precision):
     """Learning moves every weight and acting none; both serve as many steps as the flags say."""
-    args = speed.script_args(algorithm, "--precision", precision, "--latent-dim", "64")
+    args = plan.script_args(algorithm, "--precision", precision, "--latent-dim", "64")
     small = {"num_envs": 4, "num_steps": 4, "num_minibatches": 2, "metrics_samples": 512}
     args = dataclasses.replace(args, **{k: v for k, v in small.items() if hasattr(args, k)})
     kernel = speed.kernels(algorithm, args, torch.device("cpu"), num_actions=5)

@@ -1,0 +1,95 @@
+"""Runs by name: algorithm, variant, game and seed -> the command that makes them, checked."""
+
+import dataclasses
+import importlib
+import itertools
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+from atari import game_title, resolve_game
+from flags import UsageError, parse_flags, variant_flags, variant_name
+from runfolder import Found, runs_of
+
+ALGORITHMS = ("dqn", "ppo", "pqn")
+
+
+def script(algorithm: str) -> types.ModuleType:
+    """The module of a script, by its algorithm."""
+    return importlib.import_module(f"{algorithm}_atari")
+
+
+def script_args(algorithm: str, *flags: str):
+    """The Args of a script, as its command line makes them. UsageError if they do not parse."""
+    return parse_flags(script(algorithm).Args, argv=list(flags))
+
+
+class Planned(NamedTuple):
+    """A run that is wanted. `flags` make it, beside those that decide no number."""
+
+    algorithm: str
+    variant: str
+    game: str
+    seed: int
+    flags: tuple[str, ...]
+    args: object  # of the script
+
+    @property
+    def name(self) -> str:
+        return f"{self.game}__{self.algorithm}__{self.variant}__s{self.seed}"
+
+    def command(self, *more: str) -> list[str]:
+        """Goes on with what is there of this run, or starts it."""
+        path = Path(__file__).parent / f"{self.algorithm}_atari.py"
+        return [str(path), "--resume", "auto", *self.flags, *more]
+
+    def found(self) -> Found | None:
+        """What is there of this run: the finished one, else the newest; None before it starts."""
+        runs = runs_of(self.args, self.algorithm)
+        return max(runs, key=lambda run: (run.has_finished(self.args), run.started), default=None)
+
+    def has_finished(self) -> bool:
+        found = self.found()
+        return found is not None and found.has_finished(self.args)
+
+
+def plan(
+    algorithms: tuple[str, ...],
+    variants: tuple[str, ...],
+    games: tuple[str, ...],
+    seeds: tuple[int, ...],
+    runs_dir: str,
+    more: tuple[str, ...] = (),
+) -> list[Planned]:
+    """Every combination, seed by seed, so that there is something to compare early.
+
+    UsageError for a name that is not known, for flags `more` that a script does not accept, that
+    name what the sweep names or that make another variant of it; nothing is made.
+    """
+    found = {}
+    for seed, game, variant, algorithm in itertools.product(seeds, games, variants, algorithms):
+        if algorithm not in ALGORITHMS:
+            raise UsageError(f"unknown algorithm {algorithm!r}: choose of {', '.join(ALGORITHMS)}")
+        try:
+            title = game_title(resolve_game(game))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        own = ("--env-id", title, "--seed", str(seed), "--runs-dir", runs_dir)
+        flags = (*own, *variant_flags(variant), *more)
+        try:
+            args = script_args(algorithm, *flags)
+            script(algorithm).check(args)
+        except UsageError as error:
+            raise UsageError(f"{algorithm}: {error}") from None
+        fixed = {"env_id": title, "seed": seed, "runs_dir": runs_dir, "resume": ""}
+        for name, value in fixed.items():
+            if getattr(args, name) != value:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{flag} belongs to the sweep itself: leave it out after --")
+        if variant_name(args) != variant:
+            raise UsageError(
+                f"{algorithm} calls it {variant_name(args)}, not {variant}, with {' '.join(flags)}"
+            )
+        run = Planned(algorithm, variant, title, seed, flags, args)
+        found[dataclasses.astuple(args), algorithm] = run
+    return list(found.values())

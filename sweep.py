@@ -1,0 +1,306 @@
+"""Many runs by name, on this machine: algorithms x variants x games x seeds.
+
+    python sweep.py --algorithms pqn --variants relu tanh tanh-hr --seeds 1 2 3
+    python sweep.py --games Breakout Pong --dry-run -- --total-timesteps 1000000 --precision bf16
+
+What follows `--` is passed on to every run. As many runs as --jobs go at once, each with its share
+of the cores and one GPU. Ctrl-C stops all of them at a safe point; the same command goes on: it
+skips what has finished and takes up what has not. There is no other state than the run folders.
+"""
+
+import contextlib
+import datetime
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from experiment import RESUME_ME
+from flags import UsageError, check_folder, launch, require, say
+from plan import ALGORITHMS, Planned, plan
+from runfolder import in_use
+
+LOOK_EVERY = 0.5  # seconds
+TRIES = 3  # without a new checkpoint in between
+GIVEN_UP = 1  # exit status where a run was given up
+
+
+@dataclass
+class Args:
+    """Many runs by name. What follows -- is passed on to every run."""
+
+    algorithms: tuple[str, ...] = ALGORITHMS
+    """dqn, ppo, pqn"""
+    variants: tuple[str, ...] = ("relu", "tanh", "tanh-hr")
+    """of the hidden layers, by their names in the README: relu, tanh, tanh-hr, tanh-ln, ..."""
+    games: tuple[str, ...] = ("Breakout",)
+    """as --env-id takes them"""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """of each"""
+    runs_dir: str = "runs"
+    """where the run folders are made; the output of each run goes to logs/ there"""
+    jobs: int = 0
+    """runs at a time; 0: --per-gpu on every GPU, or without one as many as CPU cores"""
+    per_gpu: int = 1
+    """runs at a time on one GPU"""
+    stalled_after: float = 30.0
+    """minutes without a word after which a run is taken for stuck, and killed"""
+    dry_run: bool = False
+    """only print what would be run, and what is there of it"""
+    flags: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """flags of the scripts, after --"""
+
+
+def check(args: Args):
+    """UsageError for a flag that cannot work, before anything is made."""
+    for name in ("algorithms", "variants", "games", "seeds"):
+        if not getattr(args, name):
+            raise UsageError(f"--{name} is empty: name at least one")
+    require(args, "at least 0", lambda value: value >= 0, "jobs")
+    require(args, "at least 1", lambda value: value >= 1, "per_gpu")
+    require(args, "above 0", lambda value: value > 0, "stalled_after")
+    check_folder(args, "runs_dir")
+
+
+def gpus() -> list[str]:
+    """Those this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not torch.cuda.is_available():
+        return []
+    named = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+    return [name.strip() for name in named]
+
+
+@dataclass
+class Job:
+    """A run of the sweep, and what has become of it."""
+
+    planned: Planned
+    log: Path
+    state: str = "to come"  # running, elsewhere, done, given up
+    tries: int = 0  # in a row that came no further
+    step: int = -1  # of the newest checkpoint when it was last started; -1: none
+    gpu: str | None = None
+    process: subprocess.Popen | None = field(default=None, repr=False)
+    killed: bool = False  # by us, as it was stuck
+
+    def last_line(self) -> str:
+        """The newest that the run has said."""
+        with contextlib.suppress(OSError), self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+            return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return ""
+
+    def silent_for(self) -> float:
+        """Seconds since the run has last said something."""
+        with contextlib.suppress(OSError):
+            return time.time() - self.log.stat().st_mtime
+        return 0.0
+
+    def checkpoint_step(self) -> int:
+        found = self.planned.found()
+        return -1 if found is None or found.footer is None else found.footer.step
+
+
+class Sweep:
+    """A pool of processes that works through the jobs; see the module's docstring."""
+
+    def __init__(self, jobs: list[Job], at_once: int, devices: list[str], stalled_after: float):
+        self.jobs, self.at_once, self.devices = jobs, at_once, devices
+        self.stalled_after = 60 * stalled_after  # seconds
+        self.threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+        self.stops = 0  # how often somebody asked for it
+        self.stops_done = 0
+        self.started = time.monotonic()
+        self.table = Table()
+
+    def running(self) -> list[Job]:
+        return [job for job in self.jobs if job.state == "running"]
+
+    def start(self, job: Job):
+        """A process of its own, which Ctrl-C in this terminal does not reach."""
+        job.step, job.killed = job.checkpoint_step(), False
+        own = ("--env-threads", str(self.threads))
+        given = [] if "--env-threads" in job.planned.flags else own
+        environment = {"OMP_NUM_THREADS": str(self.threads)} | os.environ
+        if self.devices:
+            taken = Counter(other.gpu for other in self.running())
+            job.gpu = min(self.devices, key=lambda name: taken[name])
+            environment["CUDA_VISIBLE_DEVICES"] = job.gpu
+        with job.log.open("ab") as log:
+            # Also the moment from which it is silent.
+            log.write(f"--- {datetime.datetime.now().astimezone():%F %T %z}\n".encode())
+            log.flush()
+            job.process = subprocess.Popen(
+                [sys.executable, *job.planned.command(*given)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        job.state = "running"
+
+    def ended(self, job: Job):
+        """What becomes of a job whose process has ended."""
+        status, job.process = job.process.returncode, None
+        if job.planned.has_finished():
+            job.state = "done"
+            self.table.event(f"done: {job.planned.name}")
+            return
+        job.state = "to come"
+        if self.stops and status == RESUME_ME:
+            return
+        job.tries = 1 if job.checkpoint_step() > job.step else job.tries + 1
+        how = f"status {status}" if status >= 0 else signal.Signals(-status).name
+        if job.killed:
+            how = f"silent for {self.stalled_after / 60:g} minutes, killed"
+        if job.tries >= TRIES:
+            job.state = "given up"
+            how += f", {job.tries} times without getting further: given up, see {job.log}"
+        self.table.event(f"{job.planned.name} ended: {how}: {job.last_line()}")
+
+    def step(self):
+        """Take in what has ended, and start what there is room for."""
+        for job in self.running():
+            if job.process.poll() is not None:
+                self.ended(job)
+            elif job.silent_for() > self.stalled_after:
+                job.killed = True
+                os.killpg(job.process.pid, signal.SIGKILL)
+        for job in self.jobs:
+            if self.stops or len(self.running()) >= self.at_once:
+                break
+            if job.state not in ("to come", "elsewhere"):
+                continue
+            found = job.planned.found()
+            if found is not None and in_use(found.folder):
+                if job.state != "elsewhere":
+                    self.table.event(f"{job.planned.name} is under way in another process")
+                job.state = "elsewhere"
+            elif found is not None and found.has_finished(job.planned.args):
+                job.state = "done"
+            else:
+                self.start(job)
+
+    def stop(self, number, frame):
+        self.stops += 1
+
+    def pass_on_stop(self):
+        """All runs end at their next safe point; the second time at once."""
+        self.stops_done, number = self.stops, signal.SIGTERM if self.stops == 1 else signal.SIGKILL
+        how = "at their next safe point (Ctrl-C: at once)" if self.stops == 1 else "at once"
+        self.table.event(f"stopping {len(self.running())} runs {how}")
+        for job in self.running():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.process.pid, number)
+
+    def run(self) -> int:
+        """Until all is done, given up or stopped; the status for the process to exit with."""
+        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        before = {number: signal.signal(number, self.stop) for number in handled}
+        try:
+            while True:
+                if self.stops > self.stops_done:
+                    self.pass_on_stop()
+                self.step()
+                open_ones = any(job.state in ("to come", "elsewhere") for job in self.jobs)
+                if not self.running() and (self.stops or not open_ones):
+                    break
+                self.table.show(self.jobs, time.monotonic() - self.started)
+                time.sleep(LOOK_EVERY)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        self.table.show(self.jobs, time.monotonic() - self.started, last=True)
+        if self.stops:
+            say("stopped; the same command goes on")
+            return RESUME_ME
+        return GIVEN_UP if any(job.state == "given up" for job in self.jobs) else 0
+
+
+class Table:
+    """The state of all runs: redrawn in a terminal; elsewhere a line now and then."""
+
+    SUMMARY_EVERY = 60.0  # seconds, where there is no terminal
+
+    def __init__(self):
+        self.lines = 0  # on the screen
+        self.next_line = 0.0
+        self.live = sys.stdout.isatty()
+
+    def event(self, text: str):
+        self._clear()
+        say(text)
+
+    def _clear(self):
+        if self.lines:
+            with contextlib.suppress(OSError):
+                print(f"\x1b[{self.lines}A\x1b[J", end="", flush=True)
+            self.lines = 0
+
+    def show(self, jobs: list[Job], seconds: float, last: bool = False):
+        if not self.live and not last and seconds < self.next_line:
+            return
+        self.next_line = seconds + self.SUMMARY_EVERY
+        counts = Counter(job.state for job in jobs)
+        order = ("done", "running", "elsewhere", "to come", "given up")
+        summary = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
+        lines = [f"{len(jobs)} runs: {summary}; {seconds / 3600:.1f} h"]
+        width, height = shutil.get_terminal_size()
+        shown = [job for job in jobs if job.state in ("running", "given up")]
+        longest = max((len(job.planned.name) for job in shown), default=0)
+        for job in shown[: height - 3] if self.live else shown:
+            said = job.last_line() if job.state == "running" else f"given up, see {job.log}"
+            lines.append(f"  {job.planned.name:{longest}}  {said}")
+        self._clear()
+        for line in lines:
+            say(line[: width - 1] if self.live else line)
+        self.lines = len(lines) if self.live and not last else 0
+
+
+def print_plan(planned: list[Planned]):
+    """Every run: its command and what is there of it."""
+    for run in planned:
+        found = run.found()
+        there = "new"
+        if found is not None:
+            step = 0 if found.footer is None else found.footer.step
+            there = f"at {step:,}" if not found.has_finished(run.args) else "done"
+        say(f"{there:>14}  {run.algorithm}_atari.py {' '.join(run.flags)}")
+    say(f"{len(planned)} runs")
+
+
+def main(args: Args) -> int:
+    check(args)
+    planned = plan(
+        args.algorithms, args.variants, args.games, args.seeds, args.runs_dir, args.flags
+    )
+    if args.dry_run:
+        print_plan(planned)
+        return 0
+    devices = gpus()
+    at_once = args.jobs or len(devices) * args.per_gpu or len(os.sched_getaffinity(0))
+    logs = Path(args.runs_dir) / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--runs-dir {args.runs_dir}: {error.strerror}") from None
+    jobs = [Job(run, logs / f"{run.name}.log") for run in planned]
+    for job in jobs:
+        job.state = "done" if job.planned.has_finished() else "to come"
+    return Sweep(jobs, min(at_once, len(jobs)), devices, args.stalled_after).run()
+
+
+if __name__ == "__main__":
+    launch(main, Args)

@@ -1,0 +1,326 @@
+"""A sweep: runs by name; finished ones are skipped, others gone on with, hopeless ones given up."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import time
+from collections import Counter
+
+import pytest
+from conftest import TIMEOUT
+from hypothesis import given
+from hypothesis import strategies as st
+from interruptions import differences, run_through, start_script
+from test_scripts import SCRIPTS, VARIANTS
+
+import sweep
+from checkpoint import FORMAT, Checkpoints, Footer
+from experiment import RESUME_ME
+from flags import PAPER_VARIANTS, parse_flags, variant_flags, variant_name
+from hadamard import ACTIVATIONS
+from plan import plan
+from runfolder import Found, lock, saved_with
+
+TINY = ("--num-envs", "4", "--num-steps", "16", "--num-minibatches", "4")
+TINY += ("--metrics-samples", "512", "--device", "cpu", "--checkpoint-every", "0.02")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "variant"),
+    # PQN is layer-normalised: what others call tanh-ln is its tanh.
+    sorted(set(itertools.product(SCRIPTS, VARIANTS)) - {("pqn", "tanh-ln")}),
+)
+def test_the_papers_variants_have_their_flags_by_name(variant, algorithm):
+    """The same as the table of flags, which tests/test_scripts.py has."""
+    args_class = SCRIPTS[algorithm].Args
+    assert set(VARIANTS) == set(PAPER_VARIANTS)
+    args = parse_flags(args_class, argv=variant_flags(variant))
+    assert args == args_class(**VARIANTS[variant])
+
+
+@given(
+    st.sampled_from(sorted(ACTIVATIONS)),
+    st.integers(1, 5),
+    st.sampled_from(["product", "sum"]),
+    st.sampled_from([64, 512, 1024, 2000]),
+    st.booleans(),
+    st.sampled_from(["last", "all"]),
+    st.sampled_from(sorted(SCRIPTS)),
+)
+def test_a_variants_name_gives_its_flags(
+    activation, branches, combine, latent_dim, layer_norm, apply_to, algorithm
+):
+    combine = "product" if branches == 1 else combine  # of one branch there is nothing to name
+    args_class = SCRIPTS[algorithm].Args
+    named = {"activation": activation, "branches": branches, "combine": combine}
+    args = args_class(**named, latent_dim=latent_dim, layer_norm=layer_norm, apply_to=apply_to)
+    assert parse_flags(args_class, argv=variant_flags(variant_name(args))) == args
+
+
+def test_a_plan_has_every_combination_once():
+    runs = plan(
+        ("pqn", "dqn"), ("relu", "tanh-hr"), ("Breakout", "pong", "breakout"), (1, 2), "runs"
+    )
+    names = {(run.algorithm, run.variant, run.game, run.seed) for run in runs}
+    assert len(runs) == len(names) == 2 * 2 * 2 * 2
+    assert ("dqn", "relu", "Pong", 2) in names
+    for run in runs:
+        assert (run.args.env_id, run.args.seed) == (run.game, run.seed)
+        assert variant_name(run.args) == run.variant
+    assert [run.seed for run in runs] == [1] * 8 + [2] * 8  # one seed of everything first
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--algorithms", "a2c"], "unknown algorithm 'a2c': choose of dqn, ppo, pqn"),
+        (["--variants", "tanh-xr"], "unknown variant 'tanh-xr': choose one of the paper's"),
+        (["--variants", "tanh-ln"], "pqn calls it tanh, not tanh-ln"),
+        (["--games", "Tetriss"], "Tetriss"),
+        (["--seeds", "one"], "--seeds"),
+        (["--seeds"], "--seeds"),
+        (["--jobs", "-1"], "--jobs must be at least 0, not -1"),
+        (["--stalled-after", "0"], "--stalled-after must be above 0"),
+        (["--runs-dir", "/dev/null/x"], "--runs-dir"),
+        (["--", "--seed", "7"], "--seed belongs to the sweep itself"),
+        (["--", "--resume", "auto"], "--resume belongs to the sweep itself"),
+        (["--", "--activation", "relu"], "calls it relu"),
+        (["--", "--gamma", "2"], r"dqn: --gamma must be in \[0, 1\], not 2"),
+        (["--", "--gama", "0.9"], "did you mean --gamma"),
+        (["--algorithms", "pqn", "--", "--buffer-size", "9"], "pqn: Unrecognized .*--buffer-size"),
+        (["--gamma", "0.9"], "--gamma"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(flags, message, refused):
+    refused(sweep, flags, message)
+
+
+def test_a_dry_run_says_what_would_be_run_and_makes_nothing(script, tmp_path):
+    flags = ("--algorithms", "pqn", "ppo", "--variants", "relu", "--seeds", 3, 4, "--dry-run")
+    done = script("sweep.py", *flags, "--", "--total-timesteps", 4096)
+    assert list(tmp_path.iterdir()) == []
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    assert all("--activation relu" in line and "4096" in line for line in lines[:4])
+    assert lines[4] == "4 runs"
+
+
+def flags_of(seeds, total=256, more=()):
+    named = ("--algorithms", "ppo", "--variants", "tanh-hr-z32", "--seeds", *map(str, seeds))
+    return (*named, "--jobs", "2", "--", "--total-timesteps", str(total), *TINY, *more)
+
+
+def folders(tmp_path):
+    return sorted(path.parent for path in (tmp_path / "runs").glob("*/config.json"))
+
+
+def files(tmp_path):
+    return {
+        path: path.stat().st_mtime_ns
+        for folder in folders(tmp_path)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(tmp_path):
+    """Two real runs: one is killed by hand, then all are stopped; the same command finishes them.
+    A third one, whose checkpoints are damaged, is given up after three tries."""
+    total = 640
+    process = start_script("sweep.py", flags_of((1, 2), total), tmp_path)
+    while len([f for f in folders(tmp_path) if (f / "previous.pt").exists()]) < 2:
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode in (RESUME_ME, 0), err
+    if process.returncode == RESUME_ME:
+        assert "stopped; the same command goes on" in out
+    assert len(folders(tmp_path)) == 2
+
+    process = start_script("sweep.py", flags_of((1, 2), total), tmp_path)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, (out, err)
+    assert "2 runs: 2 done" in out
+    assert len(folders(tmp_path)) == 2
+    log = (tmp_path / "runs" / "logs" / "Breakout__ppo__tanh-hr-z32__s1.log").read_text()
+    assert f"done: {total} agent steps" in log
+
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    own = ("--seed", 1, "--total-timesteps", total, *TINY, "--env-threads", 1)
+    own += ("--latent-dim", 32)
+    whole = run_through("ppo", own, alone)
+    (first,) = (path for path in folders(tmp_path) if "__s1__" in path.name)
+    assert differences(whole, first) == []
+
+    before = files(tmp_path)
+    process = start_script("sweep.py", flags_of((1, 2), total), tmp_path)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0
+    assert files(tmp_path) == before  # what has finished is left alone
+
+    # Further than before: both run on; the checkpoint of one is damaged beyond use.
+    for path in (first / "checkpoint.pt", first / "previous.pt"):
+        if path.exists():
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+    config = json.loads((first / "config.json").read_text())
+    config["flags"]["total_timesteps"] = total + 64
+    (first / "config.json").write_text(json.dumps(config))
+    process = start_script("sweep.py", flags_of((1, 3), total + 64), tmp_path)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == sweep.GIVEN_UP, (out, err)
+    assert "2 runs: 1 done, 1 given up" in out
+    assert "3 times without getting further: given up, see runs/logs/Breakout__ppo__" in out
+    assert "no whole checkpoint" in out
+
+
+class Stub:
+    """A planned run whose process is a few lines of Python."""
+
+    flags = ("--env-threads", "1")
+    args = None
+
+    def __init__(self, code, tmp_path, name="stub"):
+        self.code, self.name, self.folder = code, name, tmp_path / name
+        self.folder.mkdir()
+        self.path = tmp_path / f"{name}.py"
+        self.path.write_text(
+            f"import pathlib, sys, time\nhere = pathlib.Path({str(self.folder)!r})\n{code}"
+        )
+        self.found_as = None
+
+    def command(self, *more):
+        return [str(self.path)]
+
+    def found(self):
+        step = len(list(self.folder.glob("step*")))
+        return Found("now", self.folder, Footer(FORMAT, step, 0)) if step else None
+
+    def has_finished(self):
+        return (self.folder / "done").exists()
+
+
+def run_stubs(monkeypatch, tmp_path, *stubs, at_once=2):
+    monkeypatch.setattr(sweep, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(Found, "has_finished", lambda self, args: (self.folder / "done").exists())
+    jobs = [sweep.Job(stub, tmp_path / f"{stub.name}.log") for stub in stubs]
+    pool = sweep.Sweep(jobs, at_once, [], 30.0)
+    return pool, jobs
+
+
+def test_a_run_that_crashes_is_tried_three_times_and_the_others_go_on(monkeypatch, tmp_path, capfd):
+    good = Stub("(here / 'done').touch()", tmp_path, "good")
+    crashing = Stub(
+        "(here / f'try{time.time_ns()}').touch(); sys.exit('it broke')", tmp_path, "bad"
+    )
+    pool, jobs = run_stubs(monkeypatch, tmp_path, crashing, good, at_once=1)
+    assert pool.run() == sweep.GIVEN_UP
+    assert [job.state for job in jobs] == ["given up", "done"]
+    assert len(list(crashing.folder.glob("try*"))) == 3
+    out = capfd.readouterr().out
+    assert "it broke" in out
+    assert "2 runs: 1 done, 1 given up" in out
+
+
+def test_a_run_that_gets_further_each_time_is_not_given_up(monkeypatch, tmp_path):
+    """It crashes ten times, each time after another checkpoint."""
+    code = """
+count = len(list(here.glob("step*")))
+(here / f"step{count}").touch()
+(here / "done").touch() if count == 9 else sys.exit(1)
+"""
+    pool, (job,) = run_stubs(monkeypatch, tmp_path, Stub(code, tmp_path))
+    assert pool.run() == 0
+    assert job.state == "done"
+
+
+def test_a_run_that_is_silent_is_killed_and_tried_again(monkeypatch, tmp_path, capfd):
+    code = """
+if (here / "hung").exists():
+    (here / "done").touch()
+else:
+    (here / "hung").touch()
+    time.sleep(1000)
+"""
+    stub = Stub(code, tmp_path)
+    pool, (job,) = run_stubs(monkeypatch, tmp_path, stub)
+    monkeypatch.setattr(
+        sweep.Job,
+        "silent_for",
+        lambda self: 1801.0 if (stub.folder / "hung").exists() and job.tries == 0 else 0.0,
+    )
+    assert pool.run() == 0
+    assert "silent for 30 minutes, killed" in capfd.readouterr().out
+    assert job.tries == 1
+
+
+def test_silence_is_counted_from_the_start_and_from_the_last_word(tmp_path):
+    job = sweep.Job(None, tmp_path / "log")
+    assert job.silent_for() == 0.0
+    job.log.write_text("earlier\nlast\n\n")
+    os.utime(job.log, (0, time.time() - 100))
+    assert 99 < job.silent_for() < 100 + TIMEOUT
+    assert job.last_line() == "last"
+
+
+def test_a_run_of_another_process_is_waited_for(monkeypatch, tmp_path, capfd):
+    """Not started a second time; it counts once it has finished."""
+    stub = Stub("sys.exit('started twice')", tmp_path)
+    (stub.folder / "step0").touch()
+    pool, (job,) = run_stubs(monkeypatch, tmp_path, stub)
+    held = lock(stub.folder)
+    looks = Counter()
+
+    def look(seconds):
+        looks["count"] += 1
+        if looks["count"] == 3:
+            assert job.state == "elsewhere"
+            (stub.folder / "done").touch()
+            held.close()
+
+    monkeypatch.setattr(sweep.time, "sleep", look)
+    assert pool.run() == 0
+    assert job.state == "done"
+    assert "is under way in another process" in capfd.readouterr().out
+
+
+def test_every_gpu_gets_its_share(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, GPU-5")
+    monkeypatch.setattr(sweep.torch.cuda, "is_available", lambda: True)
+    assert sweep.gpus() == ["1", "GPU-5"]
+    monkeypatch.setattr(sweep.torch.cuda, "is_available", lambda: False)
+    assert sweep.gpus() == []
+    code = (
+        "import os; (here / os.environ['CUDA_VISIBLE_DEVICES']).touch(); (here / 'done').touch()\n"
+    )
+    code += (
+        "print(os.environ['OMP_NUM_THREADS']); time.sleep(1000) if 'wait' in str(here) else None"
+    )
+    stubs = [Stub(code, tmp_path, f"s{i}") for i in range(4)]
+    _, jobs = run_stubs(monkeypatch, tmp_path, *stubs)
+    pool = sweep.Sweep(jobs, 4, ["1", "GPU-5"], 30.0)
+    assert pool.run() == 0
+    used = Counter(name for stub in stubs for name in os.listdir(stub.folder) if name != "done")
+    assert used == {"1": 2, "GPU-5": 2}
+
+
+def test_finished_runs_are_found_whatever_the_threads(tmp_path, monkeypatch):
+    """The number of the emulator's threads decides nothing; every other flag does."""
+    monkeypatch.chdir(tmp_path)
+    wanted = plan(("ppo",), ("relu",), ("pong",), (5,), "runs", ("--total-timesteps", "2048"))[0]
+    assert wanted.found() is None
+    folder = tmp_path / "runs" / "any-name"
+    folder.mkdir(parents=True)
+    flags = dataclasses.asdict(wanted.args) | {"env_threads": 7}
+    config = {"algorithm": "ppo", "flags": flags, "started": "2026"}
+    (folder / "config.json").write_text(json.dumps(config))
+    Checkpoints(folder, saved_with(flags)).save(2048, {})
+    assert wanted.has_finished()
+    config["flags"] = flags | {"gamma": 0.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    os.utime(folder / "config.json", ns=(1, 1))
+    assert not wanted.has_finished()
