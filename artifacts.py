@@ -57,13 +57,13 @@ def write_summary(
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, names: tuple[str, ...]):
+def replacing(folder: Path, names: tuple[str, ...], flag: str = "--output-dir"):
     """A new folder, whose files take their places in `folder` if the block ends well.
 
     `names` are the files and, with a slash at the end, the folders that will be written. They are
     replaced each at once, and TensorBoard files beside new ones, whose names hold the time. If the
     block does not end well, also by SIGTERM, nothing has changed. UsageError, at the start where it
-    can be known there, if something cannot be written.
+    can be known there, if something cannot be written; `flag` is the one that named the folder.
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     staged = None
@@ -76,8 +76,7 @@ def replacing(folder: Path, names: tuple[str, ...]):
             if target.exists() and target.is_dir() != name.endswith("/"):
                 kind = "file" if target.is_file() else "folder"
                 raise UsageError(
-                    f"{target} is a {kind} and in the way: remove it, or choose another "
-                    "--output-dir"
+                    f"{target} is a {kind} and in the way: remove it, or choose another {flag}"
                 )
         yield staged
         for new in [path for path in staged.rglob("*") if path.is_file()]:
@@ -89,9 +88,7 @@ def replacing(folder: Path, names: tuple[str, ...]):
             new.replace(target)
     except OSError as problem:
         reason = problem.strerror or problem
-        raise UsageError(
-            f"--output-dir {folder}: {reason}; choose a folder one can write to"
-        ) from None
+        raise UsageError(f"{flag} {folder}: {reason}; choose a folder one can write to") from None
     finally:
         signal.signal(signal.SIGTERM, ended)
         if staged is not None:

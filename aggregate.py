@@ -1,0 +1,169 @@
+"""Scores of many runs as few numbers with intervals, after Agarwal et al. 2021 (rliable).
+
+`scores` is a list with one array (seeds,) per game; games may have unequal numbers of seeds. An
+interval is the percentile one of a bootstrap that is stratified: seeds are drawn anew within each
+game. With one seed in every game there is nothing to draw, and the interval is (nan, nan).
+"""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+REPEATS = 2_000  # of the bootstrap
+SCORES = Path(__file__).parent / "atari_scores.csv"
+
+Scores = list[np.ndarray]
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def reference_scores() -> dict[str, tuple[float, float]]:
+    """Game -> raw scores (random, human), no-op starts: v1 D.1's normalisation; 57 games."""
+    with SCORES.open(newline="") as file:
+        return {
+            row["game"]: (float(row["random"]), float(row["human"])) for row in csv.DictReader(file)
+        }
+
+
+def normalised(scores: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(score - low) / (high - low): random and human scores, or a baseline's range (v1 D.1)."""
+    return (np.asarray(scores, dtype=float) - low) / (high - low)
+
+
+def mean(values: np.ndarray, games: np.ndarray) -> np.ndarray:
+    """Mean over games of the mean over seeds. values (..., runs), games (runs,) as indices."""
+    return _game_means(values, games).mean(axis=-1)
+
+
+def median(values: np.ndarray, games: np.ndarray) -> np.ndarray:
+    """Median over games of the mean over seeds."""
+    return np.median(_game_means(values, games), axis=-1)
+
+
+def iqm(values: np.ndarray, games: np.ndarray) -> np.ndarray:
+    """Interquartile mean: that of the middle half of all runs (the ends cut off whole runs)."""
+    return stats.trim_mean(values, 0.25, axis=-1)
+
+
+def _game_means(values: np.ndarray, games: np.ndarray) -> np.ndarray:
+    names = np.unique(games)
+    return np.stack([values[..., games == name].mean(axis=-1) for name in names], axis=-1)
+
+
+STATISTICS = {"median": median, "IQM": iqm, "mean": mean}
+
+
+def resampled(scores: Scores, repeats: int = REPEATS, seed: int = 0) -> np.ndarray:
+    """(repeats, runs): the seeds of each game drawn with replacement, game by game."""
+    rng = np.random.default_rng(seed)
+    parts = [game[rng.integers(len(game), size=(repeats, len(game)))] for game in scores]
+    return np.concatenate(parts, axis=1)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The percentile interval of bootstrapped values (repeats,)."""
+    tail = 100 * (1 - LEVEL) / 2
+    return tuple(float(bound) for bound in np.percentile(values, [tail, 100 - tail]))
+
+
+def _nothing_to_draw(*all_scores: Scores) -> bool:
+    return all(len(game) < 2 for scores in all_scores for game in scores)
+
+
+def estimate(
+    scores: Scores,
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    repeats: int = REPEATS,
+    seed: int = 0,
+) -> Estimate:
+    """One of STATISTICS over runs of several games, with its interval."""
+    games = np.repeat(np.arange(len(scores)), [len(game) for game in scores])
+    value = float(statistic(np.concatenate(scores), games))
+    if _nothing_to_draw(scores):
+        return Estimate(value, np.nan, np.nan)
+    return Estimate(value, *interval(statistic(resampled(scores, repeats, seed), games)))
+
+
+def performance_profile(
+    scores: Scores, thresholds: np.ndarray, repeats: int = REPEATS, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of runs with a score above each threshold: values, lower and upper ends."""
+    share = np.array([(np.concatenate(scores) > t).mean() for t in thresholds])
+    if _nothing_to_draw(scores):
+        return share, *np.full((2, len(thresholds)), np.nan)
+    drawn = resampled(scores, repeats, seed)
+    ends = [interval((drawn > threshold).mean(axis=1)) for threshold in thresholds]
+    return share, *np.array(ends).T
+
+
+def probability_of_improvement(
+    ours: Scores, theirs: Scores, repeats: int = REPEATS, seed: int = 0
+) -> Estimate:
+    """Chance that a run of ours beats one of theirs in the same game, ties half; mean over games.
+
+    `ours` and `theirs` have the same games in the same order.
+    """
+
+    def wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """x (..., seeds), y (..., seeds) -> (...)"""
+        difference = x[..., :, None] - y[..., None, :]
+        return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(-1, -2))
+
+    value = float(np.mean([wins(x, y) for x, y in zip(ours, theirs, strict=True)]))
+    if _nothing_to_draw(ours, theirs):
+        return Estimate(value, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    drawn = [
+        wins(*(z[rng.integers(len(z), size=(repeats, len(z)))] for z in (x, y)))
+        for x, y in zip(ours, theirs, strict=True)
+    ]
+    return Estimate(value, *interval(np.mean(drawn, axis=0)))
+
+
+def difference(ours: Scores, theirs: Scores, repeats: int = REPEATS, seed: int = 0) -> Estimate:
+    """Mean over games of (mean of ours - mean of theirs); any unit that the games share."""
+
+    def means(scores: Scores, seed: int) -> np.ndarray:
+        games = np.repeat(np.arange(len(scores)), [len(game) for game in scores])
+        return mean(resampled(scores, repeats, seed), games)
+
+    value = float(np.mean([x.mean() - y.mean() for x, y in zip(ours, theirs, strict=True)]))
+    if _nothing_to_draw(ours, theirs):
+        return Estimate(value, np.nan, np.nan)
+    return Estimate(value, *interval(means(ours, seed) - means(theirs, seed + 1)))
+
+
+def ratio_of_medians(
+    ours: Scores, theirs: Scores, repeats: int = REPEATS, seed: int = 0
+) -> Estimate:
+    """`median` of ours over that of theirs; nan where theirs is not above 0."""
+
+    def medians(values: np.ndarray, scores: Scores) -> np.ndarray:
+        return median(values, np.repeat(np.arange(len(scores)), [len(game) for game in scores]))
+
+    def ratio(above, below):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(below > 0, above / below, np.nan)
+
+    value = float(
+        ratio(medians(np.concatenate(ours), ours), medians(np.concatenate(theirs), theirs))
+    )
+    if _nothing_to_draw(ours, theirs):
+        return Estimate(value, np.nan, np.nan)
+    above, below = resampled(ours, repeats, seed), resampled(theirs, repeats, seed + 1)
+    ratios = ratio(medians(above, ours), medians(below, theirs))
+    return Estimate(value, *interval(ratios))

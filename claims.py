@@ -1,0 +1,358 @@
+"""The paper's claims about games, each beside what the runs at hand measured of it.
+
+A claim is supported or contradicted where the 95 % interval of what was measured lies on one side
+of what the claim asks; else there is not enough data, and what is missing is said. Below MIN_SEEDS
+seeds in any of its games no interval is trusted.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from aggregate import (
+    Estimate,
+    Scores,
+    difference,
+    estimate,
+    mean,
+    median,
+    normalised,
+    probability_of_improvement,
+    ratio_of_medians,
+    reference_scores,
+)
+from curves import POINTS, SCORE, Recorded
+from flags import PAPER_VARIANTS
+
+MIN_SEEDS = 3
+SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough data"
+DEAD, RANK = "representation/dead_kde", "representation/effective_rank"
+BRANCHES_DEAD = ("representation/branch_0/dead_kde", "representation/branch_1/dead_kde")
+
+
+def at_the_end(run: Recorded, measure: str) -> float:
+    """The score at the end of a run; of any other measure the mean over its last tenth."""
+    if measure not in run.measures:
+        return math.nan
+    values = run.measures[measure]
+    return float(values[-1] if measure == SCORE else np.mean(values[-(POINTS // 10) :]))
+
+
+@dataclass
+class Group:
+    """Complete runs of one algorithm in one setting: what may be compared."""
+
+    algorithm: str
+    setting: str
+    runs: list[Recorded] = field(repr=False)
+
+    def __post_init__(self):
+        self.cells = defaultdict(list)  # (variant, game) -> runs, by seed
+        for run in sorted(self.runs, key=lambda run: run.seed):
+            self.cells[run.variant, run.game].append(run)
+        known = {name: i for i, name in enumerate(PAPER_VARIANTS)}
+        names = {run.variant for run in self.runs}
+        self.variants = sorted(names, key=lambda name: (known.get(name, 99), name))
+        self.games = sorted({run.game for run in self.runs})
+        self.total = self.runs[0].total  # agent steps
+
+    @property
+    def title(self) -> str:
+        return f"{self.algorithm.upper()}{', ' * bool(self.setting)}{self.setting}"
+
+    def common_games(self, *variants: str) -> list[str]:
+        """Those in which there is a run of each of these variants."""
+        return [game for game in self.games if all((v, game) in self.cells for v in variants)]
+
+    def values(self, variant: str, games: list[str], measure: str) -> Scores:
+        """A measure at the end of the runs: an array (seeds,) per game."""
+        return [
+            np.array([at_the_end(run, measure) for run in self.cells[variant, game]])
+            for game in games
+        ]
+
+    def human_normalised(self, variant: str, games: list[str]) -> Scores:
+        """Scores at the end; the games must be in the table of human scores."""
+        known = reference_scores()
+        scores = self.values(variant, games, SCORE)
+        return [normalised(of, *known[game]) for game, of in zip(games, scores, strict=True)]
+
+
+class Finding(NamedTuple):
+    """A line of the table: what was measured of a claim, on how much, and what follows."""
+
+    claim: str
+    source: str
+    paper: str
+    setting: str
+    ours: str
+    verdict: str
+    why: str
+    games: str
+    seeds: str
+
+
+class Measured(NamedTuple):
+    """What a claim found: a number with its interval, in words, and what the claim asks of it."""
+
+    estimate: Estimate
+    ours: str
+    at_least: float = -math.inf
+    at_most: float = math.inf
+
+
+def verdict(of: Measured) -> tuple[str, str]:
+    """(verdict, why): the interval lies within, beyond, or across what the claim asks."""
+    _, low, high = of.estimate
+    if math.isnan(low):
+        return OPEN, "no interval"
+    if of.at_least <= low and high <= of.at_most:
+        return SUPPORTED, ""
+    if high < of.at_least or low > of.at_most:
+        return CONTRADICTED, ""
+    bounds = [f"{bound:g}" for bound in (of.at_least, of.at_most) if math.isfinite(bound)]
+    return OPEN, f"the interval includes {' or '.join(bounds)}: more seeds or games"
+
+
+class Claim(NamedTuple):
+    """What the paper says, of which algorithm and variants; `measure` gives what was found."""
+
+    text: str
+    source: str
+    paper: str  # its number, if it gives one
+    algorithm: str
+    variants: tuple[str, ...]
+    measure: Callable[[Group, list[str]], Measured]
+    needs: tuple[str, ...] = (SCORE,)  # measures
+    in_table: bool = False  # only games with a human score
+
+
+def better(first: str, second: str) -> Callable:
+    """A run of `first` scores higher than one of `second` more often than not."""
+
+    def measure(group: Group, games: list[str]) -> Measured:
+        scores = (group.values(name, games, SCORE) for name in (first, second))
+        found = probability_of_improvement(*scores)
+        return Measured(found, f"P({first} > {second}) = {found}", at_least=0.5)
+
+    return measure
+
+
+def alike(first: str, second: str) -> Callable:
+    """Neither beats the other in more than 65 % of the pairs."""
+
+    def measure(group: Group, games: list[str]) -> Measured:
+        scores = (group.values(name, games, SCORE) for name in (first, second))
+        found = probability_of_improvement(*scores)
+        return Measured(found, f"P({first} > {second}) = {found}", 0.35, 0.65)
+
+    return measure
+
+
+def more(name: str, first: str, second: str, percent: bool = False) -> Callable:
+    """A measure is higher in `first` than in `second`: mean difference over games."""
+
+    def measure(group: Group, games: list[str]) -> Measured:
+        values = (group.values(variant, games, name) for variant in (first, second))
+        found = difference(*values)
+        shown = Estimate(*(100 * v for v in found)) if percent else found
+        unit = " points" if percent else ""
+        return Measured(found, f"{first} - {second} = {shown}{unit}", at_least=0.0)
+
+    return measure
+
+
+def about(variant: str, name: str, share: float, give: float = 0.1) -> Callable:
+    """A share is within 10 points of the paper's."""
+
+    def measure(group: Group, games: list[str]) -> Measured:
+        found = estimate(group.values(variant, games, name), mean)
+        shown = Estimate(*(100 * v for v in found))
+        return Measured(found, f"{shown} %", share - give, share + give)
+
+    return measure
+
+
+def more_than_double(first: str, second: str) -> Callable:
+    """The median human-normalised score of `first` over that of `second`."""
+
+    def measure(group: Group, games: list[str]) -> Measured:
+        scores = [group.human_normalised(name, games) for name in (first, second)]
+        found = ratio_of_medians(*scores)
+        each = (
+            f"{name} {estimate(of, median)}"
+            for name, of in zip((first, second), scores, strict=True)
+        )
+        return Measured(found, f"ratio {found}; {', '.join(each)}", at_least=2.0)
+
+    return measure
+
+
+def predicted_dead(activation: str, branches: tuple[float, float]) -> float:
+    """Share of dead products from those of their branches, if these die independently.
+
+    v1 Table 1: saturation is symmetric. tanh: both must be dead, p^2; ReLU: one is enough,
+    2p - p^2; sigmoid: p, as one dead at 0 is enough and one dead at 1 is not.
+    """
+    first, second = branches
+    if activation == "relu":
+        return first + second - first * second
+    return (first + second) / 2 if activation == "sigmoid" else first * second
+
+
+def as_predicted(variant: str) -> Callable:
+    """The share of dead products is within 5 points of what independent branches would give."""
+    activation = variant.split("-")[0]
+
+    def gap(run: Recorded) -> float:
+        branches = tuple(at_the_end(run, name) for name in BRANCHES_DEAD)
+        return at_the_end(run, DEAD) - predicted_dead(activation, branches)
+
+    def measure(group: Group, games: list[str]) -> Measured:
+        gaps = [np.array([gap(run) for run in group.cells[variant, game]]) for game in games]
+        found = estimate(gaps, mean)
+        shown = Estimate(*(100 * v for v in found))
+        return Measured(found, f"measured - predicted = {shown} points", -0.05, 0.05)
+
+    return measure
+
+
+def hidden_bias(variant: str) -> Callable:
+    """What dead neurons bring into the Q-values is at least a tenth of what all do."""
+
+    def share(run: Recorded) -> float:
+        dead, live = (at_the_end(run, f"q_contribution/{name}_abs") for name in ("dead", "live"))
+        return dead / max(dead + live, 1e-12)
+
+    def measure(group: Group, games: list[str]) -> Measured:
+        shares = [np.array([share(run) for run in group.cells[variant, game]]) for game in games]
+        found = estimate(shares, mean)
+        shown = Estimate(*(100 * v for v in found))
+        return Measured(found, f"{shown} % of the magnitude", at_least=0.1)
+
+    return measure
+
+
+def _claims() -> tuple[Claim, ...]:
+    found = []
+
+    def add(text, source, paper, algorithm, variants, measure, needs=(SCORE,), in_table=False):
+        found.append(Claim(text, source, paper, algorithm, variants, measure, needs, in_table))
+
+    def scores(text, source, algorithm, first, second):
+        add(text, source, "", algorithm, (first, second), better(first, second))
+
+    for algorithm, source in (("dqn", "v1 Fig. 5"), ("ppo", "v1 Fig. 8"), ("pqn", "v4 Fig. 1")):
+        scores("Tanh (HR) scores higher than ReLU", source, algorithm, "tanh-hr", "relu")
+        scores("Tanh (HR) scores higher than Tanh", source, algorithm, "tanh-hr", "tanh")
+    add(
+        "Tanh (HR) more than doubles the median human-normalised score of Tanh",
+        *("v4 Fig. 1", "> 2", "pqn", ("tanh-hr", "tanh"), more_than_double("tanh-hr", "tanh")),
+        in_table=True,
+    )
+    scores("ReLU scores higher than Tanh", "v1 Fig. 5", "dqn", "relu", "tanh")
+    scores("ReLU scores higher than Sigmoid", "v1 Fig. 5", "dqn", "relu", "sigmoid")
+    scores(
+        "The sum of branches is worse than their product", "v1 Fig. 7", "dqn", "tanh-hr", "tanh-sum"
+    )
+    scores("SELU is worse than Tanh (HR)", "v1 Fig. 7", "dqn", "tanh-hr", "selu")
+    scores(
+        "Tanh with z twice as wide is worse than Tanh (HR)",
+        "v1 Fig. 5",
+        "dqn",
+        "tanh-hr",
+        "tanh-wide",
+    )
+    add(
+        "The product of three scores like that of two",
+        *("v1 Fig. 7", "", "dqn", ("tanh-3hr", "tanh-hr"), alike("tanh-3hr", "tanh-hr")),
+    )
+    for variant, share in (("relu", 0.6), ("tanh", 0.4), ("sigmoid", 0.4)):
+        add(
+            f"Dead neurons in z: {variant}",
+            *("v1 Fig. 6a", f"about {share:.0%}", "dqn", (variant,), about(variant, DEAD, share)),
+            (DEAD,),
+        )
+    for second in ("tanh", "relu"):
+        add(
+            f"Tanh (HR) has fewer dead neurons than {second}",
+            *("v1 Fig. 6a", "", "dqn", (second, "tanh-hr")),
+            more(DEAD, second, "tanh-hr", percent=True),
+            (DEAD,),
+        )
+    ranks = [("dqn", "tanh-hr", "tanh"), ("dqn", "tanh", "relu"), ("dqn", "sigmoid", "relu")]
+    ranks += [("ppo", "tanh-hr", "tanh"), ("ppo", "tanh-hr", "relu")]
+    for algorithm, first, second in ranks:
+        source = "v1 Fig. 6b" if algorithm == "dqn" else "v1 Fig. 8"
+        add(
+            f"The effective rank of {first} is higher than that of {second}",
+            *(source, "", algorithm, (first, second), more(RANK, first, second)),
+            (RANK,),
+        )
+    for algorithm in ("dqn", "pqn"):
+        scores("ReLU (HR) scores lower than ReLU", "v1 Fig. 14", algorithm, "relu", "relu-hr")
+        for text, name, first, second in (
+            ("ReLU (HR) has a lower rank than ReLU", RANK, "relu", "relu-hr"),
+            ("ReLU (HR) has more dead neurons than ReLU", DEAD, "relu-hr", "relu"),
+        ):
+            measure = more(name, first, second, percent=name == DEAD)
+            add(text, "v1 Fig. 14", "", algorithm, (first, second), measure, (name,))
+    for algorithm in ("dqn", "ppo", "pqn"):
+        for variant, form in (("tanh-hr", "p^2"), ("sigmoid-hr", "p"), ("relu-hr", "2p - p^2")):
+            add(
+                f"Products of {variant} die as independent branches predict: {form}",
+                *("v1 Table 1", form, algorithm, (variant,), as_predicted(variant)),
+                (DEAD, *BRANCHES_DEAD),
+            )
+    bias = tuple(f"q_contribution/{name}_abs" for name in ("dead", "live"))
+    add(
+        "Dead tanh neurons add a large hidden bias to the Q-values",
+        *("v4 Fig. 4", "large", "dqn", ("tanh",), hidden_bias("tanh"), bias),
+    )
+    return tuple(found)
+
+
+CLAIMS = _claims()
+
+
+def judge(claim: Claim, group: Group) -> Finding:
+    """A claim, on the runs of one group, which is of its algorithm."""
+    games = group.common_games(*claim.variants)
+    if claim.in_table:
+        games = [game for game in games if game in reference_scores()]
+    cells = [group.cells[variant, game] for variant in claim.variants for game in games]
+    named = [claim.text, claim.source, claim.paper, group.title]
+    counts = sorted({len(cell) for cell in cells})
+    shown = (
+        "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
+    )
+    told = (str(len(games)), shown)
+    if not games:
+        missing = [name for name in claim.variants if name not in group.variants]
+        what = f"no runs of {' and '.join(missing)}" if missing else "no game with runs of all"
+        return Finding(*named, "", OPEN, what, *told)
+    if any(
+        math.isnan(at_the_end(run, name)) for cell in cells for run in cell for name in claim.needs
+    ):
+        return Finding(*named, "", OPEN, f"a run has not measured {claim.needs[0]}", *told)
+    measured = claim.measure(group, games)
+    if counts[0] < MIN_SEEDS:
+        return Finding(*named, measured.ours, OPEN, f"fewer than {MIN_SEEDS} seeds", *told)
+    return Finding(*named, measured.ours, *verdict(measured), *told)
+
+
+def judge_all(groups: list[Group]) -> list[Finding]:
+    """Every claim: on each group of its algorithm, or that there is none."""
+    found = []
+    for claim in CLAIMS:
+        of_algorithm = [group for group in groups if group.algorithm == claim.algorithm]
+        for group in of_algorithm:
+            found.append(judge(claim, group))
+        if not of_algorithm:
+            named = (claim.text, claim.source, claim.paper, claim.algorithm.upper())
+            found.append(Finding(*named, "", OPEN, "no complete runs", "0", "0"))
+    return found

@@ -1,0 +1,264 @@
+"""Runs back from the disk: what decided them, and their curves; as fast as event files allow.
+
+A record that is cut off ends its file, without harm. Points that a resumed run has written anew
+replace those from before it. Nothing here needs a run to have finished. What is read can be written
+as two tables, which are read back like the runs themselves.
+"""
+
+import contextlib
+import csv
+import json
+import struct
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+from board import FILES
+from flags import UsageError
+
+POINTS = 100  # of a curve, evenly spaced over the agent steps that the run was to take
+RETURNS, WINDOW = "charts/episodic_return", 100  # games
+SCORE = "score"  # mean raw return of the newest 100 games
+KEPT = ("representation/", "q_contribution/", "value_contribution/")
+RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
+# Flags that variant, game and seed stand for, or that decide no number.
+NAMED = ("activation", "branches", "combine", "latent_dim", "layer_norm", "apply_to")
+NAMED += ("env_id", "seed", "device", "resume", "checkpoint_every", "runs_dir", "track")
+NAMED += ("env_threads",)
+
+
+class Curve(NamedTuple):
+    """Points of one tag: agent steps (points,), in their order, and values (points,)."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclass
+class Recorded:
+    """One run: what decided it, and its measures at POINTS agent steps; nan where there is none."""
+
+    name: str
+    algorithm: str
+    game: str
+    variant: str
+    seed: int
+    total: int  # agent steps it was to take
+    last_step: int  # that it has logged
+    commit: str
+    started: str
+    flags: dict
+    steps: np.ndarray  # (points,)
+    measures: dict[str, np.ndarray] = field(repr=False)  # name -> (points,)
+    setting: str = ""  # the flags in which it differs from others of its algorithm
+
+    @property
+    def complete(self) -> bool:
+        """Whether it came to its end, but for the last hundredth, which may not be logged."""
+        return self.last_step >= 0.99 * self.total
+
+
+def trailing_return(curve: Curve, steps: np.ndarray) -> np.ndarray:
+    """Mean of the newest 100 returns (of all, before there are 100) at these agent steps.
+
+    Before the first game has ended the value of the first stands for it.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(curve.values)])
+    until = np.maximum(np.searchsorted(curve.steps, steps, side="right"), 1)
+    since = np.maximum(until - WINDOW, 0)
+    return (sums[until] - sums[since]) / (until - since)
+
+
+def newest(curve: Curve, steps: np.ndarray) -> np.ndarray:
+    """The newest value at these agent steps; nan before there is one."""
+    index = np.searchsorted(curve.steps, steps, side="right") - 1
+    return np.where(index >= 0, curve.values[np.maximum(index, 0)], np.nan)
+
+
+def events(path: Path) -> Iterator[Event]:
+    """The records of an event file, up to the first that is cut off or damaged.
+
+    A record is its length (uint64), a checksum of that, the event, a checksum of it. The checksums
+    are not looked at: they would take longer than all the rest.
+    """
+    content = memoryview(path.read_bytes())
+    at = 0
+    while at + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        if at + 16 + length > len(content):
+            return
+        try:
+            yield Event.FromString(content[at + 12 : at + 12 + length].tobytes())
+        except DecodeError:
+            return
+        at += 16 + length
+
+
+def scalars(folder: Path) -> dict[str, Curve]:
+    """Every scalar of a run folder, by tag."""
+    points = defaultdict(lambda: ([], []))
+    for path in sorted(folder.glob(FILES)):
+        for event in events(path):
+            if event.HasField("session_log"):
+                if event.session_log.status == SessionLog.START:
+                    _forget(points, event.step)
+                continue
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    steps, values = points[value.tag]
+                    steps.append(event.step)
+                    values.append(value.simple_value)
+    curves = {}
+    for tag, (steps, values) in points.items():
+        order = np.argsort(steps, kind="stable")
+        if len(order):
+            curves[tag] = Curve(np.array(steps)[order], np.array(values)[order])
+    return curves
+
+
+def _forget(points: dict, step: int):
+    """Points at and after this step, which a resumed run writes anew."""
+    for tag, (steps, values) in points.items():
+        kept = [i for i, at in enumerate(steps) if at < step]
+        if len(kept) < len(steps):
+            points[tag] = ([steps[i] for i in kept], [values[i] for i in kept])
+
+
+def as_text(value: float) -> str:
+    """As the tables have it, and so the runs, too: a report from either is the same."""
+    return f"{value:.6g}"
+
+
+def read_run(folder: Path) -> Recorded:
+    """A run folder. UsageError if it is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        flags = config["flags"]
+        total = int(flags["total_timesteps"])
+        commit = (config.get("git_commit") or "unknown")[:10]
+        commit += "+ changes" * bool(config.get("git_has_changes"))
+        own = [str(config[name]) for name in ("algorithm", "game", "variant")]
+        curves = scalars(folder)
+        last = max((int(curve.steps[-1]) for curve in curves.values()), default=0)
+        steps = np.linspace(0, total, POINTS + 1)[1:].astype(int)
+        measures = {
+            tag: newest(curve, steps) for tag, curve in curves.items() if tag.startswith(KEPT)
+        }
+        if RETURNS in curves:
+            measures[SCORE] = trailing_return(curves[RETURNS], steps)
+        # A rollout may end a little before or after a point; beyond that there is nothing.
+        for name, values in measures.items():
+            values[steps > last + 0.01 * total] = np.nan
+            measures[name] = np.array([float(as_text(value)) for value in values])
+        seed, started = int(flags["seed"]), str(config["started"])
+        return Recorded(
+            folder.name, *own, seed, total, last, commit, started, flags, steps, measures
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{folder} is no run folder that can be read ({what})") from None
+
+
+def is_source(path: Path) -> bool:
+    """Whether it holds the two tables that `write_tables` writes."""
+    return (path / RUNS_CSV).is_file() and (path / CURVES_CSV).is_file()
+
+
+def find_runs(paths: list[str]) -> list[Path]:
+    """Run folders, and folders with tables of runs, among these paths and directly below them.
+
+    UsageError for a path at which there is none.
+    """
+    found = {}
+    for path in map(Path, paths):
+        inside = [path] if (path / "config.json").is_file() or is_source(path) else []
+        with contextlib.suppress(OSError):
+            inside += sorted(config.parent for config in path.glob("*/config.json"))
+        if not inside:
+            raise UsageError(f"{path}: no run folder there (one has config.json), nor below it")
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def table_rows(runs: list[Recorded]) -> tuple[list[dict], list[dict]]:
+    """All that a report needs of the runs: one row per run, and one per run and point."""
+    names = sorted({name for run in runs for name in run.measures})
+    flags = sorted({name for run in runs for name in run.flags})
+    own = (
+        "name",
+        "algorithm",
+        "game",
+        "variant",
+        "seed",
+        "total",
+        "last_step",
+        "commit",
+        "started",
+    )
+    described = [
+        {name: getattr(run, name) for name in own}
+        | {f"flag_{name}": json.dumps(run.flags.get(name)) for name in flags}
+        for run in runs
+    ]
+    points = [
+        {"name": run.name, "agent_step": int(step)}
+        | {
+            name: as_text(run.measures[name][i]) if name in run.measures else "nan"
+            for name in names
+        }
+        for run in runs
+        for i, step in enumerate(run.steps)
+    ]
+    return described, points
+
+
+def read_tables(folder: Path) -> list[Recorded]:
+    """The runs of `table_rows`. UsageError if they are not whole."""
+    try:
+        with (folder / CURVES_CSV).open(newline="") as file:
+            points = defaultdict(list)
+            for row in csv.DictReader(file):
+                points[row.pop("name")].append({name: float(cell) for name, cell in row.items()})
+        found = []
+        with (folder / RUNS_CSV).open(newline="") as file:
+            for row in csv.DictReader(file):
+                flags = {
+                    name.removeprefix("flag_"): json.loads(row.pop(name))
+                    for name in list(row)
+                    if name.startswith("flag_")
+                }
+                numbers = {name: int(row.pop(name)) for name in ("seed", "total", "last_step")}
+                own = points[row["name"]]
+                columns = {name: np.array([point[name] for point in own]) for name in own[0]}
+                steps = columns.pop("agent_step").astype(int)
+                measures = {n: v for n, v in columns.items() if not np.isnan(v).all()}
+                found.append(
+                    Recorded(**row, **numbers, flags=flags, steps=steps, measures=measures)
+                )
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{folder}: its tables of runs cannot be read ({what})") from None
+    return found
+
+
+def name_settings(runs: list[Recorded]):
+    """Give every run the name of its setting: the flags in which runs of its algorithm differ.
+
+    Runs of unequal setting are not to be averaged: each setting is reported by itself.
+    """
+    for algorithm in {run.algorithm for run in runs}:
+        own = [run for run in runs if run.algorithm == algorithm]
+        values = defaultdict(set)
+        for run in own:
+            for name in run.flags.keys() - set(NAMED):
+                values[name].add(repr(run.flags[name]))
+        differing = sorted(name for name, found in values.items() if len(found) > 1)
+        for run in own:
+            told = (f"{name.replace('_', '-')} {run.flags.get(name)}" for name in differing)
+            run.setting = ", ".join(told)

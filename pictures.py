@@ -1,0 +1,260 @@
+"""The figures of a report: one group of runs in, one matplotlib figure out.
+
+Lines are means over seeds, bands 95 % intervals: Student's t over seeds where one game is shown,
+the stratified bootstrap of aggregate.py where several are.
+"""
+
+import warnings
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+from scipy import stats
+
+from aggregate import (
+    estimate,
+    iqm,
+    performance_profile,
+    probability_of_improvement,
+    reference_scores,
+)
+from claims import BRANCHES_DEAD, DEAD, Group, at_the_end, predicted_dead
+from curves import SCORE
+
+# Of colours that the colour-blind tell apart (Okabe and Ito), then matplotlib's own.
+COLORS = {
+    "relu": "#999999",
+    "tanh": "#0072B2",
+    "tanh-hr": "#D55E00",
+    "sigmoid": "#009E73",
+    "selu": "#CC79A7",
+    "relu-hr": "#000000",
+    "tanh-ln": "#56B4E9",
+    "tanh-wide": "#E69F00",
+    "tanh-sum": "#F0E442",
+}
+OVER_TIME = {  # tag below representation/ -> title, whether it is a share
+    "dead_kde": ("dead neurons", True),
+    "effective_rank": ("effective rank", False),
+    "saturated": ("saturated neurons", True),
+}
+
+
+def color(variant: str, variants: list[str]) -> str:
+    return COLORS.get(variant, f"C{variants.index(variant) % 10}")
+
+
+def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """values (seeds, points) -> mean, lower and upper end (points,); the ends nan with one seed."""
+    middle = values.mean(axis=0)
+    if len(values) < 2:
+        return middle, *np.full((2, len(middle)), np.nan)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values, axis=0)
+    return middle, middle - half, middle + half
+
+
+def _grid(count: int, width: float = 4.2, height: float = 3.0):
+    """A figure with that many panels, at most 4 in a row."""
+    columns = min(count, 4)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * max(columns, 1.5), height * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    for axes in panels[:count]:
+        axes.grid(alpha=0.25)
+    return figure, panels[:count]
+
+
+def _legend(figure: Figure, panels):
+    """One for all panels, below them."""
+    handles = {}
+    for axes in panels:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if handles:
+        figure.legend(
+            handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 6)
+        )
+
+
+def _lines(axes, group: Group, game: str, tag: str, variants: list[str], **style):
+    for variant in variants:
+        runs = [run for run in group.cells.get((variant, game), ()) if tag in run.measures]
+        if not runs:
+            continue
+        middle, low, high = t_interval(np.stack([run.measures[tag] for run in runs]))
+        steps, line = runs[0].steps, color(variant, group.variants)
+        label = f"{variant} ({len(runs)})" if "label" not in style else style["label"]
+        axes.plot(steps, middle, color=line, **({"label": label} | style))
+        axes.fill_between(steps, low, high, color=line, alpha=0.15, lw=0)
+    axes.xaxis.set_major_formatter(EngFormatter())
+
+
+def curves(group: Group) -> Figure:
+    """Score against agent steps, a panel per game."""
+    figure, panels = _grid(len(group.games))
+    for axes, game in zip(panels, group.games, strict=True):
+        for variant in group.variants:
+            _lines(axes, group, game, SCORE, [variant], label=variant)
+        axes.set_title(game)
+    figure.supxlabel("agent steps (4 emulator frames each)")
+    figure.supylabel("mean return of 100 games")
+    _legend(figure, panels)
+    return figure
+
+
+def representation(group: Group) -> Figure:
+    """Dead and saturated shares and rank of z against agent steps; branches dotted."""
+    tags = list(OVER_TIME)
+    figure, panels = _grid(len(tags) * len(group.games))
+    columns = len(tags)
+    if columns * len(group.games) > 4:  # a row per game
+        figure = Figure(figsize=(4.2 * columns, 2.8 * len(group.games) + 0.6), layout="constrained")
+        panels = figure.subplots(len(group.games), columns, squeeze=False).flatten()
+    for i, axes in enumerate(panels):
+        game, tag = group.games[i // columns], tags[i % columns]
+        title, is_share = OVER_TIME[tag]
+        for variant in group.variants:
+            _lines(axes, group, game, f"representation/{tag}", [variant], label=variant)
+            for branch in range(3):
+                name = f"representation/branch_{branch}/{tag}"
+                _lines(axes, group, game, name, [variant], label=None, ls=":", lw=1)
+        axes.set_title(f"{game}: {title}")
+        axes.grid(alpha=0.25)
+        axes.set_ylim(bottom=0)
+        if is_share:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.supxlabel("agent steps; dotted: the branches")
+    _legend(figure, panels)
+    return figure
+
+
+def in_table(group: Group) -> list[str]:
+    """Games with a human score in which every variant has runs."""
+    known = reference_scores()
+    return [game for game in group.common_games(*group.variants) if game in known]
+
+
+def efficiency(group: Group) -> Figure:
+    """Interquartile mean of the human-normalised score against agent steps, over all games."""
+    figure, (axes,) = _grid(1)
+    games, known = in_table(group), reference_scores()
+    steps = group.runs[0].steps
+    for variant in group.variants:
+        values = []
+        for i in range(len(steps)):
+            scores = [
+                np.array(
+                    [
+                        (run.measures[SCORE][i] - known[game][0])
+                        / (known[game][1] - known[game][0])
+                        for run in group.cells[variant, game]
+                        if SCORE in run.measures
+                    ]
+                )
+                for game in games
+            ]
+            values.append(estimate([of for of in scores if len(of)], iqm, repeats=400))
+        middle, low, high = np.array(values).T
+        line = color(variant, group.variants)
+        axes.plot(steps, middle, color=line, label=variant)
+        axes.fill_between(steps, low, high, color=line, alpha=0.15, lw=0)
+    axes.set_xlabel("agent steps")
+    axes.set_ylabel("IQM, human-normalised")
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.legend(fontsize=8)
+    return figure
+
+
+def profiles(group: Group) -> Figure:
+    """Share of runs above each human-normalised score."""
+    figure, (axes,) = _grid(1)
+    games = in_table(group)
+    scores = {variant: group.human_normalised(variant, games) for variant in group.variants}
+    every = np.concatenate([of for variant in scores.values() for of in variant])
+    thresholds = np.linspace(min(0.0, every.min()), every.max() * 1.02 + 1e-3, 101)
+    for variant, of in scores.items():
+        share, low, high = performance_profile(of, thresholds, repeats=1_000)
+        line = color(variant, group.variants)
+        axes.step(thresholds, share, color=line, label=variant, where="post")
+        axes.fill_between(thresholds, low, high, color=line, alpha=0.15, lw=0, step="post")
+    axes.set_xlabel("human-normalised score")
+    axes.set_ylabel("share of runs above it")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(fontsize=8)
+    return figure
+
+
+def improvements(group: Group, first: str) -> dict[str, object]:
+    """P(first > other) for every other variant, on the games that both have."""
+    found = {}
+    for other in group.variants:
+        games = group.common_games(first, other)
+        if other != first and games:
+            scores = (group.values(name, games, SCORE) for name in (first, other))
+            found[other] = probability_of_improvement(*scores)
+    return found
+
+
+def improvement(group: Group, first: str) -> Figure:
+    """The chance that a run of `first` beats one of each other variant."""
+    found = improvements(group, first)
+    figure, (axes,) = _grid(1, height=0.4 * len(found) + 1.2)
+    for i, (other, (value, low, high)) in enumerate(found.items()):
+        ends = np.nan_to_num([[value - low], [high - value]]).clip(min=0)
+        axes.errorbar(
+            [value], [i], xerr=ends, fmt="o", color=color(other, group.variants), capsize=4
+        )
+    axes.axvline(0.5, color="0.4", lw=1)
+    axes.set_yticks(range(len(found)), [f"> {other}" for other in found])
+    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_xlabel(f"P(a run of {first} beats one of the other)")
+    return figure
+
+
+def prediction(group: Group) -> Figure | None:
+    """Dead products against what independent branches would give, a point per run; None without."""
+    figure, (axes,) = _grid(1)
+    drawn = False
+    for variant in group.variants:
+        activation, _, kind = variant.partition("-")
+        runs = [
+            run
+            for run in group.runs
+            if run.variant == variant and all(tag in run.measures for tag in BRANCHES_DEAD)
+        ]
+        if kind.split("-")[0] != "hr" or not runs:
+            continue
+        branches = [tuple(at_the_end(run, tag) for tag in BRANCHES_DEAD) for run in runs]
+        predicted = [predicted_dead(activation, of) for of in branches]
+        measured = [at_the_end(run, DEAD) for run in runs]
+        axes.plot(predicted, measured, "o", color=color(variant, group.variants), label=variant)
+        drawn = True
+    if not drawn:
+        return None
+    axes.plot([0, 1], [0, 1], color="0.4", lw=1)
+    axes.set_xlabel("predicted from its branches (v1 Table 1)")
+    axes.set_ylabel("dead share of z, measured")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(fontsize=8)
+    return figure
+
+
+def all_figures(group: Group, first: str) -> dict[str, Figure]:
+    """Name -> figure, those for which there is something to draw."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # means over nan: drawn as gaps
+        found = {"curves": curves(group)}
+        drawn = [f"representation/{tag}" for tag in OVER_TIME]
+        if any(tag in run.measures for run in group.runs for tag in drawn):
+            found["representation"] = representation(group)
+        if in_table(group) and len(group.variants) > 1:
+            found["efficiency"] = efficiency(group)
+            found["profiles"] = profiles(group)
+        if first in group.variants and improvements(group, first):
+            found["improvement"] = improvement(group, first)
+        if (figure := prediction(group)) is not None:
+            found["prediction"] = figure
+    return found

@@ -1,0 +1,384 @@
+"""What many runs say: scores with intervals, figures, the paper's claims; tables and one page.
+
+    python report.py runs                         everything below runs/, into report/
+    python report.py runs/Break* --out other      these runs alone
+    python report.py report                       again, from the tables of an earlier report
+
+Runs of one algorithm that differ in other flags than game, seed and variant are not averaged: each
+such setting is reported by itself. A score is a mean raw return of 100 games in training.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from aggregate import STATISTICS, Estimate, estimate, mean, normalised, reference_scores
+from artifacts import replacing, write_csv
+from claims import (
+    BRANCHES_DEAD,
+    CONTRADICTED,
+    DEAD,
+    OPEN,
+    RANK,
+    SUPPORTED,
+    Finding,
+    Group,
+    at_the_end,
+    judge_all,
+    predicted_dead,
+)
+from curves import (
+    CURVES_CSV,
+    RUNS_CSV,
+    SCORE,
+    Recorded,
+    find_runs,
+    is_source,
+    name_settings,
+    read_run,
+    read_tables,
+    table_rows,
+)
+from flags import UsageError, check_folder, launch, say, variant_flags
+from page import paragraph, picture, svg, table, write_page
+from pictures import all_figures, improvements
+
+SATURATED = "representation/saturated"
+CLASSES = {SUPPORTED: "supported", CONTRADICTED: "contradicted", OPEN: "open"}
+CAPTIONS = {
+    "curves": "Mean raw return of the newest 100 games; line: mean over seeds, band: 95 % interval "
+    "(Student's t over seeds; none with one seed).",
+    "representation": "z solid, its branches dotted; means over seeds, bands as above. dead: v1's "
+    "density test; saturated: beyond 0.99 on 99 % of the samples.",
+    "efficiency": "Interquartile mean over all runs and games, 95 % interval by stratified "
+    "bootstrap.",
+    "profiles": "Higher is better; bands: 95 % intervals by stratified bootstrap.",
+    "improvement": "Averaged over games, ties count half; 95 % intervals by stratified bootstrap. "
+    "Right of the line: more often better than not.",
+    "prediction": "A point per run, means over its last tenth. On the line: the branches die "
+    "independently of one another.",
+}
+
+
+@dataclass
+class Args:
+    """Many runs into figures, tables and one page."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """run folders, folders of such, or folders of earlier reports"""
+    out: str = "report"
+    """folder for page, figures and tables; those of an earlier report are replaced"""
+    baseline: str = "relu"
+    """variant whose runs give the range for the baseline-normalised scores (v1 D.1)"""
+    first: str = "tanh-hr"
+    """variant that is compared with all others"""
+
+
+def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
+    """The runs, the newest where there are two of the same; what was left out, in words."""
+    runs, remarks = [], []
+    for folder in find_runs(list(paths)):
+        try:
+            runs += read_tables(folder) if is_source(folder) else [read_run(folder)]
+        except UsageError as error:
+            remarks.append(str(error))
+    name_settings(runs)
+    chosen = {}
+    for run in sorted(runs, key=lambda run: (run.complete, run.started)):
+        key = (run.algorithm, run.setting, run.variant, run.game, run.seed)
+        if key in chosen and chosen[key].name != run.name:
+            remarks.append(
+                f"{chosen[key].name} is left out: {run.name} is the same, newer or longer"
+            )
+        chosen[key] = run
+    return sorted(chosen.values(), key=lambda run: run.name), remarks
+
+
+def group_runs(runs: list[Recorded]) -> list[Group]:
+    """Complete runs with a score, by algorithm and setting."""
+    found = {}
+    for run in runs:
+        if run.complete and SCORE in run.measures and not math.isnan(at_the_end(run, SCORE)):
+            found.setdefault((run.algorithm, run.setting), []).append(run)
+    return [Group(*key, members) for key, members in sorted(found.items())]
+
+
+def game_rows(group: Group) -> list[dict]:
+    """Per game and variant: seeds, score at the end, its mean over the run, measures of z."""
+    rows = []
+    for game in group.games:
+        for variant in group.variants:
+            runs = group.cells.get((variant, game), [])
+            if not runs:
+                continue
+            row = {"game": game, "variant": variant, "seeds": len(runs)}
+            ends = [at_the_end(run, SCORE) for run in runs]
+            areas = [float(np.nanmean(run.measures[SCORE])) for run in runs]
+            row |= {"score": told(ends, 1), "mean score over the run": told(areas, 1)}
+            for name, tag, factor in (
+                ("dead, %", DEAD, 100),
+                ("rank", RANK, 1),
+                ("saturated, %", SATURATED, 100),
+            ):
+                row[name] = told([factor * at_the_end(run, tag) for run in runs], 1)
+            rows.append(row)
+    return rows
+
+
+def told(values: list[float], digits: int) -> str:
+    """Mean and 95 % interval by the bootstrap; the mean alone with one seed, nothing without."""
+    if any(math.isnan(value) for value in values):
+        return ""
+    found = estimate([np.array(values)], mean)
+    if math.isnan(found.low):
+        return f"{found.value:.{digits}f}"
+    return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def aggregate_rows(group: Group, baseline: str) -> list[dict]:
+    """Per variant: median, IQM and mean of the normalised scores, on the games that all have."""
+    rows = []
+    games, known = group.common_games(*group.variants), reference_scores()
+    scales = {"human-normalised": {game: known[game] for game in games if game in known}}
+    scales["baseline-normalised"] = {}
+    for game in games if baseline in group.variants else ():
+        curves = np.concatenate([run.measures[SCORE] for run in group.cells[baseline, game]])
+        low, high = np.nanmin(curves), np.nanmax(curves)
+        if high > low:
+            scales["baseline-normalised"][game] = (low, high)
+    for scale, ranges in scales.items():
+        for variant in group.variants if ranges else ():
+            scores = [
+                normalised(of, *ranges[game])
+                for game, of in zip(ranges, group.values(variant, list(ranges), SCORE), strict=True)
+            ]
+            found = {name: estimate(scores, of) for name, of in STATISTICS.items()}
+            rows.append({"scale": scale, "variant": variant, "games": len(ranges)} | found)
+    return rows
+
+
+def improvement_rows(group: Group, first: str) -> list[dict]:
+    if first not in group.variants:
+        return []
+    return [
+        {"of": first, "over": other, "probability of improvement": value}
+        for other, value in improvements(group, first).items()
+    ]
+
+
+def prediction_rows(group: Group) -> list[dict]:
+    """Per run with two branches: shares of dead neurons, and what independence would give."""
+    rows = []
+    for run in group.runs:
+        activation, _, kind = run.variant.partition("-")
+        first, second = (at_the_end(run, tag) for tag in BRANCHES_DEAD)
+        if kind.split("-")[0] != "hr" or math.isnan(first + second):
+            continue
+        row = {"game": run.game, "variant": run.variant, "seed": run.seed}
+        row |= {"branch 0, %": 100 * first, "branch 1, %": 100 * second}
+        row["predicted, %"] = 100 * predicted_dead(activation, (first, second))
+        row["measured, %"] = 100 * at_the_end(run, DEAD)
+        rows.append(row)
+    return rows
+
+
+def as_cells(rows: list[dict]) -> list[dict]:
+    """For the page: numbers to a digit, intervals in words."""
+
+    def cell(value):
+        if isinstance(value, Estimate):
+            return f"{value.value:.2f}" if math.isnan(value.low) else str(value)
+        return f"{value:.1f}" if isinstance(value, float) else value
+
+    return [{name: cell(value) for name, value in row.items()} for row in rows]
+
+
+def as_columns(rows: list[dict]) -> list[dict]:
+    """For CSV: an interval as three columns."""
+    return [
+        {
+            column: number
+            for name, value in row.items()
+            for column, number in (
+                [(name, value.value), (f"{name} low", value.low), (f"{name} high", value.high)]
+                if isinstance(value, Estimate)
+                else [(name, value)]
+            )
+        }
+        for row in rows
+    ]
+
+
+def run_rows(runs: list[Recorded]) -> list[dict]:
+    return [
+        {
+            "run": run.name,
+            "setting": run.setting,
+            "agent steps": f"{run.last_step:,} of {run.total:,}",
+            "counts": "yes" if run.complete else "no: not complete",
+            "score at the end": f"{at_the_end(run, SCORE):.1f}" if run.complete else "",
+            "commit": run.commit,
+        }
+        for run in runs
+    ]
+
+
+def remarks_on(group: Group) -> list[str]:
+    """What a reader has to know of the runs of a group."""
+    found = []
+    missing = [
+        f"{variant} in {game}"
+        for game in group.games
+        for variant in group.variants
+        if (variant, game) not in group.cells
+    ]
+    if missing:
+        found.append(f"No complete run of {', '.join(missing)}; tables over games leave these out.")
+    unknown = [game for game in group.games if game not in reference_scores()]
+    if unknown:
+        found.append(f"No human score is known for {', '.join(unknown)}.")
+    return found
+
+
+def group_section(group: Group, name: str, figures: dict, args: Args) -> tuple:
+    """(anchor, heading, parts) of the page."""
+    parts = [
+        paragraph(
+            f"{len(group.runs)} runs of {group.total:,} agent steps, {len(group.games)} games, "
+            f"variants {', '.join(group.variants)}. Intervals are 95 %."
+        )
+    ]
+    parts += [paragraph(remark) for remark in remarks_on(group)]
+
+    def show(which: str):
+        if which in figures:
+            parts.append(picture(svg(figures[which]), CAPTIONS[which]))
+
+    parts.append("<h3>Scores</h3>")
+    show("curves")
+    parts.append(table(as_cells(game_rows(group))))
+    if rows := aggregate_rows(group, args.baseline):
+        parts += ["<h3>Over games</h3>", table(as_cells(rows))]
+        parts.append(
+            paragraph(
+                "Human-normalised: (score - random) / (human - random). Baseline-normalised: the "
+                f"same with the lowest and the highest point of the curves of {args.baseline}, per "
+                "game (v1 D.1).",
+                quiet=True,
+            )
+        )
+    for which in ("efficiency", "profiles", "improvement"):
+        show(which)
+    if "representation" in figures:
+        parts.append("<h3>Representation</h3>")
+        show("representation")
+    if rows := prediction_rows(group):
+        parts.append("<h3>Dead products, predicted and measured</h3>")
+        show("prediction")
+        parts.append(table(as_cells(rows)))
+    return name, group.title, parts
+
+
+def claim_rows(findings: list[Finding]) -> list[dict]:
+    return [
+        {
+            "claim": f.claim,
+            "source": f.source,
+            "of": f.setting,
+            "the paper's number": f.paper,
+            "here": f.ours,
+            "verdict": f.verdict,
+            "why": f.why,
+            "games": f.games,
+            "seeds": f.seeds,
+        }
+        for f in findings
+    ]
+
+
+def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: Args):
+    """Everything, into `folder`."""
+    groups = group_runs(runs)
+    findings = judge_all(groups)
+    tables = dict(zip((RUNS_CSV, CURVES_CSV), table_rows(runs), strict=True))
+    tables["claims.csv"] = claim_rows(findings)
+    sections = [("top", "", summary(runs, groups, remarks))]
+    sections.append(("claims", "The paper's claims", claims_part(findings)))
+    for group in groups:
+        name = re.sub(r"[^a-z0-9.]+", "-", group.title.lower())[:60].strip("-")
+        figures = all_figures(group, args.first)
+        for which, figure in figures.items():
+            FigureCanvasAgg(figure)
+            figure.savefig(folder / f"{name}_{which}.png", dpi=110)
+            (folder / f"{name}_{which}.svg").write_bytes(svg(figure))
+        for which, rows in (
+            ("games", game_rows(group)),
+            ("over_games", aggregate_rows(group, args.baseline)),
+            ("improvement", improvement_rows(group, args.first)),
+            ("prediction", prediction_rows(group)),
+        ):
+            if rows:
+                tables[f"{name}_{which}.csv"] = as_columns(rows)
+        sections.append(group_section(group, name, figures, args))
+    sections.append(("runs", "Runs", [table(run_rows(runs))]))
+    for name, rows in tables.items():
+        write_csv(folder / name, rows)
+    write_page(folder / "index.html", "Hadamard representations: what the runs say", sections)
+
+
+def summary(runs: list[Recorded], groups: list[Group], remarks: list[str]) -> list[str]:
+    complete = sum(len(group.runs) for group in groups)
+    parts = [
+        paragraph(
+            f"{len(runs)} runs, {complete} of them complete. Only complete runs count. A score is "
+            "the mean raw return of the newest 100 games in training, not a greedy evaluation; one "
+            "agent step is 4 emulator frames."
+        )
+    ]
+    if remarks:
+        parts.append(paragraph("Left out:"))
+        parts.append(table([{"what": remark} for remark in remarks]))
+    return parts
+
+
+def claims_part(findings: list[Finding]) -> list[str]:
+    counts = {name: sum(f.verdict == name for f in findings) for name in CLASSES}
+    told_counts = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return [
+        paragraph(
+            f"{told_counts}. A claim is supported or contradicted where the 95 % interval of what "
+            "was measured lies wholly on one side; with fewer than 3 seeds in any game nothing is "
+            "concluded. P(a > b): chance that a run of a scores higher than one of b in the same "
+            "game. The paper's runs have 10,000,000 agent steps, 8 games and 5 seeds."
+        ),
+        table(claim_rows(findings), CLASSES),
+    ]
+
+
+def main(args: Args) -> int:
+    if not args.runs:
+        raise UsageError("no runs: name their folders, such as runs")
+    check_folder(args, "out")
+    for name in (args.baseline, args.first):
+        variant_flags(name)
+    runs, remarks = read_all(args.runs)
+    if not runs:
+        raise UsageError(f"none of these runs can be read: {'; '.join(remarks)}")
+    folder = Path(args.out)
+    with replacing(folder, ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv"), "--out") as staged:
+        write_report(staged, runs, remarks, args)
+    complete = sum(run.complete for run in runs)
+    say(f"{len(runs)} runs, {complete} complete: {folder / 'index.html'}")
+    for remark in remarks:
+        say(f"left out: {remark}")
+    return 0
+
+
+if __name__ == "__main__":
+    launch(main, Args)

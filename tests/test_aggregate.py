@@ -1,0 +1,149 @@
+"""Statistics over runs: against loops, scipy, full enumeration and rliable's own results."""
+
+import itertools
+
+import ale_py.roms
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from aggregate import (
+    STATISTICS,
+    difference,
+    estimate,
+    iqm,
+    mean,
+    median,
+    normalised,
+    performance_profile,
+    probability_of_improvement,
+    ratio_of_medians,
+    reference_scores,
+    resampled,
+)
+from atari import game_title
+
+SCORES = [np.array([1.0, 4.0, 2.5]), np.array([10.0, -3.0]), np.array([0.5, 0.25, 7.0, 8.0])]
+OTHERS = [np.array([2.0, 2.0, 3.0, 1.0]), np.array([-1.0, 10.0]), np.array([0.5, 9.0])]
+
+
+def test_the_table_of_scores_names_every_game_as_the_runs_do():
+    """Values as Mnih et al. 2015 and Wang et al. 2016 print them."""
+    scores = reference_scores()
+    assert len(scores) == 57
+    assert set(scores) <= {game_title(rom) for rom in ale_py.roms.get_all_rom_ids()}
+    assert scores["Breakout"] == (1.7, 30.5)
+    assert scores["Seaquest"] == (68.4, 42054.7)
+    assert scores["VideoPinball"] == (16256.9, 17667.9)
+
+
+def test_normalised_scores():
+    assert normalised(np.array([1.7, 30.5, 16.1]), 1.7, 30.5) == pytest.approx([0, 1, 0.5])
+
+
+def test_point_estimates_by_hand():
+    games = np.repeat([0, 1, 2], [3, 2, 4])
+    values = np.concatenate(SCORES)
+    each = [2.5, 3.5, 3.9375]
+    assert mean(values, games) == pytest.approx(sum(each) / 3)
+    assert median(values, games) == pytest.approx(3.5)
+    # 9 runs: the lowest and the highest 2 are cut off
+    assert iqm(values, games) == pytest.approx(np.mean(sorted(values)[2:-2]))
+
+
+@given(arrays(float, st.integers(1, 12), elements=st.floats(-100, 100)))
+def test_interquartile_mean_is_that_of_the_middle_half(values):
+    ordered = sorted(values)
+    cut = len(ordered) // 4
+    kept = ordered[cut : len(ordered) - cut]
+    assert iqm(values, np.zeros(len(values))) == pytest.approx(sum(kept) / len(kept), abs=1e-9)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
+def test_intervals_are_those_of_all_possible_draws(statistic):
+    """Two games with 3 and 2 seeds: 27 x 4 equally likely draws, all of them looked at."""
+    scores = SCORES[:2]
+    games = np.repeat([0, 1], [3, 2])
+    every = [
+        statistic(np.array(first + second), games)
+        for first in itertools.product(scores[0], repeat=3)
+        for second in itertools.product(scores[1], repeat=2)
+    ]
+    found = estimate(scores, statistic, repeats=100_000)
+    ordered = np.sort(every)
+    for end, share in ((found.low, 0.025), (found.high, 0.975)):
+        # a percentile may fall on either of two neighbouring values
+        assert np.mean(ordered < end - 1e-9) <= share + 0.01
+        assert np.mean(ordered <= end + 1e-9) >= share - 0.01
+
+
+def test_draws_stay_within_their_game():
+    drawn = resampled(SCORES, repeats=500)
+    assert drawn.shape == (500, 9)
+    start = 0
+    for game in SCORES:
+        part = drawn[:, start : start + len(game)]
+        assert set(np.unique(part)) == set(game)
+        start += len(game)
+
+
+@given(st.floats(-50, 50), st.floats(0.1, 50), st.sampled_from(sorted(STATISTICS)))
+def test_estimates_move_with_the_scores(shift, scale, name):
+    plain = estimate(SCORES, STATISTICS[name], repeats=200)
+    moved = estimate([scale * game + shift for game in SCORES], STATISTICS[name], repeats=200)
+    expected = np.array(plain) * scale + shift
+    assert np.array(moved) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_probability_of_improvement_is_mann_whitneys():
+    found = probability_of_improvement(SCORES, OTHERS)
+    each = [
+        stats.mannwhitneyu(x, y).statistic / (len(x) * len(y))
+        for x, y in zip(SCORES, OTHERS, strict=True)
+    ]
+    assert found.value == pytest.approx(np.mean(each))
+    assert found.low <= found.value <= found.high
+    same = probability_of_improvement(SCORES, SCORES)
+    assert same.value == pytest.approx(0.5)
+    reverse = probability_of_improvement(OTHERS, SCORES)
+    assert reverse.value == pytest.approx(1 - found.value)
+    above = [game + 100 for game in OTHERS]
+    assert probability_of_improvement(above, OTHERS) == (1.0, 1.0, 1.0)
+
+
+def test_performance_profile_counts_runs():
+    thresholds = np.linspace(-5, 11, 33)
+    share, low, high = performance_profile(SCORES, thresholds)
+    runs = np.concatenate(SCORES)
+    for i, threshold in enumerate(thresholds):
+        assert share[i] == sum(run > threshold for run in runs) / len(runs)
+    assert (low <= share).all()
+    assert (share <= high).all()
+    assert share[0] == 1
+    assert share[-1] == 0
+
+
+def test_difference_and_ratio():
+    found = difference(SCORES, OTHERS)
+    expected = np.mean([x.mean() - y.mean() for x, y in zip(SCORES, OTHERS, strict=True)])
+    assert found.value == pytest.approx(expected)
+    assert found.low < expected < found.high
+    above = [game + 20 for game in OTHERS]
+    ratio = ratio_of_medians(SCORES, above)
+    assert ratio.value == pytest.approx(3.5 / np.median([game.mean() for game in above]))
+    assert ratio.low < ratio.value < ratio.high
+
+
+def test_where_nothing_can_be_drawn_there_is_no_interval():
+    single = [np.array([1.0]), np.array([3.0])]
+    for found in (
+        estimate(single, mean),
+        probability_of_improvement(single, single),
+        difference(single, single),
+        ratio_of_medians(single, single),
+    ):
+        assert np.isnan([found.low, found.high]).all()
+    assert np.isnan(performance_profile(single, np.array([0.0]))[1:]).all()

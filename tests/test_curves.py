@@ -1,0 +1,191 @@
+"""Runs read back: against TensorBoard's own reader and slow loops; damage does no harm."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.tensorboard import SummaryWriter
+
+from artifacts import write_csv
+from board import Board
+from curves import (
+    CURVES_CSV,
+    POINTS,
+    RUNS_CSV,
+    SCORE,
+    Curve,
+    find_runs,
+    name_settings,
+    newest,
+    read_run,
+    read_tables,
+    scalars,
+    table_rows,
+    trailing_return,
+)
+from flags import UsageError
+
+
+def make_run(
+    folder, returns=((100, 1.0), (900, 3.0)), total=1000, last=None, measures=None, **more
+):
+    """A run folder with these scores (agent step, return) and measures tag -> [(step, value)]."""
+    flags = {"seed": 1, "total_timesteps": total, "gamma": 0.99, "env_id": "Breakout"}
+    flags |= more.pop("flags", {})
+    config = {"algorithm": "pqn", "game": "Breakout", "variant": "tanh-hr", "started": "2026"}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config | {"flags": flags} | more))
+    board = Board(folder)
+    for step, value in returns:
+        board.scalar("charts/episodic_return", value, step)
+    for tag, points in (measures or {}).items():
+        for step, value in points:
+            board.scalar(tag, value, step)
+    board.scalar("charts/SPS", 1.0, total if last is None else last)
+    board.flush()
+    return folder
+
+
+def test_scalars_are_those_that_tensorboard_reads(tmp_path, events):
+    rng = np.random.default_rng(0)
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in range(200):
+            writer.add_scalar("charts/episodic_return", rng.normal(), 10 * step)
+            writer.add_scalar("losses/loss", rng.normal(), 10 * step)
+        writer.add_text("text", "not a scalar")
+        writer.add_histogram("weights", rng.normal(size=10), 5)
+    found, log = scalars(tmp_path), events(tmp_path)
+    assert set(found) == set(log.Tags()["scalars"])
+    for tag, curve in found.items():
+        expected = [(event.step, event.value) for event in log.Scalars(tag)]
+        assert list(zip(*curve, strict=True)) == expected
+
+
+@pytest.mark.parametrize("cut", [1, 7, 15, 30])
+def test_a_record_that_is_cut_off_ends_the_file(tmp_path, cut):
+    board = Board(tmp_path)
+    for step in range(10):
+        board.scalar("a", float(step), step)
+    board.flush()
+    whole = board.path.read_bytes()
+    board.path.write_bytes(whole[:-cut])
+    (curve,) = scalars(tmp_path).values()
+    assert curve.steps.tolist() == list(range(9))
+    assert curve.values.tolist() == list(range(9))
+    board.path.write_bytes(whole[:-cut] + struct.pack("<Q", 2**60) + b"rubbish" * 9)
+    assert scalars(tmp_path)["a"].steps.tolist()[:9] == list(range(9))
+
+
+def test_points_that_a_resumed_run_writes_anew_count_once(tmp_path):
+    """Also where the first file was not cut back: as if the process had died in between."""
+    first = Board(tmp_path)
+    for step in range(10):
+        first.scalar("a", 1.0, step)
+        first.scalar("b", 1.0, step)
+    first.flush()
+    second = Board(tmp_path, purge_step=6)
+    for step in range(6, 9):
+        second.scalar("a", 2.0, step)
+    second.flush()
+    found = scalars(tmp_path)
+    assert found["a"].steps.tolist() == list(range(9))
+    assert found["a"].values.tolist() == [1.0] * 6 + [2.0] * 3
+    assert found["b"].steps.tolist() == list(range(6))
+
+
+def test_games_that_end_in_one_step_all_count(tmp_path):
+    run = read_run(make_run(tmp_path / "run", [(500, 1.0), (500, 3.0), (500, 8.0)]))
+    assert run.measures[SCORE][-1] == 4.0
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1000), st.integers(-5, 50)), min_size=1, max_size=300),
+    st.lists(st.integers(0, 1200), min_size=1, max_size=10),
+)
+def test_trailing_return_is_the_mean_of_the_newest_100_games(games, steps):
+    games = sorted(games, key=lambda game: game[0])
+    curve = Curve(*np.array(games, dtype=float).T)
+    found = trailing_return(curve, np.array(steps))
+    for step, value in zip(steps, found, strict=True):
+        until = [score for ended, score in games if ended <= step][-100:] or [games[0][1]]
+        assert value == pytest.approx(np.mean(until))
+
+
+def test_newest_value():
+    curve = Curve(np.array([10, 20]), np.array([1.0, 2.0]))
+    found = newest(curve, np.array([5, 10, 19, 20, 99]))
+    assert np.isnan(found[0])
+    assert found[1:].tolist() == [1, 1, 2, 2]
+
+
+def test_what_a_run_has_not_reached_is_not_there(tmp_path):
+    measures = {"representation/dead_kde": [(100, 0.5), (500, 0.25)]}
+    run = read_run(make_run(tmp_path / "run", [(100, 1.0)], last=600, measures=measures))
+    assert not run.complete
+    assert len(run.steps) == POINTS
+    assert run.steps[-1] == 1000
+    dead = run.measures["representation/dead_kde"]
+    assert np.isnan(dead[:9]).all()
+    assert (dead[9:49] == 0.5).all()
+    assert (dead[49:61] == 0.25).all()
+    assert np.isnan(dead[61:]).all()
+    assert read_run(make_run(tmp_path / "other", last=995)).complete
+    assert not read_run(make_run(tmp_path / "short", last=985)).complete
+
+
+def test_tables_bring_back_the_runs(tmp_path):
+    measures = {"representation/dead_kde": [(100, 0.5), (500, 0.25)]}
+    made = [
+        make_run(tmp_path / "a", measures=measures, flags={"seed": 2}, git_commit="f" * 40),
+        make_run(tmp_path / "b", [], last=300, variant="relu"),
+    ]
+    runs = [read_run(folder) for folder in made]
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows(runs), strict=True):
+        write_csv(out / name, rows)
+    assert find_runs([str(out)]) == [out]
+    again = read_tables(out)
+    for before, after in zip(runs, again, strict=True):
+        assert before.flags == after.flags
+        assert (before.name, before.seed, before.last_step) == (
+            after.name,
+            after.seed,
+            after.last_step,
+        )
+        assert before.complete == after.complete
+        assert before.measures.keys() == after.measures.keys()
+        for name, values in before.measures.items():
+            assert np.allclose(values, after.measures[name], rtol=1e-5, equal_nan=True)
+    assert again[0].commit == "f" * 10
+
+
+def test_runs_with_other_flags_are_other_settings(tmp_path):
+    named = {"seed": 5, "env_id": "Pong", "runs_dir": "elsewhere", "device": "cuda"}
+    folders = [
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", flags=named),
+        make_run(tmp_path / "c", flags={"gamma": 0.5}),
+        make_run(tmp_path / "d", algorithm="dqn", flags={"gamma": 0.9}),
+    ]
+    runs = [read_run(folder) for folder in folders]
+    name_settings(runs)
+    assert [run.setting for run in runs] == ["gamma 0.99", "gamma 0.99", "gamma 0.5", ""]
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no run folder there"):
+        find_runs([str(tmp_path)])
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"algorithm": "dqn"')
+    with pytest.raises(UsageError, match="no run folder that can be read"):
+        read_run(tmp_path / "broken")
+    good = make_run(tmp_path / "good")
+    assert find_runs([str(tmp_path), str(good)]) == [tmp_path / "broken", good]
+    (tmp_path / RUNS_CSV).write_text("name\nx\n")
+    (tmp_path / CURVES_CSV).write_text("name,agent_step\n")
+    with pytest.raises(UsageError, match="its tables of runs cannot be read"):
+        read_tables(tmp_path)

@@ -1,0 +1,311 @@
+"""A report: planted truths are found, missing data is named, and the page holds what it says."""
+
+import base64
+import csv
+import html.parser
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from test_curves import make_run
+
+import claims
+import report
+from aggregate import Estimate
+from claims import CLAIMS, CONTRADICTED, OPEN, SUPPORTED, Measured, judge_all, verdict
+from curves import POINTS, SCORE
+from flags import PAPER_VARIANTS
+from pictures import t_interval
+from report import Args, group_runs, main, read_all
+
+DEAD = "representation/dead_kde"
+ENDS = (50, *range(100, 1001, 100))  # agent steps at which something is logged
+
+
+def make_runs(folder, algorithm, scores, games=("Breakout", "Seaquest"), seeds=3, dead=None):
+    """variant -> score at the end; seeds differ by a little; dead: variant -> (z, branch 0, 1)."""
+    for variant, score in scores.items():
+        for game in games:
+            for seed in range(seeds):
+                end = score + 0.1 * seed
+                returns = [(step, end * step / 1000) for step in ENDS]
+                measures = {}
+                for tag, share in zip(
+                    (DEAD, *claims.BRANCHES_DEAD), (dead or {}).get(variant, ()), strict=False
+                ):
+                    measures[tag] = [(step, share + 0.001 * seed) for step in ENDS]
+                name = f"{game}__{algorithm}__{variant}__s{seed}"
+                make_run(
+                    folder / name,
+                    [(step, value) for step, value in returns for _ in range(100)],
+                    algorithm=algorithm,
+                    variant=variant,
+                    game=game,
+                    measures=measures,
+                    flags={"seed": seed},
+                )
+
+
+def findings(folder):
+    """(algorithm, claim) -> finding"""
+    runs, remarks = read_all((str(folder),))
+    assert remarks == []
+    found = judge_all(group_runs(runs))
+    return {(f.setting, f.claim): f for f in found}
+
+
+def test_planted_truths_are_found(tmp_path):
+    scores = {"relu": 20.0, "tanh": 10.0, "tanh-hr": 30.0, "relu-hr": 25.0}
+    dead = {
+        "relu": (0.62,),
+        "tanh": (0.2,),
+        "tanh-hr": (0.04, 0.2, 0.2),
+        "relu-hr": (0.9, 0.6, 0.6),
+    }
+    make_runs(tmp_path, "dqn", scores, dead=dead)
+    found = findings(tmp_path)
+
+    def of(claim):
+        return found["DQN", claim].verdict
+
+    assert of("Tanh (HR) scores higher than ReLU") == SUPPORTED
+    assert of("Tanh (HR) scores higher than Tanh") == SUPPORTED
+    assert of("ReLU scores higher than Tanh") == SUPPORTED
+    assert of("ReLU (HR) scores lower than ReLU") == CONTRADICTED
+    assert of("Dead neurons in z: relu") == SUPPORTED  # 62 % where the paper has about 60
+    assert of("Dead neurons in z: tanh") == CONTRADICTED  # 20, not 40
+    assert of("Tanh (HR) has fewer dead neurons than tanh") == SUPPORTED
+    assert of("Products of tanh-hr die as independent branches predict: p^2") == SUPPORTED
+    assert of("Products of relu-hr die as independent branches predict: 2p - p^2") == CONTRADICTED
+    assert of("SELU is worse than Tanh (HR)") == OPEN
+    assert found["DQN", "SELU is worse than Tanh (HR)"].why == "no runs of selu"
+    assert of("The effective rank of tanh is higher than that of relu") == OPEN
+    line = found["DQN", "Tanh (HR) scores higher than ReLU"]
+    assert (line.games, line.seeds) == ("2", "3")
+    assert "P(tanh-hr > relu) = 1.00 (1.00 to 1.00)" in line.ours
+    assert found["PPO", "Tanh (HR) scores higher than ReLU"].why == "no complete runs"
+
+
+def test_doubling_is_judged_on_human_normalised_scores(tmp_path):
+    """Breakout: random 1.7, human 30.5. 16.1 is 0.5 and 9.0 about 0.25, so the ratio is 2."""
+    make_runs(tmp_path, "pqn", {"tanh": 5.0, "tanh-hr": 25.0}, games=("Breakout",))
+    claim = "Tanh (HR) more than doubles the median human-normalised score of Tanh"
+    line = findings(tmp_path)["PQN", claim]
+    expected = (25.1 - 1.7) / (5.1 - 1.7)
+    assert line.verdict == SUPPORTED
+    assert line.ours.startswith(f"ratio {expected:.2f} (")
+
+
+def test_few_seeds_decide_nothing(tmp_path):
+    make_runs(tmp_path, "dqn", {"relu": 20.0, "tanh-hr": 30.0}, seeds=2)
+    line = findings(tmp_path)["DQN", "Tanh (HR) scores higher than ReLU"]
+    assert line.verdict == OPEN
+    assert line.why == "fewer than 3 seeds"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.6, 0.9, SUPPORTED),
+        (0.1, 0.4, CONTRADICTED),
+        (0.4, 0.6, OPEN),
+        (np.nan, np.nan, OPEN),
+        (0.5, 0.5, SUPPORTED),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval(low, high, expected):
+    assert verdict(Measured(Estimate(0.5, low, high), "", at_least=0.5))[0] == expected
+
+
+def test_a_claim_of_a_range_is_judged_from_both_sides():
+    def of(low, high):
+        return verdict(Measured(Estimate(0.5, low, high), "", 0.3, 0.7))[0]
+
+    assert of(0.4, 0.6) == SUPPORTED
+    assert of(0.1, 0.2) == CONTRADICTED
+    assert of(0.8, 0.9) == CONTRADICTED
+    assert of(0.2, 0.6) == OPEN
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"), [("tanh", 0.12), ("sigmoid", 0.35), ("relu", 0.58)]
+)
+def test_predicted_deaths_by_counting_draws(activation, expected):
+    """Branches dead with 0.3 and 0.4; dead at either end of their range with equal chance."""
+    assert claims.predicted_dead(activation, (0.3, 0.4)) == pytest.approx(expected)
+    rng = np.random.default_rng(0)
+    dead = rng.random((2, 400_000)) < np.array([[0.3], [0.4]])
+    high = rng.random((2, 400_000)) < 0.5
+    if activation == "tanh":
+        product = dead.all(axis=0)
+    else:  # dead at 0 kills the product; a sigmoid may also be dead at 1, which does not
+        at_zero = dead & ~high if activation == "sigmoid" else dead
+        product = dead.all(axis=0) | at_zero.any(axis=0)
+    assert product.mean() == pytest.approx(expected, abs=0.005)
+
+
+def test_every_claim_is_of_variants_that_there_are():
+    for claim in CLAIMS:
+        assert set(claim.variants) <= set(PAPER_VARIANTS)
+        assert claim.algorithm in ("dqn", "ppo", "pqn")
+    named = [(claim.algorithm, claim.text) for claim in CLAIMS]
+    assert len(named) == len(set(named))
+
+
+def test_intervals_of_curves_are_students():
+    values = np.random.default_rng(0).normal(size=(4, 7))
+    mean, low, high = t_interval(values)
+    for i in range(7):
+        expected = stats.ttest_1samp(values[:, i], 0).confidence_interval()
+        assert (low[i], high[i]) == pytest.approx(expected)
+        assert mean[i] == pytest.approx(values[:, i].mean())
+    assert np.isnan(t_interval(values[:1])[1]).all()
+
+
+class Page(html.parser.HTMLParser):
+    """Texts by tag, images, and what the page loads from elsewhere."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.images, self.links, self.text, self.open = [], [], [], []
+        self.feed(path.read_text())
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "img":
+            self.images.append(attributes["src"])
+            assert attributes["alt"]
+        if tag == "a":
+            self.links.append(attributes["href"])
+        assert tag not in ("script", "link", "iframe")
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_holds_all_and_needs_nothing_else(tmp_path, monkeypatch, capsys):
+    """Two algorithms, a game without a human score, one that a variant lacks, an unfinished run."""
+    monkeypatch.chdir(tmp_path)
+    dead = {"relu": (0.6,), "tanh-hr": (0.2, 0.3, 0.4)}
+    scores = {"relu": 20.0, "tanh-hr": 30.0}
+    make_runs(tmp_path / "runs", "dqn", scores, games=("Breakout", "Adventure"), dead=dead)
+    make_runs(tmp_path / "runs", "pqn", {"tanh": 5.0}, games=("Breakout",), seeds=1)
+    make_run(
+        tmp_path / "runs" / "half", last=400, algorithm="dqn", variant="relu", flags={"seed": 9}
+    )
+    make_run(
+        tmp_path / "runs" / "pong",
+        algorithm="dqn",
+        variant="relu",
+        game="Pong",
+        flags={"env_id": "Pong"},
+    )
+    assert main(Args(("runs",))) == 0
+    assert "15 runs, 14 complete" in capsys.readouterr().out
+    out = tmp_path / "report"
+    page = Page(out / "index.html")
+    text = " ".join(page.text)
+    for told in (
+        "No complete run of tanh-hr in Pong",
+        "No human score is known for Adventure.",
+        "no: not complete",
+        "half",
+        "Tanh (HR) scores higher than ReLU",
+    ):
+        assert told in text, told
+    assert len(page.images) >= 7
+    for source in page.images:
+        assert source.startswith("data:image/svg+xml;base64,")
+        ET.fromstring(base64.b64decode(source.partition(",")[2]))
+    assert all(link.startswith("#") for link in page.links)
+    assert "http" not in re.sub(r"data:[^\"]*", "", (out / "index.html").read_text())
+    for name in (
+        "dqn_curves",
+        "dqn_representation",
+        "dqn_prediction",
+        "dqn_profiles",
+        "pqn_curves",
+    ):
+        with Image.open(out / f"{name}.png") as image:
+            assert image.size[0] > 300
+        ET.parse(out / f"{name}.svg")
+    with (out / "dqn_games.csv").open() as file:
+        rows = {(row["game"], row["variant"]): row for row in csv.DictReader(file)}
+    assert rows["Breakout", "relu"]["seeds"] == "3"
+    assert rows["Breakout", "relu"]["score"].startswith("20.1 (")
+    assert rows["Breakout", "relu"]["dead, %"].startswith("60.1 (")
+    with (out / "dqn_over_games.csv").open() as file:
+        over = list(csv.DictReader(file))
+    human = next(r for r in over if (r["scale"], r["variant"]) == ("human-normalised", "tanh-hr"))
+    assert float(human["mean"]) == pytest.approx((30.1 - 1.7) / (30.5 - 1.7))
+    assert human["games"] == "1"
+    base = next(r for r in over if (r["scale"], r["variant"]) == ("baseline-normalised", "tanh-hr"))
+    # relu's curves go from 20 * 0.05 (its lowest seed's first point) to 20.2
+    assert float(base["mean"]) == pytest.approx((30.1 - 1.0) / (20.2 - 1.0), rel=1e-4)
+
+
+def test_a_report_again_from_its_own_tables_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dead = {"relu": (0.6,), "tanh-hr": (0.2, 0.3, 0.4)}
+    make_runs(tmp_path / "runs", "ppo", {"relu": 2.0, "tanh-hr": 1.0}, dead=dead)
+    assert main(Args(("runs",), out="one")) == 0
+    assert main(Args(("one",), out="two")) == 0
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in names:
+        if not name.endswith(".png"):
+            assert (tmp_path / "one" / name).read_bytes() == (
+                tmp_path / "two" / name
+            ).read_bytes(), name
+
+
+def test_a_single_run_has_a_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "only", [(100, 2.0)])
+    assert main(Args(("runs/only",))) == 0
+    text = " ".join(Page(tmp_path / "report" / "index.html").text)
+    assert "1 runs, 1 of them complete" in text
+
+
+def test_runs_without_any_game_that_ended(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "none", [])
+    assert main(Args(("runs",))) == 0
+
+
+def test_of_two_equal_runs_the_newest_complete_one_counts(tmp_path):
+    make_run(tmp_path / "old", [(100, 1.0)], started="2025")
+    make_run(tmp_path / "new", [(100, 2.0)], started="2026")
+    make_run(tmp_path / "newest", [(100, 3.0)], started="2027", last=10)
+    runs, remarks = read_all((str(tmp_path),))
+    assert [run.name for run in runs] == ["new"]
+    assert runs[0].measures[SCORE][POINTS - 1] == 2.0
+    assert len(remarks) == 2
+
+
+def test_a_broken_run_is_named_and_the_others_count(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "good")
+    (tmp_path / "runs" / "bad").mkdir()
+    (tmp_path / "runs" / "bad" / "config.json").write_text("{")
+    assert main(Args(("runs",))) == 0
+    assert "left out: runs/bad is no run folder" in capsys.readouterr().out
+    assert "runs/bad is no run folder" in (tmp_path / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "no runs: name their folders, such as runs"),
+        (["nowhere"], "nowhere: no run folder there"),
+        (["/", "--out", "/dev/null/x"], "--out /dev/null/x"),
+        (["nowhere", "--baseline", "rleu"], "unknown variant 'rleu'"),
+        (["--outt", "x"], "did you mean --out"),
+    ],
+)
+def test_bad_input_is_refused(flags, message, refused):
+    refused(report, flags, message)
