@@ -1,0 +1,151 @@
+"""Playing a checkpoint: scores against a plain loop over single games; the GIF shows that game."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TIMEOUT
+from interruptions import start
+from PIL import Image
+
+import evaluate
+from atari import AtariEnvs
+from evaluate import Chooser, load, play, summary
+
+TINY = ("--latent-dim", 32, "--metrics-samples", 512, "--device", "cpu", "--env-threads", 1)
+ROLLOUT = ("--num-envs", 4, "--num-steps", 16, "--num-minibatches", 4, "--total-timesteps", 64)
+RUNS = {
+    "dqn": ("--total-timesteps", 520, "--learning-starts", 480, "--buffer-size", 1000),
+    "ppo": (*ROLLOUT, "--sticky-actions", 0.25, "--env-id", "Pong"),
+    "pqn": (*ROLLOUT, "--precision", "bf16"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a short run of each algorithm."""
+    processes = {}
+    for algorithm, flags in RUNS.items():
+        cwd = tmp_path_factory.mktemp(algorithm)
+        processes[algorithm] = cwd, start(algorithm, (*flags, *TINY), cwd)
+    folders = {}
+    for algorithm, (cwd, process) in processes.items():
+        _, err = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, err
+        (folders[algorithm],) = (cwd / "runs").iterdir()
+    return folders
+
+
+@pytest.mark.parametrize("algorithm", RUNS)
+def test_every_game_is_that_of_its_seed_played_alone(algorithm, trained):
+    """One game after the other, by the weights in model.pt."""
+    args = evaluate.Args(str(trained[algorithm]), games=2, seed=50)
+    player = load(trained[algorithm], torch.device("cpu"))
+    weights = torch.load(trained[algorithm] / "model.pt", weights_only=True)
+    assert player.step == {"dqn": 520, "ppo": 64, "pqn": 64}[algorithm]
+    player.network.load_state_dict({name: 0 * weight for name, weight in weights.items()})
+    player.network.load_state_dict(weights)
+    played = play(player, Chooser(player, args, torch.device("cpu")), args)
+    for i in range(2):
+        sticky = player.flags.sticky_actions
+        envs = AtariEnvs(player.flags.env_id, 1, 50 + i, sticky_actions=sticky)
+        obs, _ = envs.reset()
+        score = length = 0
+        while True:
+            with torch.no_grad():
+                out = player.network(torch.from_numpy(obs))
+            out = out[0] if algorithm == "ppo" else out
+            obs, _, _, _, infos = envs.step(out.argmax(dim=1).numpy())
+            length += 1
+            if "episode" in infos:
+                score = infos["episode"]["r"][0]
+                break
+        envs.close()
+        assert (score, length) == (played.scores[i], played.lengths[i])
+        assert len(played.actions[i]) == length
+
+
+def test_random_play_and_drawn_actions_have_their_shares(trained):
+    device = torch.device("cpu")
+    player = load(trained["ppo"], device)
+    obs = np.random.default_rng(0).integers(256, size=(600, 4, 84, 84), dtype=np.uint8)[:1]
+    obs = np.repeat(obs, 600, axis=0)
+    with torch.no_grad():
+        probabilities = player.network(torch.from_numpy(obs[:1]))[0].softmax(dim=1)[0].numpy()
+    greedy, _ = Chooser(player, evaluate.Args("", epsilon=0.0), device)(obs)
+    assert set(greedy) == {probabilities.argmax()}
+    drawn, values = Chooser(player, evaluate.Args("", sample=True), device)(obs)
+    shares = np.bincount(drawn, minlength=6) / 600
+    assert np.abs(shares - probabilities).max() < 0.08
+    assert values.shape == (600,)
+    half, _ = Chooser(player, evaluate.Args("", epsilon=0.6), device)(obs)
+    assert np.mean(half == probabilities.argmax()) == pytest.approx(0.4 + 0.6 / 6, abs=0.08)
+
+
+def test_summary_is_scipys_and_humans():
+    scores = np.array([3.0, 5.0, 10.0])
+    played = evaluate.Played(scores, np.array([10, 20, 30]), [])
+    found = summary(played, "Breakout")
+    from scipy import stats
+
+    interval = stats.ttest_1samp(scores, 0).confidence_interval()
+    assert found["mean"] == 6
+    assert found["interval"] == pytest.approx(interval)
+    assert found["human_normalised"] == pytest.approx((6 - 1.7) / (30.5 - 1.7))
+    assert "human_normalised" not in summary(played, "Adventure")
+    single = evaluate.Played(scores[:1], np.array([10]), [])
+    assert summary(single, "Breakout")["interval"] is None
+
+
+def test_from_the_command_line_with_the_best_game_to_see(trained, script, tmp_path):
+    algorithm = "pqn"
+    flags = ("--games", 2, "--gif", "best.gif", "--epsilon", 0.1, "--device", "cpu")
+    done = script("evaluate.py", trained[algorithm], *flags)
+    record = json.loads((trained[algorithm] / "evaluation.json").read_text())
+    assert f"mean score {record['mean']:.1f} (95 %: " in done.stdout
+    assert len(record["scores"]) == 2
+    assert record["flags"]["epsilon"] == 0.1
+    with Image.open(tmp_path / "best.gif") as image:
+        assert 1 < image.n_frames <= evaluate.MOST_FRAMES
+        assert image.size[0] > image.size[1] > 252
+    script("evaluate.py", trained[algorithm], "--games", 2, "--epsilon", 0.1, "--device", "cpu")
+    again = json.loads((trained[algorithm] / "evaluation.json").read_text())
+    assert again["scores"] == record["scores"]
+
+
+def test_dead_units_are_crossed_out_and_live_ones_are_not():
+    z = np.zeros((3, 40), np.float32)
+    z[:, 0], z[0, 1], z[1, 1] = 1.0, 1.0, -1.0
+    dead = np.zeros(40, bool)
+    dead[0] = True
+    panels = evaluate.unit_panels(z, dead)
+    assert panels.shape == (3, 16, 256, 3)
+    cell = evaluate.CELL
+    assert (panels[0, 0, 0] == [200, 40, 30]).all()  # strongest positive: red
+    assert (panels[1, 0, cell] == [30, 70, 200]).all()  # strongest negative: blue
+    assert (panels[2, 0, cell] == 255).all()  # 0: white
+    assert (panels[0, 3, 3] == 90).all()  # crossed out
+    assert (panels[0, 3, cell + 3] == [200, 40, 30]).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["nowhere"], "nowhere: there is no such folder"),
+        ([], "required|missing|run"),
+        (["nowhere", "--games", "0"], "--games must be between 1 and 1024, not 0"),
+        (["nowhere", "--epsilon", "2"], r"--epsilon must be in \[0, 1\], not 2"),
+        (["nowhere", "--gif", "best.mp4"], "--gif best.mp4 must end in .gif"),
+        (["nowhere", "--gif", "no/best.gif"], "there is no folder no"),
+        (["nowhere", "--device", "tpu"], "unknown --device 'tpu'"),
+    ],
+)
+def test_bad_input_is_refused(flags, message, refused):
+    refused(evaluate, flags, message)
+
+
+def test_drawing_from_a_policy_is_for_ppo(trained, refused):
+    refused(
+        evaluate, [str(trained["dqn"]), "--sample"], "--sample is for PPO; this is a run of dqn"
+    )
