@@ -1,6 +1,8 @@
 # On a machine with only python3 (3.11 or newer), venv and make:
 #   make train   make the environment and train, or go on with the unfinished run of these flags;
 #                ALGO= and ARGS= pass through
+#   make sweep   make the environment and train many runs by name: ARGS="--variants relu tanh-hr"
+#   make report  make the environment and write the page of the runs in ARGS (runs/)
 #   make demo    make the environment and check what needs no game, in a minute
 #   make test    make the environment and pass the tests
 #   make bench   make the environment and measure speed against this machine's own limit
@@ -10,7 +12,7 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train algo demo bench test soak lint format board clean
+.PHONY: train algo sweep report demo bench test soak lint format board clean
 
 train: algo $(VENV)/.installed
 	@$(RUN) $(ALGO)_atari.py --resume auto $(ARGS)
@@ -18,6 +20,12 @@ train: algo $(VENV)/.installed
 algo:
 	@test -f $(ALGO)_atari.py || { \
 		echo "make: error: unknown ALGO=$(ALGO): choose one of" *_atari.py | sed 's/_atari.py//g' >&2; exit 2; }
+
+sweep: $(VENV)/.installed
+	@$(RUN) sweep.py $(ARGS)
+
+report: $(VENV)/.installed
+	@$(RUN) report.py $(or $(ARGS),runs)
 
 demo: $(VENV)/.installed
 	@$(RUN) regression_demo.py $(ARGS)

@@ -24,14 +24,16 @@ COLUMNS = ("game", "algorithm", "variant", "precision", "seed", "commit", "agent
 
 
 def rows_of(run: Path) -> list[tuple]:
-    """The curve of a run at 100 evenly spaced steps, to its end."""
+    """The curve of a run at 100 evenly spaced steps, to its end. ValueError if it has none yet."""
     config = json.loads((run / "config.json").read_text())
     log = EventAccumulator(str(run), size_guidance={"scalars": 0})
     log.Reload()
+    if TAG not in log.Tags()["scalars"]:
+        raise ValueError(f"{run}: no game has ended yet; finish the run first")
     steps, values = np.array([(event.step, event.value) for event in log.Scalars(TAG)]).T
     at = np.linspace(0, config["flags"]["total_timesteps"], 101)[1:]
     if steps[-1] < at[-2]:
-        raise ValueError(f"{run} has not finished")
+        raise ValueError(f"{run} has not finished; finish it first: --resume {run}")
     named = (config["game"], config["algorithm"], config["variant"], config["flags"]["precision"])
     about = (*named, config["flags"]["seed"], config["git_commit"])
     # Before the first game has ended there is no score: its first value stands for it.
@@ -94,4 +96,8 @@ if __name__ == "__main__":
     if problem:
         print(f"precision.py: error: {problem}", file=sys.stderr)
         sys.exit(2)
-    main(Path(sys.argv[1]), sources)
+    try:
+        main(Path(sys.argv[1]), sources)
+    except ValueError as error:
+        print(f"precision.py: error: {error}", file=sys.stderr)
+        sys.exit(2)

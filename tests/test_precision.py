@@ -1,0 +1,53 @@
+"""fp32 against bf16: areas and their interval, from run folders with known curves."""
+
+import csv
+
+import pytest
+from scipy import stats
+from test_curves import make_run
+
+
+def runs_of(folder, precision, ends):
+    """Scores that rise evenly to these ends: their mean over 100 points is 0.505 of the end."""
+    made = []
+    for seed, end in enumerate(ends):
+        points = [(step, end * step / 1000) for step in range(10, 1001, 10)]
+        flags = {"precision": precision, "seed": seed}
+        measures = {"charts/mean_return_100": points}
+        name = f"{precision}-{seed}"
+        made.append(make_run(folder / name, [], flags=flags, measures=measures, git_commit="abc"))
+    return made
+
+
+def test_areas_and_their_difference(tmp_path, script):
+    fp32, bf16 = [10.0, 12.0, 11.0], [9.0, 13.0, 12.5]
+    folders = runs_of(tmp_path, "fp32", fp32) + runs_of(tmp_path, "bf16", bf16)
+    done = script("results/precision.py", "out", *folders)
+    areas = [[0.505 * end for end in ends] for ends in (bf16, fp32)]
+    low, high = stats.ttest_ind(*areas, equal_var=False).confidence_interval()
+    difference = sum(areas[0]) / 3 - sum(areas[1]) / 3
+    assert f"| {difference:+.2f} ({low:+.2f} to {high:+.2f}) |" in done.stdout
+    assert "| pqn | 3 and 3 | 5.05 6.06 5.55 |" in done.stdout
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 * 100
+    again = script("results/precision.py", "again", "out.csv")
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"last": 300}, "has not finished; finish it first"),
+        ({"measures": {}}, "no game has ended yet"),
+    ],
+)
+def test_a_run_that_has_not_finished_is_refused(more, message, tmp_path, script):
+    measures = {"charts/mean_return_100": [(100, 1.0), (300, 2.0)]}
+    folder = make_run(tmp_path / "run", **({"measures": measures, "git_commit": "a"} | more))
+    done = script("results/precision.py", "out", folder, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.csv").exists()
