@@ -147,3 +147,38 @@ def test_where_nothing_can_be_drawn_there_is_no_interval():
     ):
         assert np.isnan([found.low, found.high]).all()
     assert np.isnan(performance_profile(single, np.array([0.0]))[1:]).all()
+
+
+# rliable 1.2.0 (arch 7.2.0) of these scores, columns are games: 50,000 draws for the aggregates,
+# 20,000 for the others; its own bootstrap, stratified by games.
+RUNS_X = np.array(
+    [[1, 10, 0.5, 3], [4, -3, 0.25, 3.5], [2.5, 6, 7, 9], [3, 8, 8, 1], [0.5, 2, 1.5, 2]]
+)
+RUNS_Y = np.array([[2, -1, 0.5, 4], [2, 10, 9, 2], [3, 1, 1, 3], [1, 0, 2.5, 0.5]])
+RLIABLE = {
+    "median": (3.575, 1.925, 5.05),
+    "IQM": (2.85, 1.6, 4.85125),
+    "mean": (3.4875, 2.0625, 4.8875),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_aggregates_are_rliables(name):
+    found = estimate(list(RUNS_X.T), STATISTICS[name], repeats=50_000)
+    assert found.value == pytest.approx(RLIABLE[name][0])
+    # Ends of two bootstraps: each has its own draws.
+    assert found[1:] == pytest.approx(RLIABLE[name][1:], abs=0.06)
+
+
+def test_probability_of_improvement_is_rliables():
+    found = probability_of_improvement(list(RUNS_X.T), list(RUNS_Y.T), repeats=20_000)
+    assert found.value == pytest.approx(0.55)
+    assert found[1:] == pytest.approx((0.35, 0.75), abs=0.02)
+
+
+def test_performance_profile_is_rliables():
+    thresholds = np.array([0.0, 1, 2, 3, 5, 8])
+    share, low, high = performance_profile(list(RUNS_X.T), thresholds, repeats=20_000)
+    assert share == pytest.approx([0.95, 0.7, 0.55, 0.4, 0.3, 0.1])
+    assert low == pytest.approx([0.85, 0.5, 0.35, 0.2, 0.15, 0.0], abs=0.051)
+    assert high == pytest.approx([1.0, 0.9, 0.75, 0.6, 0.45, 0.25], abs=0.051)
