@@ -29,6 +29,7 @@ figcaption { color: var(--quiet); font-size: 0.9rem; max-width: 46rem; }
 .supported { color: #00663a; font-weight: 600; }
 .contradicted { color: #a01c1c; font-weight: 600; }
 .open { color: var(--quiet); }
+td:last-child { white-space: nowrap; }
 @media (max-width: 40rem) { body { font-size: 15px; } table { font-size: 0.8rem; } }
 """
 

@@ -67,13 +67,13 @@ def _grid(count: int, width: float = 4.2, height: float = 3.0):
 
 
 def _legend(figure: Figure, panels):
-    """One for all panels, below them."""
+    """One for all panels, above them."""
     handles = {}
     for axes in panels:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
         figure.legend(
-            handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 6)
+            handles.values(), handles, loc="outside upper center", ncols=min(len(handles), 6)
         )
 
 
@@ -86,7 +86,8 @@ def _lines(axes, group: Group, game: str, tag: str, variants: list[str], **style
         steps, line = runs[0].steps, color(variant, group.variants)
         label = f"{variant} ({len(runs)})" if "label" not in style else style["label"]
         axes.plot(steps, middle, color=line, **({"label": label} | style))
-        axes.fill_between(steps, low, high, color=line, alpha=0.15, lw=0)
+        if "ls" not in style:
+            axes.fill_between(steps, low, high, color=line, alpha=0.15, lw=0)
     axes.xaxis.set_major_formatter(EngFormatter())
 
 

@@ -54,7 +54,7 @@ CLASSES = {SUPPORTED: "supported", CONTRADICTED: "contradicted", OPEN: "open"}
 CAPTIONS = {
     "curves": "Mean raw return of the newest 100 games; line: mean over seeds, band: 95 % interval "
     "(Student's t over seeds; none with one seed).",
-    "representation": "z solid, its branches dotted; means over seeds, bands as above. dead: v1's "
+    "representation": "z solid, its branches dotted; means over seeds, bands of z as above. dead: v1's "
     "density test; saturated: beyond 0.99 on 99 % of the samples.",
     "efficiency": "Interquartile mean over all runs and games, 95 % interval by stratified "
     "bootstrap.",
@@ -246,8 +246,8 @@ def remarks_on(group: Group) -> list[str]:
     return found
 
 
-def group_section(group: Group, name: str, figures: dict, args: Args) -> tuple:
-    """(anchor, heading, parts) of the page."""
+def group_section(group: Group, name: str, drawn: dict[str, bytes], args: Args) -> tuple:
+    """(anchor, heading, parts) of the page; drawn: figures as SVG."""
     parts = [
         paragraph(
             f"{len(group.runs)} runs of {group.total:,} agent steps, {len(group.games)} games, "
@@ -257,8 +257,8 @@ def group_section(group: Group, name: str, figures: dict, args: Args) -> tuple:
     parts += [paragraph(remark) for remark in remarks_on(group)]
 
     def show(which: str):
-        if which in figures:
-            parts.append(picture(svg(figures[which]), CAPTIONS[which]))
+        if which in drawn:
+            parts.append(picture(drawn[which], CAPTIONS[which]))
 
     parts.append("<h3>Scores</h3>")
     show("curves")
@@ -275,7 +275,7 @@ def group_section(group: Group, name: str, figures: dict, args: Args) -> tuple:
         )
     for which in ("efficiency", "profiles", "improvement"):
         show(which)
-    if "representation" in figures:
+    if "representation" in drawn:
         parts.append("<h3>Representation</h3>")
         show("representation")
     if rows := prediction_rows(group):
@@ -286,19 +286,20 @@ def group_section(group: Group, name: str, figures: dict, args: Args) -> tuple:
 
 
 def claim_rows(findings: list[Finding]) -> list[dict]:
+    """Those with something to show first."""
     return [
         {
             "claim": f.claim,
-            "source": f.source,
-            "of": f.setting,
-            "the paper's number": f.paper,
-            "here": f.ours,
             "verdict": f.verdict,
-            "why": f.why,
+            "here": f.ours,
+            "the paper's number": f.paper,
+            "of": f.setting,
             "games": f.games,
             "seeds": f.seeds,
+            "why": f.why,
+            "source": f.source,
         }
-        for f in findings
+        for f in sorted(findings, key=lambda f: (f.verdict == OPEN, f.ours == ""))
     ]
 
 
@@ -312,11 +313,12 @@ def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: A
     sections.append(("claims", "The paper's claims", claims_part(findings)))
     for group in groups:
         name = re.sub(r"[^a-z0-9.]+", "-", group.title.lower())[:60].strip("-")
-        figures = all_figures(group, args.first)
-        for which, figure in figures.items():
+        drawn = {}
+        for which, figure in all_figures(group, args.first).items():
             FigureCanvasAgg(figure)
             figure.savefig(folder / f"{name}_{which}.png", dpi=110)
-            (folder / f"{name}_{which}.svg").write_bytes(svg(figure))
+            drawn[which] = svg(figure)
+            (folder / f"{name}_{which}.svg").write_bytes(drawn[which])
         for which, rows in (
             ("games", game_rows(group)),
             ("over_games", aggregate_rows(group, args.baseline)),
@@ -325,7 +327,7 @@ def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: A
         ):
             if rows:
                 tables[f"{name}_{which}.csv"] = as_columns(rows)
-        sections.append(group_section(group, name, figures, args))
+        sections.append(group_section(group, name, drawn, args))
     sections.append(("runs", "Runs", [table(run_rows(runs))]))
     for name, rows in tables.items():
         write_csv(folder / name, rows)
