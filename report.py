@@ -54,8 +54,8 @@ CLASSES = {SUPPORTED: "supported", CONTRADICTED: "contradicted", OPEN: "open"}
 CAPTIONS = {
     "curves": "Mean raw return of the newest 100 games; line: mean over seeds, band: 95 % interval "
     "(Student's t over seeds; none with one seed).",
-    "representation": "z solid, its branches dotted; means over seeds, bands of z as above. dead: v1's "
-    "density test; saturated: beyond 0.99 on 99 % of the samples.",
+    "representation": "z solid, its branches dotted; means over seeds, bands of z as above. "
+    "dead: v1's density test; saturated: beyond 0.99 on 99 % of the samples.",
     "efficiency": "Interquartile mean over all runs and games, 95 % interval by stratified "
     "bootstrap.",
     "profiles": "Higher is better; bands: 95 % intervals by stratified bootstrap.",

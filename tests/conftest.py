@@ -1,5 +1,6 @@
 """What several tests need: running a script as a user does, and reading its event file back."""
 
+import importlib
 import itertools
 import os
 import re
@@ -35,6 +36,25 @@ def script(tmp_path):
         done = subprocess.run(
             command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=TIMEOUT, **popen
         )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture
+def in_process(tmp_path, monkeypatch, capfd):
+    """The same as `script` in this process, which has everything imported: on the CPU."""
+
+    def call(name, *flags, check=True):
+        module = importlib.import_module(name.removesuffix(".py"))
+        command = [name, "--device", "cpu", *map(str, flags)]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", command)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            launch(module.main, module.Args)
+        done = subprocess.CompletedProcess(command, exit_.value.code, *capfd.readouterr())
         assert not check or done.returncode == 0, done.stderr
         return done
 

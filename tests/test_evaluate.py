@@ -98,7 +98,7 @@ def test_summary_is_scipys_and_humans():
     assert summary(single, "Breakout")["interval"] is None
 
 
-def test_from_the_command_line_with_the_best_game_to_see(trained, script, tmp_path):
+def test_from_the_command_line_with_the_best_game_to_see(trained, script, in_process, tmp_path):
     algorithm = "pqn"
     flags = ("--games", 2, "--gif", "best.gif", "--epsilon", 0.1, "--device", "cpu")
     done = script("evaluate.py", trained[algorithm], *flags)
@@ -109,7 +109,7 @@ def test_from_the_command_line_with_the_best_game_to_see(trained, script, tmp_pa
     with Image.open(tmp_path / "best.gif") as image:
         assert 1 < image.n_frames <= evaluate.MOST_FRAMES
         assert image.size[0] > image.size[1] > 252
-    script("evaluate.py", trained[algorithm], "--games", 2, "--epsilon", 0.1, "--device", "cpu")
+    in_process("evaluate.py", trained[algorithm], "--games", 2, "--epsilon", 0.1)
     again = json.loads((trained[algorithm] / "evaluation.json").read_text())
     assert again["scores"] == record["scores"]
 

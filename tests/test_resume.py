@@ -56,11 +56,10 @@ def uninterrupted(tmp_path_factory):
     ("algorithm", "number"), [("dqn", "SIGTERM"), ("ppo", "SIGUSR1"), ("pqn", "SIGINT")]
 )
 def test_interrupted_runs_are_the_uninterrupted_run(algorithm, number, uninterrupted, tmp_path):
-    breaks = (signal.Signals[number], "writing", signal.SIGKILL)
+    breaks = (signal.Signals[number], "writing")
     flags = (*RUNS[algorithm], *SMALL)
     folder, counts = run_with_breaks(algorithm, flags, tmp_path, breaks, 1, 0.5, damage=True)
     assert counts[number] == 1
-    assert counts.total() >= 2
     assert differences(uninterrupted(algorithm), folder, **MEMORY[algorithm]) == []
 
 

@@ -204,8 +204,8 @@ def test_play_stores_what_the_games_did(algorithm):
         (("--combine", "sum", "--env-id", "ALE/Pong-v5"), "tanh-sum"),
     ],
 )
-def test_a_whole_run_of_three_variants(flags, variant, algorithm, script, only_run):
-    done = script(f"{algorithm}_atari.py", *SHORT[algorithm], *flags)
+def test_a_whole_run_of_three_variants(flags, variant, algorithm, in_process, only_run):
+    done = in_process(f"{algorithm}_atari.py", *SHORT[algorithm], *flags)
     run = only_run()
     game = "Pong" if "ALE/Pong-v5" in flags else "Breakout"
     assert re.fullmatch(rf"{game}__{algorithm}__{variant}__s1__\d{{8}}-\d{{6}}", run.name)
@@ -220,9 +220,9 @@ def test_a_whole_run_of_three_variants(flags, variant, algorithm, script, only_r
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
-def test_same_seed_same_weights(algorithm, script, only_run):
+def test_same_seed_same_weights(algorithm, script, in_process, only_run):
     script(f"{algorithm}_atari.py", *SHORT[algorithm], "--runs-dir", "a")
-    script(f"{algorithm}_atari.py", *SHORT[algorithm], "--runs-dir", "b", "--env-threads", 1)
+    in_process(f"{algorithm}_atari.py", *SHORT[algorithm], "--runs-dir", "b", "--env-threads", 1)
     first, second = (
         torch.load(only_run(name) / "model.pt", weights_only=True) for name in ("a", "b")
     )
@@ -234,8 +234,8 @@ def test_same_seed_same_weights(algorithm, script, only_run):
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
-def test_learning_rate_0_changes_nothing(algorithm, script, only_run):
-    script(f"{algorithm}_atari.py", *SHORT[algorithm], "--learning-rate", 0, "--seed", 7)
+def test_learning_rate_0_changes_nothing(algorithm, in_process, only_run):
+    in_process(f"{algorithm}_atari.py", *SHORT[algorithm], "--learning-rate", 0, "--seed", 7)
     weights = torch.load(only_run() / "model.pt", weights_only=True)
     torch.manual_seed(7)
     fresh = NETWORKS[algorithm](4, SCRIPTS[algorithm].Args()).state_dict()
@@ -272,8 +272,8 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
-def test_what_lands_in_the_event_file(algorithm, script, only_run, events):
-    script(
+def test_what_lands_in_the_event_file(algorithm, in_process, only_run, events):
+    in_process(
         *(f"{algorithm}_atari.py", "--total-timesteps", 2_000, "--num-envs", 8, "--num-steps", 64),
         *("--num-minibatches", 4, "--update-epochs", 1, "--metrics-every", 500, "--anneal-lr"),
         *("--metrics-samples", 700, "--latent-dim", 64, "--learning-rate", 1e-4),
@@ -454,8 +454,8 @@ def test_bf16_is_near_fp32_and_not_equal(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
-def test_a_diverged_run_says_so_in_one_line(algorithm, script):
-    done = script(
+def test_a_diverged_run_says_so_in_one_line(algorithm, in_process):
+    done = in_process(
         *(f"{algorithm}_atari.py", *ROLLOUT, "--total-timesteps", 1_024, "--learning-rate", 1e17),
         *("--metrics-samples", 512, "--metrics-every", 512, "--max-grad-norm", 1e9),
         *("--activation", "relu", "--branches", 1, "--latent-dim", 8),
