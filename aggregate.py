@@ -134,17 +134,52 @@ def probability_of_improvement(
     return Estimate(value, *interval(np.mean(drawn, axis=0)))
 
 
-def difference(ours: Scores, theirs: Scores, repeats: int = REPEATS, seed: int = 0) -> Estimate:
-    """Mean over games of (mean of ours - mean of theirs); any unit that the games share."""
+def improvement_p(ours: Scores, theirs: Scores, repeats: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p of `probability_of_improvement` being 0.5: labels drawn anew within each game.
 
-    def means(scores: Scores, seed: int) -> np.ndarray:
-        games = np.repeat(np.arange(len(scores)), [len(game) for game in scores])
-        return mean(resampled(scores, repeats, seed), games)
+    A permutation test: it is right for any number of seeds, where a bootstrap of few is too narrow.
+    """
+    rng = np.random.default_rng(seed)
+    drawn, seen = np.zeros(repeats), 0.0
+    for x, y in zip(ours, theirs, strict=True):
+        ranks = stats.rankdata(np.concatenate([x, y]))
+        centre = len(x) * (len(x) + len(y) + 1) / 2
+        weight = 1 / (len(x) * len(y))
+        seen += weight * (ranks[: len(x)].sum() - centre)
+        shuffled = rng.permuted(np.tile(ranks, (repeats, 1)), axis=1)
+        drawn += weight * (shuffled[:, : len(x)].sum(axis=1) - centre)
+    as_far = np.abs(drawn) >= abs(seen) - 1e-9
+    return float((1 + as_far.sum()) / (1 + repeats))
 
-    value = float(np.mean([x.mean() - y.mean() for x, y in zip(ours, theirs, strict=True)]))
-    if _nothing_to_draw(ours, theirs):
-        return Estimate(value, np.nan, np.nan)
-    return Estimate(value, *interval(means(ours, seed) - means(theirs, seed + 1)))
+
+def mean_over_games(scores: Scores) -> Estimate:
+    """Mean over games of the mean over seeds, with Student's interval over the seeds.
+
+    Games may have unequal spreads: degrees of freedom by Welch and Satterthwaite. (nan, nan) where
+    a game has one seed.
+    """
+    return _student(scores, [1.0] * len(scores))
+
+
+def difference(ours: Scores, theirs: Scores) -> Estimate:
+    """Mean over games of (mean of ours - mean of theirs), with Welch's interval over the seeds."""
+    return _student([*ours, *theirs], [1.0] * len(ours) + [-1.0] * len(theirs), len(ours))
+
+
+def _student(scores: Scores, signs: list[float], games: int | None = None) -> Estimate:
+    """The sum of sign times mean, over the number of games."""
+    games = games or len(scores)
+    value = sum(sign * of.mean() for sign, of in zip(signs, scores, strict=True)) / games
+    if any(len(of) < 2 for of in scores):
+        return Estimate(float(value), np.nan, np.nan)
+    parts = np.array([of.var(ddof=1) / len(of) for of in scores]) / games**2
+    if parts.sum() == 0:
+        return Estimate(float(value), float(value), float(value))
+    freedom = parts.sum() ** 2 / sum(
+        part**2 / (len(of) - 1) for part, of in zip(parts, scores, strict=True)
+    )
+    half = stats.t.ppf(0.5 + LEVEL / 2, freedom) * np.sqrt(parts.sum())
+    return Estimate(float(value), float(value - half), float(value + half))
 
 
 def ratio_of_medians(

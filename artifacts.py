@@ -30,7 +30,7 @@ def as_text(rows: list[dict]) -> str:
 
 
 def write_csv(path: Path, rows: list[dict]):
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -56,6 +56,7 @@ class Recorded:
     flags: dict
     steps: np.ndarray  # (points,)
     measures: dict[str, np.ndarray] = field(repr=False)  # name -> (points,)
+    whole: bool = True  # whether none of its event files is damaged or cut off
     setting: str = ""  # the flags in which it differs from others of its algorithm
 
     @property
@@ -81,8 +82,12 @@ def newest(curve: Curve, steps: np.ndarray) -> np.ndarray:
     return np.where(index >= 0, curve.values[np.maximum(index, 0)], np.nan)
 
 
+class CutOff(Exception):
+    """An event file has a record that is not whole; what came before it has been given."""
+
+
 def events(path: Path) -> Iterator[Event]:
-    """The records of an event file, up to the first that is cut off or damaged.
+    """The records of an event file, up to the first that is cut off or damaged: then CutOff.
 
     A record is its length (uint64), a checksum of that, the event, a checksum of it. The checksums
     are not looked at: they would take longer than all the rest.
@@ -92,34 +97,39 @@ def events(path: Path) -> Iterator[Event]:
     while at + 12 <= len(content):
         (length,) = struct.unpack_from("<Q", content, at)
         if at + 16 + length > len(content):
-            return
+            raise CutOff
         try:
             yield Event.FromString(content[at + 12 : at + 12 + length].tobytes())
         except DecodeError:
-            return
+            raise CutOff from None
         at += 16 + length
+    if at < len(content):
+        raise CutOff
 
 
-def scalars(folder: Path) -> dict[str, Curve]:
-    """Every scalar of a run folder, by tag."""
-    points = defaultdict(lambda: ([], []))
+def scalars(folder: Path) -> tuple[dict[str, Curve], bool]:
+    """Every scalar of a run folder, by tag, and whether all of its files are whole."""
+    points, whole = defaultdict(lambda: ([], [])), True
     for path in sorted(folder.glob(FILES)):
-        for event in events(path):
-            if event.HasField("session_log"):
-                if event.session_log.status == SessionLog.START:
-                    _forget(points, event.step)
-                continue
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    steps, values = points[value.tag]
-                    steps.append(event.step)
-                    values.append(value.simple_value)
+        try:
+            for event in events(path):
+                if event.HasField("session_log"):
+                    if event.session_log.status == SessionLog.START:
+                        _forget(points, event.step)
+                    continue
+                for value in event.summary.value:
+                    if value.HasField("simple_value"):
+                        steps, values = points[value.tag]
+                        steps.append(event.step)
+                        values.append(value.simple_value)
+        except CutOff:
+            whole = False
     curves = {}
     for tag, (steps, values) in points.items():
         order = np.argsort(steps, kind="stable")
         if len(order):
             curves[tag] = Curve(np.array(steps)[order], np.array(values)[order])
-    return curves
+    return curves, whole
 
 
 def _forget(points: dict, step: int):
@@ -144,7 +154,7 @@ def read_run(folder: Path) -> Recorded:
         commit = (config.get("git_commit") or "unknown")[:10]
         commit += "+ changes" * bool(config.get("git_has_changes"))
         own = [str(config[name]) for name in ("algorithm", "game", "variant")]
-        curves = scalars(folder)
+        curves, whole = scalars(folder)
         last = max((int(curve.steps[-1]) for curve in curves.values()), default=0)
         steps = np.linspace(0, total, POINTS + 1)[1:].astype(int)
         measures = {
@@ -157,10 +167,12 @@ def read_run(folder: Path) -> Recorded:
             values[steps > last + 0.01 * total] = np.nan
             measures[name] = np.array([float(as_text(value)) for value in values])
         seed, started = int(flags["seed"]), str(config["started"])
-        return Recorded(
+        run = Recorded(
             folder.name, *own, seed, total, last, commit, started, flags, steps, measures
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        run.whole = whole
+        return run
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"{folder} is no run folder that can be read ({what})") from None
 
@@ -180,6 +192,7 @@ def find_runs(paths: list[str]) -> list[Path]:
         inside = [path] if (path / "config.json").is_file() or is_source(path) else []
         with contextlib.suppress(OSError):
             inside += sorted(config.parent for config in path.glob("*/config.json"))
+            inside += sorted(table.parent for table in path.glob(f"*/{RUNS_CSV}"))
         if not inside:
             raise UsageError(f"{path}: no run folder there (one has config.json), nor below it")
         found |= dict.fromkeys(inside)
@@ -221,12 +234,12 @@ def table_rows(runs: list[Recorded]) -> tuple[list[dict], list[dict]]:
 def read_tables(folder: Path) -> list[Recorded]:
     """The runs of `table_rows`. UsageError if they are not whole."""
     try:
-        with (folder / CURVES_CSV).open(newline="") as file:
+        with (folder / CURVES_CSV).open(newline="", encoding="utf-8") as file:
             points = defaultdict(list)
             for row in csv.DictReader(file):
                 points[row.pop("name")].append({name: float(cell) for name, cell in row.items()})
         found = []
-        with (folder / RUNS_CSV).open(newline="") as file:
+        with (folder / RUNS_CSV).open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 flags = {
                     name.removeprefix("flag_"): json.loads(row.pop(name))
@@ -237,11 +250,13 @@ def read_tables(folder: Path) -> list[Recorded]:
                 own = points[row["name"]]
                 columns = {name: np.array([point[name] for point in own]) for name in own[0]}
                 steps = columns.pop("agent_step").astype(int)
+                if len(own) != POINTS or steps[-1] != numbers["total"]:
+                    raise ValueError(f"{row['name']} has {len(own)} points, not {POINTS}")
                 measures = {n: v for n, v in columns.items() if not np.isnan(v).all()}
                 found.append(
                     Recorded(**row, **numbers, flags=flags, steps=steps, measures=measures)
                 )
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"{folder}: its tables of runs cannot be read ({what})") from None
     return found
@@ -255,9 +270,10 @@ def name_settings(runs: list[Recorded]):
     for algorithm in {run.algorithm for run in runs}:
         own = [run for run in runs if run.algorithm == algorithm]
         values = defaultdict(set)
+        names = {name for run in own for name in run.flags} - set(NAMED)
         for run in own:
-            for name in run.flags.keys() - set(NAMED):
-                values[name].add(repr(run.flags[name]))
+            for name in names:  # one that is not there, as it was not yet, counts as None
+                values[name].add(repr(run.flags.get(name)))
         differing = sorted(name for name, found in values.items() if len(found) > 1)
         for run in own:
             told = (f"{name.replace('_', '-')} {run.flags.get(name)}" for name in differing)

@@ -8,6 +8,7 @@ those of training: no-ops at the start, FIRE after a life lost, all lives, raw s
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -17,13 +18,14 @@ import torch
 import tyro
 from PIL import Image, ImageDraw
 from scipy import stats
+from tqdm import tqdm
 
 from aggregate import normalised, reference_scores
-from atari import AtariEnvs
+from atari import AtariEnvs, game_title, resolve_game
 from checkpoint import newest_whole, written_whole
 from device import pick_device
 from experiment import hidden_layers
-from flags import UsageError, launch, require, require_one_of, say
+from flags import UsageError, launch, require, require_one_of, say, variant_name
 from metrics import dead_neurons
 from plan import ALGORITHMS, script
 from runfolder import provenance, read_config, saved_flags, saved_with, write_json
@@ -95,13 +97,13 @@ def load(folder: Path, device: torch.device) -> Player:
     num_actions = int(envs.single_action_space.n)
     envs.close()
     network = (module.Agent if algorithm == "ppo" else module.QNetwork)(num_actions, flags)
-    state = content["state"]
     try:
+        state, step = content["state"], int(content["state"]["step"])
         network.load_state_dict(state["agent" if algorithm == "ppo" else "q_network"])
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"{folder}: its checkpoint does not fit: {error}") from None
     network = network.to(device, memory_format=torch.channels_last)
-    return Player(network, algorithm, flags, int(state["step"]))
+    return Player(network, algorithm, flags, step)
 
 
 class Chooser:
@@ -142,6 +144,7 @@ def play(player: Player, choose: Chooser, args: Args) -> Played:
     obs, _ = envs.reset()
     scores, lengths = np.zeros(args.games), np.zeros(args.games, int)
     going, history = np.ones(args.games, bool), []
+    bar = tqdm(total=args.games, unit="game", disable=not sys.stderr.isatty())
     while going.any():
         actions, _ = choose(obs)
         obs, _, _, _, infos = envs.step(actions)
@@ -151,6 +154,9 @@ def play(player: Player, choose: Chooser, args: Args) -> Played:
             scores[ended] = infos["episode"]["r"][ended]
             lengths[ended] = infos["episode"]["l"][ended]
             going &= ~ended
+            bar.update(int(ended.sum()))
+        bar.set_postfix_str(f"{len(history):,} steps", refresh=False)
+    bar.close()
     envs.close()
     every = np.stack(history)
     return Played(scores, lengths, [every[: lengths[i], i] for i in range(args.games)])
@@ -188,7 +194,7 @@ def draw_game(player: Player, actions: np.ndarray, seed: int, device) -> list[Im
     """
     envs = AtariEnvs(player.flags.env_id, 1, seed, **protocol(player))
     obs, _ = envs.reset()
-    screens, units, values, score, scores = [], [], [], 0.0, []
+    screens, units, values = [], [], []
     stride = math.ceil(len(actions) / MOST_FRAMES)
     for t, action in enumerate(actions):
         if t % stride == 0:
@@ -197,14 +203,12 @@ def draw_game(player: Player, actions: np.ndarray, seed: int, device) -> list[Im
             out = player.network(frames)
             values.append(float(out[1] if player.algorithm == "ppo" else out.amax()))
             screens.append(obs[0, -1].copy())
-            scores.append(score)
-        obs, _, _, _, infos = envs.step(np.array([action]))
-        score = float(infos["episode"]["r"][0]) if "episode" in infos else score
+        obs, *_ = envs.step(np.array([action]))
     envs.close()
     z = torch.stack(units)
-    dead = dead_neurons(z[:2048]).numpy() if len(z) > 1 else np.zeros(z.shape[1], bool)
+    dead = dead_neurons(z).numpy() if len(z) > 1 else np.zeros(z.shape[1], bool)
     panel = unit_panels(z.numpy(), dead)
-    return [compose(screen, panel[t], values, t, dead.mean()) for t, screen in enumerate(screens)]
+    return [compose(screen, panel[t], values, t, dead) for t, screen in enumerate(screens)]
 
 
 def unit_panels(z: np.ndarray, dead: np.ndarray) -> np.ndarray:
@@ -223,7 +227,7 @@ def unit_panels(z: np.ndarray, dead: np.ndarray) -> np.ndarray:
     return grid
 
 
-def compose(screen, panel, values: list[float], t: int, dead_share: float) -> Image.Image:
+def compose(screen, panel, values: list[float], t: int, dead: np.ndarray) -> Image.Image:
     """One picture: screen at the left, units at the right, the value up to step t below."""
     height, width = panel.shape[:2]
     side = 84 * SCALE
@@ -231,7 +235,11 @@ def compose(screen, panel, values: list[float], t: int, dead_share: float) -> Im
     picture.paste(Image.fromarray(screen).resize((side, side), Image.Resampling.NEAREST), (8, 8))
     picture.paste(Image.fromarray(panel), (side + 16, 24))
     draw = ImageDraw.Draw(picture)
-    draw.text((side + 16, 8), f"units of z; {dead_share:.0%} dead (crossed)", fill="black")
+    draw.text(
+        (side + 16, 8),
+        f"units of z; crossed: {dead.mean():.0%}, dead in these {len(values)} steps",
+        fill="black",
+    )
     top, bottom = picture.height - 52, picture.height - 8
     draw.text((8, top - 14), f"value {values[t]:.2f}", fill="black")
     low, span = min(values), max(max(values) - min(values), 1e-9)
@@ -264,32 +272,34 @@ def main(args: Args) -> int:
     player = load(folder, device)
     if args.sample and player.algorithm != "ppo":
         raise UsageError(f"--sample is for PPO; this is a run of {player.algorithm}: use --epsilon")
+    game = game_title(resolve_game(player.flags.env_id))
+    total = player.flags.total_timesteps
+    of = "" if player.step >= total else f" of {total:,}, an unfinished run"
+    say(
+        f"{game}, {player.algorithm}, {variant_name(player.flags)}, seed {player.flags.seed}, "
+        f"after {player.step:,} agent steps{of}; playing {args.games} games, "
+        f"epsilon {args.epsilon:g}"
+    )
     played = play(player, Chooser(player, args, device), args)
-    config = read_config(folder, "")
-    found = summary(played, config["game"])
+    found = summary(played, game)
     low, high = found["interval"] or (math.nan, math.nan)
-    say(
-        f"{config['game']}, {player.algorithm}, {config['variant']}, seed {player.flags.seed}, "
-        f"after {player.step:,} agent steps: {found['games']} games, epsilon {args.epsilon:g}"
-    )
-    say(
-        f"mean score {found['mean']:.1f} (95 %: {low:.1f} to {high:.1f}), "
-        f"median {found['median']:g}"
-    )
+    between = "" if math.isnan(low) else f" (95 %: {low:.1f} to {high:.1f})"
+    say(f"mean score {found['mean']:.1f}{between}, median {found['median']:g}")
     say(f"lowest {found['lowest']:g}, highest {found['highest']:g}")
     if "human_normalised" in found:
         say(f"human-normalised {found['human_normalised']:.3f} (0: random play, 1: a human)")
-    best = int(played.scores.argmax())
-    if args.gif:
-        pictures = draw_game(player, played.actions[best], args.seed + best, device)
-        write_gif(Path(args.gif), pictures)
-        say(f"game {best} ({played.scores[best]:g}): {args.gif}")
     record = found | {"agent_step": player.step, "scores": played.scores.tolist()}
     try:
         write_json(folder / "evaluation.json", record | provenance(args))
         say(f"every score: {folder / 'evaluation.json'}")
     except OSError as error:
         say(f"warning: {folder}/evaluation.json cannot be written: {error.strerror}")
+    if args.gif:
+        best = int(played.scores.argmax())
+        say(f"drawing game {best} ({played.scores[best]:g}, {played.lengths[best]:,} steps)")
+        pictures = draw_game(player, played.actions[best], args.seed + best, device)
+        write_gif(Path(args.gif), pictures)
+        say(args.gif)
     return 0
 
 

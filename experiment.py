@@ -44,6 +44,8 @@ FIGURE_EVERY = 10
 LINE_EVERY = 30.0
 # Exit status of a run that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h.
 RESUME_ME = 75
+# SIGUSR1 and SIGUSR2: what Slurm is usually asked to send before a time limit.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def make_games(args) -> tuple[AtariEnvs, np.ndarray]:
@@ -95,8 +97,8 @@ class Run:
 
     Makes the folder `{runs_dir}/{Game}__{algorithm}__{variant}__s{seed}__{time}`, or takes up the
     one that --resume names. `losses` are the tags below losses/ that the script will write, for the
-    layout of the charts. SIGINT, SIGTERM, SIGHUP and SIGUSR1 only set `stopped`, for the loop to
-    end at a safe point; a second SIGINT ends at once.
+    layout of the charts. The signals in STOPS only set `stopped`, for the loop to end at a
+    safe point; a second SIGINT ends at once.
 
     Raises UsageError if the folder cannot be written or another process works on it.
     """
@@ -133,10 +135,7 @@ class Run:
             wandb.init(
                 project="hadamard-rl", name=name, id=name, config=self.config, resume="allow"
             )
-        self._handlers = {
-            number: signal.signal(number, self._request_stop)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-        }
+        self._handlers = {number: signal.signal(number, self._request_stop) for number in STOPS}
         say(
             f"{self.config['game']}, {algorithm}, {self.config['variant']}, seed {args.seed}: "
             f"{num_parameters:,} parameters on {device}, {self.folder}"

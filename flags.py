@@ -95,7 +95,7 @@ def _plain(complaint: str, args_class) -> str:
     types = {flag(field.name): str(field.type) for field in dataclasses.fields(args_class)}
     if parsing := re.match(r"Error parsing (--[\w-]+):.*'(.*)'", complaint):
         name, value = parsing.groups()
-        whole = types.get(name) == str(int)
+        whole = "int" in types.get(name, "") and "float" not in types.get(name, "")
         wanted = "a whole number, such as 1000" if whole else "a number, such as 0.001"
         return f"{name} must be {wanted}, not {value!r}"
     if not complaint.startswith("Unrecognized"):

@@ -92,5 +92,6 @@ def write_page(path: Path, title: str, sections: list[tuple[str, str, list[str]]
         '<meta name=viewport content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(body)
-        + "\n</body>\n</html>\n"
+        + "\n</body>\n</html>\n",
+        encoding="utf-8",
     )

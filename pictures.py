@@ -14,11 +14,12 @@ from scipy import stats
 from aggregate import (
     estimate,
     iqm,
+    normalised,
     performance_profile,
     probability_of_improvement,
     reference_scores,
 )
-from claims import BRANCHES_DEAD, DEAD, Group, at_the_end, predicted_dead
+from claims import BRANCHES_DEAD, DEAD, RANK, Group, at_the_end, has_prediction, predicted_dead
 from curves import SCORE
 
 # Of colours that the colour-blind tell apart (Okabe and Ito), then matplotlib's own.
@@ -31,7 +32,9 @@ COLORS = {
     "relu-hr": "#000000",
     "tanh-ln": "#56B4E9",
     "tanh-wide": "#E69F00",
-    "tanh-sum": "#F0E442",
+    "tanh-sum": "#C8B400",
+    "sigmoid-hr": "#8C564B",
+    "tanh-3hr": "#9467BD",
 }
 OVER_TIME = {  # tag below representation/ -> title, whether it is a share
     "dead_kde": ("dead neurons", True),
@@ -77,18 +80,19 @@ def _legend(figure: Figure, panels):
         )
 
 
-def _lines(axes, group: Group, game: str, tag: str, variants: list[str], **style):
-    for variant in variants:
-        runs = [run for run in group.cells.get((variant, game), ()) if tag in run.measures]
-        if not runs:
-            continue
-        middle, low, high = t_interval(np.stack([run.measures[tag] for run in runs]))
-        steps, line = runs[0].steps, color(variant, group.variants)
-        label = f"{variant} ({len(runs)})" if "label" not in style else style["label"]
-        axes.plot(steps, middle, color=line, **({"label": label} | style))
-        if "ls" not in style:
-            axes.fill_between(steps, low, high, color=line, alpha=0.15, lw=0)
+def _line(axes, group: Group, game: str, tag: str, variant: str, branch: bool = False):
+    """Mean over seeds, with its interval; a branch dotted and without."""
+    runs = [run for run in group.cells.get((variant, game), ()) if tag in run.measures]
     axes.xaxis.set_major_formatter(EngFormatter())
+    if not runs:
+        return
+    middle, low, high = t_interval(np.stack([run.measures[tag] for run in runs]))
+    steps, line = runs[0].steps, color(variant, group.variants)
+    if branch:
+        axes.plot(steps, middle, color=line, ls=":", lw=1)
+        return
+    axes.plot(steps, middle, color=line, label=variant)
+    axes.fill_between(steps, low, high, color=line, alpha=0.15, lw=0)
 
 
 def curves(group: Group) -> Figure:
@@ -96,7 +100,7 @@ def curves(group: Group) -> Figure:
     figure, panels = _grid(len(group.games))
     for axes, game in zip(panels, group.games, strict=True):
         for variant in group.variants:
-            _lines(axes, group, game, SCORE, [variant], label=variant)
+            _line(axes, group, game, SCORE, variant)
         axes.set_title(game)
     figure.supxlabel("agent steps (4 emulator frames each)")
     figure.supylabel("mean return of 100 games")
@@ -104,25 +108,30 @@ def curves(group: Group) -> Figure:
     return figure
 
 
+def rank_of_all(group: Group) -> float:
+    """The highest effective rank of any run: intervals of few seeds reach beyond what can be."""
+    ranks = [run.measures[RANK] for run in group.runs if RANK in run.measures]
+    return float(np.nanmax(ranks, initial=1.0))
+
+
 def representation(group: Group) -> Figure:
     """Dead and saturated shares and rank of z against agent steps; branches dotted."""
     tags = list(OVER_TIME)
-    figure, panels = _grid(len(tags) * len(group.games))
     columns = len(tags)
-    if columns * len(group.games) > 4:  # a row per game
-        figure = Figure(figsize=(4.2 * columns, 2.8 * len(group.games) + 0.6), layout="constrained")
-        panels = figure.subplots(len(group.games), columns, squeeze=False).flatten()
+    size = (4.2 * columns, 2.8 * len(group.games) + 0.6)  # a row per game
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(group.games), columns, squeeze=False).flatten()
     for i, axes in enumerate(panels):
         game, tag = group.games[i // columns], tags[i % columns]
         title, is_share = OVER_TIME[tag]
         for variant in group.variants:
-            _lines(axes, group, game, f"representation/{tag}", [variant], label=variant)
+            _line(axes, group, game, f"representation/{tag}", variant)
             for branch in range(3):
                 name = f"representation/branch_{branch}/{tag}"
-                _lines(axes, group, game, name, [variant], label=None, ls=":", lw=1)
+                _line(axes, group, game, name, variant, branch=True)
         axes.set_title(f"{game}: {title}")
         axes.grid(alpha=0.25)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, min(axes.get_ylim()[1], 1.02 if is_share else 2 * rank_of_all(group)))
         if is_share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.supxlabel("agent steps; dotted: the branches")
@@ -130,32 +139,26 @@ def representation(group: Group) -> Figure:
     return figure
 
 
-def in_table(group: Group) -> list[str]:
-    """Games with a human score in which every variant has runs."""
+def in_table(group: Group) -> tuple[list[str], list[str]]:
+    """Variants and games to compare over games, of those with a human score."""
+    variants, games = group.comparable()
     known = reference_scores()
-    return [game for game in group.common_games(*group.variants) if game in known]
+    return variants, [game for game in games if game in known]
 
 
 def efficiency(group: Group) -> Figure:
     """Interquartile mean of the human-normalised score against agent steps, over all games."""
     figure, (axes,) = _grid(1)
-    games, known = in_table(group), reference_scores()
-    steps = group.runs[0].steps
-    for variant in group.variants:
-        values = []
-        for i in range(len(steps)):
-            scores = [
-                np.array(
-                    [
-                        (run.measures[SCORE][i] - known[game][0])
-                        / (known[game][1] - known[game][0])
-                        for run in group.cells[variant, game]
-                        if SCORE in run.measures
-                    ]
-                )
-                for game in games
-            ]
-            values.append(estimate([of for of in scores if len(of)], iqm, repeats=400))
+    variants, games = in_table(group)
+    known, steps = reference_scores(), group.runs[0].steps
+    for variant in variants:
+        curves = [
+            normalised([run.measures[SCORE] for run in group.cells[variant, game]], *known[game])
+            for game in games
+        ]
+        values = [
+            estimate([of[:, i] for of in curves], iqm, repeats=400) for i in range(len(steps))
+        ]
         middle, low, high = np.array(values).T
         line = color(variant, group.variants)
         axes.plot(steps, middle, color=line, label=variant)
@@ -170,8 +173,8 @@ def efficiency(group: Group) -> Figure:
 def profiles(group: Group) -> Figure:
     """Share of runs above each human-normalised score."""
     figure, (axes,) = _grid(1)
-    games = in_table(group)
-    scores = {variant: group.human_normalised(variant, games) for variant in group.variants}
+    variants, games = in_table(group)
+    scores = {variant: group.human_normalised(variant, games) for variant in variants}
     every = np.concatenate([of for variant in scores.values() for of in variant])
     thresholds = np.linspace(min(0.0, every.min()), every.max() * 1.02 + 1e-3, 101)
     for variant, of in scores.items():
@@ -219,16 +222,11 @@ def prediction(group: Group) -> Figure | None:
     figure, (axes,) = _grid(1)
     drawn = False
     for variant in group.variants:
-        activation, _, kind = variant.partition("-")
-        runs = [
-            run
-            for run in group.runs
-            if run.variant == variant and all(tag in run.measures for tag in BRANCHES_DEAD)
-        ]
-        if kind.split("-")[0] != "hr" or not runs:
+        runs = [run for run in group.runs if run.variant == variant and has_prediction(run)]
+        if not runs:
             continue
         branches = [tuple(at_the_end(run, tag) for tag in BRANCHES_DEAD) for run in runs]
-        predicted = [predicted_dead(activation, of) for of in branches]
+        predicted = [predicted_dead(variant.split("-")[0], of) for of in branches]
         measured = [at_the_end(run, DEAD) for run in runs]
         axes.plot(predicted, measured, "o", color=color(variant, group.variants), label=variant)
         drawn = True
@@ -251,7 +249,8 @@ def all_figures(group: Group, first: str) -> dict[str, Figure]:
         drawn = [f"representation/{tag}" for tag in OVER_TIME]
         if any(tag in run.measures for run in group.runs for tag in drawn):
             found["representation"] = representation(group)
-        if in_table(group) and len(group.variants) > 1:
+        variants, games = in_table(group)
+        if games and len(variants) > 1:
             found["efficiency"] = efficiency(group)
             found["profiles"] = profiles(group)
         if first in group.variants and improvements(group, first):

@@ -43,9 +43,13 @@ class Planned(NamedTuple):
         path = Path(__file__).parent / f"{self.algorithm}_atari.py"
         return [str(path), "--resume", "auto", *self.flags, *more]
 
+    def runs(self) -> list[Found]:
+        """All that is there of these flags, finished or not."""
+        return runs_of(self.args, self.algorithm)
+
     def found(self) -> Found | None:
-        """What is there of this run: the finished one, else the newest; None before it starts."""
-        runs = runs_of(self.args, self.algorithm)
+        """The finished one, else the newest; None before it starts."""
+        runs = self.runs()
         return max(runs, key=lambda run: (run.has_finished(self.args), run.started), default=None)
 
     def has_finished(self) -> bool:
@@ -88,7 +92,8 @@ def plan(
                 raise UsageError(f"{flag} belongs to the sweep itself: leave it out after --")
         if variant_name(args) != variant:
             raise UsageError(
-                f"{algorithm} calls it {variant_name(args)}, not {variant}, with {' '.join(flags)}"
+                f"{algorithm} calls {variant} {variant_name(args)} with {' '.join(flags)}: name it "
+                "so in --variants, or leave its flags out after --"
             )
         run = Planned(algorithm, variant, title, seed, flags, args)
         found[dataclasses.astuple(args), algorithm] = run

@@ -10,6 +10,7 @@ such setting is reported by itself. A score is a mean raw return of 100 games in
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,7 @@ import numpy as np
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from aggregate import STATISTICS, Estimate, estimate, mean, normalised, reference_scores
+from aggregate import STATISTICS, Estimate, estimate, mean_over_games, normalised, reference_scores
 from artifacts import replacing, write_csv
 from claims import (
     BRANCHES_DEAD,
@@ -30,6 +31,7 @@ from claims import (
     Finding,
     Group,
     at_the_end,
+    has_prediction,
     judge_all,
     predicted_dead,
 )
@@ -81,11 +83,14 @@ class Args:
 
 
 def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
-    """The runs, the newest where there are two of the same; what was left out, in words."""
+    """The runs, the newest where there are two of the same; what is missing, in words."""
     runs, remarks = [], []
     for folder in find_runs(list(paths)):
         try:
             runs += read_tables(folder) if is_source(folder) else [read_run(folder)]
+            if not runs[-1].whole:
+                told = f"an event file is cut off after agent step {runs[-1].last_step:,}"
+                remarks.append(f"{runs[-1].name}: {told}")
         except UsageError as error:
             remarks.append(str(error))
     name_settings(runs)
@@ -94,17 +99,26 @@ def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
         key = (run.algorithm, run.setting, run.variant, run.game, run.seed)
         if key in chosen and chosen[key].name != run.name:
             remarks.append(
-                f"{chosen[key].name} is left out: {run.name} is the same, newer or longer"
+                f"{chosen[key].name} is left out: {run.name} is the same run, newer or further"
             )
         chosen[key] = run
-    return sorted(chosen.values(), key=lambda run: run.name), remarks
+    found, seen = sorted(chosen.values(), key=lambda run: run.name), Counter()
+    for run in found:  # folders of one name at two places: a name is one run in the tables
+        seen[run.name] += 1
+        run.name += f"-{seen[run.name]}" if seen[run.name] > 1 else ""
+    return found, remarks
+
+
+def counts(run: Recorded) -> bool:
+    """Whether it is part of the comparisons: complete, and a game has ended in it."""
+    return run.complete and SCORE in run.measures and not math.isnan(at_the_end(run, SCORE))
 
 
 def group_runs(runs: list[Recorded]) -> list[Group]:
     """Complete runs with a score, by algorithm and setting."""
     found = {}
     for run in runs:
-        if run.complete and SCORE in run.measures and not math.isnan(at_the_end(run, SCORE)):
+        if counts(run):
             found.setdefault((run.algorithm, run.setting), []).append(run)
     return [Group(*key, members) for key, members in sorted(found.items())]
 
@@ -132,10 +146,10 @@ def game_rows(group: Group) -> list[dict]:
 
 
 def told(values: list[float], digits: int) -> str:
-    """Mean and 95 % interval by the bootstrap; the mean alone with one seed, nothing without."""
+    """Mean and Student's 95 % interval; the mean alone with one seed, nothing without."""
     if any(math.isnan(value) for value in values):
         return ""
-    found = estimate([np.array(values)], mean)
+    found = mean_over_games([np.array(values)])
     if math.isnan(found.low):
         return f"{found.value:.{digits}f}"
     return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
@@ -144,16 +158,16 @@ def told(values: list[float], digits: int) -> str:
 def aggregate_rows(group: Group, baseline: str) -> list[dict]:
     """Per variant: median, IQM and mean of the normalised scores, on the games that all have."""
     rows = []
-    games, known = group.common_games(*group.variants), reference_scores()
+    (variants, games), known = group.comparable(), reference_scores()
     scales = {"human-normalised": {game: known[game] for game in games if game in known}}
     scales["baseline-normalised"] = {}
-    for game in games if baseline in group.variants else ():
+    for game in games if baseline in variants else ():
         curves = np.concatenate([run.measures[SCORE] for run in group.cells[baseline, game]])
         low, high = np.nanmin(curves), np.nanmax(curves)
         if high > low:
             scales["baseline-normalised"][game] = (low, high)
     for scale, ranges in scales.items():
-        for variant in group.variants if ranges else ():
+        for variant in variants if ranges else ():
             scores = [
                 normalised(of, *ranges[game])
                 for game, of in zip(ranges, group.values(variant, list(ranges), SCORE), strict=True)
@@ -176,13 +190,12 @@ def prediction_rows(group: Group) -> list[dict]:
     """Per run with two branches: shares of dead neurons, and what independence would give."""
     rows = []
     for run in group.runs:
-        activation, _, kind = run.variant.partition("-")
-        first, second = (at_the_end(run, tag) for tag in BRANCHES_DEAD)
-        if kind.split("-")[0] != "hr" or math.isnan(first + second):
+        if not has_prediction(run):
             continue
+        first, second = (at_the_end(run, tag) for tag in BRANCHES_DEAD)
         row = {"game": run.game, "variant": run.variant, "seed": run.seed}
         row |= {"branch 0, %": 100 * first, "branch 1, %": 100 * second}
-        row["predicted, %"] = 100 * predicted_dead(activation, (first, second))
+        row["predicted, %"] = 100 * predicted_dead(run.variant.split("-")[0], (first, second))
         row["measured, %"] = 100 * at_the_end(run, DEAD)
         rows.append(row)
     return rows
@@ -221,8 +234,8 @@ def run_rows(runs: list[Recorded]) -> list[dict]:
             "run": run.name,
             "setting": run.setting,
             "agent steps": f"{run.last_step:,} of {run.total:,}",
-            "counts": "yes" if run.complete else "no: not complete",
-            "score at the end": f"{at_the_end(run, SCORE):.1f}" if run.complete else "",
+            "counts": "yes" if counts(run) else "no score" if run.complete else "no: not complete",
+            "score at the end": f"{at_the_end(run, SCORE):.1f}" if counts(run) else "",
             "commit": run.commit,
         }
         for run in runs
@@ -239,7 +252,14 @@ def remarks_on(group: Group) -> list[str]:
         if (variant, game) not in group.cells
     ]
     if missing:
-        found.append(f"No complete run of {', '.join(missing)}; tables over games leave these out.")
+        variants, games = group.comparable()
+        found.append(
+            f"No complete run of {', '.join(missing)}. What is told over games is of "
+            f"{', '.join(variants)} in {', '.join(games)}."
+        )
+    commits = sorted({run.commit for run in group.runs})
+    if len(commits) > 1:
+        found.append(f"Runs of several commits: {', '.join(commits)}.")
     unknown = [game for game in group.games if game not in reference_scores()]
     if unknown:
         found.append(f"No human score is known for {', '.join(unknown)}.")
@@ -313,6 +333,8 @@ def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: A
     sections.append(("claims", "The paper's claims", claims_part(findings)))
     for group in groups:
         name = re.sub(r"[^a-z0-9.]+", "-", group.title.lower())[:60].strip("-")
+        if any(name == anchor for anchor, *_ in sections):
+            name += f"-{len(sections)}"
         drawn = {}
         for which, figure in all_figures(group, args.first).items():
             FigureCanvasAgg(figure)
@@ -344,20 +366,22 @@ def summary(runs: list[Recorded], groups: list[Group], remarks: list[str]) -> li
         )
     ]
     if remarks:
-        parts.append(paragraph("Left out:"))
+        parts.append(paragraph("Left out or not whole:"))
         parts.append(table([{"what": remark} for remark in remarks]))
     return parts
 
 
 def claims_part(findings: list[Finding]) -> list[str]:
-    counts = {name: sum(f.verdict == name for f in findings) for name in CLASSES}
-    told_counts = ", ".join(f"{count} {name}" for name, count in counts.items())
+    verdicts = {name: sum(f.verdict == name for f in findings) for name in CLASSES}
+    told_counts = ", ".join(f"{count} {name}" for name, count in verdicts.items())
     return [
         paragraph(
             f"{told_counts}. A claim is supported or contradicted where the 95 % interval of what "
-            "was measured lies wholly on one side; with fewer than 3 seeds in any game nothing is "
-            "concluded. P(a > b): chance that a run of a scores higher than one of b in the same "
-            "game. The paper's runs have 10,000,000 agent steps, 8 games and 5 seeds."
+            "was measured (Student's t over seeds) lies wholly on one side. P(a > b), the chance "
+            "that a run of a scores higher than one of b in the same game, is decided by a "
+            "permutation test at 5 %. With fewer than 3 seeds in any game nothing is concluded; "
+            "nothing is corrected for the number of claims, so of 20 that are not true about one "
+            "will seem decided. The paper's runs have 10,000,000 agent steps, 8 games, 5 seeds."
         ),
         table(claim_rows(findings), CLASSES),
     ]
@@ -375,10 +399,10 @@ def main(args: Args) -> int:
     folder = Path(args.out)
     with replacing(folder, ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv"), "--out") as staged:
         write_report(staged, runs, remarks, args)
-    complete = sum(run.complete for run in runs)
+    complete = sum(map(counts, runs))
     say(f"{len(runs)} runs, {complete} complete: {folder / 'index.html'}")
     for remark in remarks:
-        say(f"left out: {remark}")
+        say(remark)
     return 0
 
 

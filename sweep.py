@@ -10,6 +10,7 @@ skips what has finished and takes up what has not. There is no other state than 
 
 import contextlib
 import datetime
+import fcntl
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ from runfolder import in_use
 
 LOOK_EVERY = 0.5  # seconds
 TRIES = 3  # without a new checkpoint in between
+STARTED = "---"  # begins the line that the sweep itself writes into a log
 GIVEN_UP = 1  # exit status where a run was given up
 
 
@@ -92,24 +94,33 @@ class Job:
     gpu: str | None = None
     process: subprocess.Popen | None = field(default=None, repr=False)
     killed: bool = False  # by us, as it was stuck
+    heard: tuple[int, float] = (-1, 0.0)  # size of the log, and when it last had another
 
     def last_line(self) -> str:
         """The newest that the run has said."""
         with contextlib.suppress(OSError), self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             lines = file.read().decode(errors="replace").split("\n")
-            return next((line.strip() for line in reversed(lines) if line.strip()), "")
+            said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+            return "starting" if said.startswith(STARTED) else said
         return ""
 
     def silent_for(self) -> float:
-        """Seconds since the run has last said something."""
+        """Seconds since the run has last said something; a full disk, which it survives, counts."""
         with contextlib.suppress(OSError):
-            return time.time() - self.log.stat().st_mtime
-        return 0.0
+            size = self.log.stat().st_size
+            if size != self.heard[0] or shutil.disk_usage(self.log).free == 0:
+                self.heard = (size, time.monotonic())
+        return time.monotonic() - self.heard[1]
 
     def checkpoint_step(self) -> int:
-        found = self.planned.found()
-        return -1 if found is None or found.footer is None else found.footer.step
+        """Of the furthest checkpoint of these flags; -1 without one."""
+        steps = [run.footer.step for run in self.planned.runs() if run.footer is not None]
+        return max(steps, default=-1)
+
+    def is_elsewhere(self) -> bool:
+        """Whether another process has a run of these flags under way."""
+        return any(in_use(run.folder) for run in self.planned.runs())
 
 
 class Sweep:
@@ -129,17 +140,22 @@ class Sweep:
 
     def start(self, job: Job):
         """A process of its own, which Ctrl-C in this terminal does not reach."""
-        job.step, job.killed = job.checkpoint_step(), False
+        job.step, job.killed, job.heard = job.checkpoint_step(), False, (-1, time.monotonic())
         own = ("--env-threads", str(self.threads))
-        given = [] if "--env-threads" in job.planned.flags else own
+        given = () if job.planned.args.env_threads else own
         environment = {"OMP_NUM_THREADS": str(self.threads)} | os.environ
         if self.devices:
             taken = Counter(other.gpu for other in self.running())
             job.gpu = min(self.devices, key=lambda name: taken[name])
             environment["CUDA_VISIBLE_DEVICES"] = job.gpu
         with job.log.open("ab") as log:
-            # Also the moment from which it is silent.
-            log.write(f"--- {datetime.datetime.now().astimezone():%F %T %z}\n".encode())
+            # Held by the process, too, as its output: a second sweep sees it from the first moment.
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.wait_for(job)
+                return
+            log.write(f"{STARTED} {datetime.datetime.now().astimezone():%F %T %z}\n".encode())
             log.flush()
             job.process = subprocess.Popen(
                 [sys.executable, *job.planned.command(*given)],
@@ -150,6 +166,12 @@ class Sweep:
                 start_new_session=True,
             )
         job.state = "running"
+
+    def wait_for(self, job: Job):
+        """For another process that has it under way."""
+        if job.state != "elsewhere":
+            self.table.event(f"{job.planned.name} is under way in another process")
+        job.state = "elsewhere"
 
     def ended(self, job: Job):
         """What becomes of a job whose process has ended."""
@@ -168,7 +190,7 @@ class Sweep:
         if job.tries >= TRIES:
             job.state = "given up"
             how += f", {job.tries} times without getting further: given up, see {job.log}"
-        self.table.event(f"{job.planned.name} ended: {how}: {job.last_line()}")
+        self.table.event(f"{job.planned.name} ended: {how}; its last line: {job.last_line()}")
 
     def step(self):
         """Take in what has ended, and start what there is room for."""
@@ -183,12 +205,9 @@ class Sweep:
                 break
             if job.state not in ("to come", "elsewhere"):
                 continue
-            found = job.planned.found()
-            if found is not None and in_use(found.folder):
-                if job.state != "elsewhere":
-                    self.table.event(f"{job.planned.name} is under way in another process")
-                job.state = "elsewhere"
-            elif found is not None and found.has_finished(job.planned.args):
+            if job.is_elsewhere():
+                self.wait_for(job)
+            elif job.planned.has_finished():
                 job.state = "done"
             else:
                 self.start(job)
@@ -223,7 +242,7 @@ class Sweep:
             for number, handler in before.items():
                 signal.signal(number, handler)
         self.table.show(self.jobs, time.monotonic() - self.started, last=True)
-        if self.stops:
+        if self.stops and any(job.state != "done" for job in self.jobs):
             say("stopped; the same command goes on")
             return RESUME_ME
         return GIVEN_UP if any(job.state == "given up" for job in self.jobs) else 0
@@ -256,7 +275,7 @@ class Table:
         counts = Counter(job.state for job in jobs)
         order = ("done", "running", "elsewhere", "to come", "given up")
         summary = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
-        lines = [f"{len(jobs)} runs: {summary}; {seconds / 3600:.1f} h"]
+        lines = [f"{len(jobs)} runs: {summary}; for {datetime.timedelta(seconds=int(seconds))}"]
         width, height = shutil.get_terminal_size()
         shown = [job for job in jobs if job.state in ("running", "given up")]
         longest = max((len(job.planned.name) for job in shown), default=0)
@@ -289,7 +308,7 @@ def main(args: Args) -> int:
     if args.dry_run:
         print_plan(planned)
         return 0
-    devices = gpus()
+    devices = [] if all(run.args.device == "cpu" for run in planned) else gpus()
     at_once = args.jobs or len(devices) * args.per_gpu or len(os.sched_getaffinity(0))
     logs = Path(args.runs_dir) / "logs"
     try:

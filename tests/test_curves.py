@@ -57,7 +57,8 @@ def test_scalars_are_those_that_tensorboard_reads(tmp_path, events):
             writer.add_scalar("losses/loss", rng.normal(), 10 * step)
         writer.add_text("text", "not a scalar")
         writer.add_histogram("weights", rng.normal(size=10), 5)
-    found, log = scalars(tmp_path), events(tmp_path)
+    (found, whole), log = scalars(tmp_path), events(tmp_path)
+    assert whole
     assert set(found) == set(log.Tags()["scalars"])
     for tag, curve in found.items():
         expected = [(event.step, event.value) for event in log.Scalars(tag)]
@@ -72,11 +73,13 @@ def test_a_record_that_is_cut_off_ends_the_file(tmp_path, cut):
     board.flush()
     whole = board.path.read_bytes()
     board.path.write_bytes(whole[:-cut])
-    (curve,) = scalars(tmp_path).values()
+    curves, is_whole = scalars(tmp_path)
+    (curve,) = curves.values()
+    assert not is_whole
     assert curve.steps.tolist() == list(range(9))
     assert curve.values.tolist() == list(range(9))
     board.path.write_bytes(whole[:-cut] + struct.pack("<Q", 2**60) + b"rubbish" * 9)
-    assert scalars(tmp_path)["a"].steps.tolist()[:9] == list(range(9))
+    assert scalars(tmp_path)[0]["a"].steps.tolist()[:9] == list(range(9))
 
 
 def test_points_that_a_resumed_run_writes_anew_count_once(tmp_path):
@@ -90,7 +93,7 @@ def test_points_that_a_resumed_run_writes_anew_count_once(tmp_path):
     for step in range(6, 9):
         second.scalar("a", 2.0, step)
     second.flush()
-    found = scalars(tmp_path)
+    found, _ = scalars(tmp_path)
     assert found["a"].steps.tolist() == list(range(9))
     assert found["a"].values.tolist() == [1.0] * 6 + [2.0] * 3
     assert found["b"].steps.tolist() == list(range(6))
@@ -161,6 +164,17 @@ def test_tables_bring_back_the_runs(tmp_path):
         for name, values in before.measures.items():
             assert np.allclose(values, after.measures[name], rtol=1e-5, equal_nan=True)
     assert again[0].commit == "f" * 10
+
+
+def test_a_table_that_is_cut_off_is_refused(tmp_path):
+    run = read_run(make_run(tmp_path / "a"))
+    for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows([run]), strict=True):
+        write_csv(tmp_path / name, rows)
+    assert len(read_tables(tmp_path)) == 1
+    whole = (tmp_path / CURVES_CSV).read_text().splitlines()
+    (tmp_path / CURVES_CSV).write_text("\n".join(whole[:-30]))
+    with pytest.raises(UsageError, match="has 70 points, not 100"):
+        read_tables(tmp_path)
 
 
 def test_runs_with_other_flags_are_other_settings(tmp_path):

@@ -334,7 +334,7 @@ def test_other_settings_train(flags, variant, in_process, only_run):
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
 def test_a_signal_stops_the_run_and_keeps_its_files(number, tmp_path, events, only_run):
     command = [sys.executable, str(ROOT / "dqn_atari.py"), "--buffer-size", "5000"]
     pipe = subprocess.PIPE

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import types
 from collections import Counter
 
 import pytest
@@ -24,7 +25,7 @@ from plan import plan
 from runfolder import Found, lock, saved_with
 
 TINY = ("--num-envs", "4", "--num-steps", "16", "--num-minibatches", "4")
-TINY += ("--metrics-samples", "512", "--device", "cpu", "--checkpoint-every", "0.02")
+TINY += ("--metrics-samples", "512", "--device", "cpu", "--checkpoint-every", "0")
 
 
 @pytest.mark.parametrize(
@@ -77,16 +78,16 @@ def test_a_plan_has_every_combination_once():
     [
         (["--algorithms", "a2c"], "unknown algorithm 'a2c': choose of dqn, ppo, pqn"),
         (["--variants", "tanh-xr"], "unknown variant 'tanh-xr': choose one of the paper's"),
-        (["--variants", "tanh-ln"], "pqn calls it tanh, not tanh-ln"),
+        (["--variants", "tanh-ln"], "pqn calls tanh-ln tanh with .*: name it so in --variants"),
         (["--games", "Tetriss"], "Tetriss"),
-        (["--seeds", "one"], "--seeds"),
+        (["--seeds", "one"], "--seeds must be a whole number, such as 1000, not 'one'"),
         (["--seeds"], "--seeds"),
         (["--jobs", "-1"], "--jobs must be at least 0, not -1"),
         (["--stalled-after", "0"], "--stalled-after must be above 0"),
         (["--runs-dir", "/dev/null/x"], "--runs-dir"),
         (["--", "--seed", "7"], "--seed belongs to the sweep itself"),
         (["--", "--resume", "auto"], "--resume belongs to the sweep itself"),
-        (["--", "--activation", "relu"], "calls it relu"),
+        (["--", "--activation", "relu"], "calls relu-hr|calls tanh relu"),
         (["--", "--gamma", "2"], r"dqn: --gamma must be in \[0, 1\], not 2"),
         (["--", "--gama", "0.9"], "did you mean --gamma"),
         (["--algorithms", "pqn", "--", "--buffer-size", "9"], "pqn: Unrecognized .*--buffer-size"),
@@ -128,10 +129,11 @@ def files(tmp_path):
 def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(tmp_path):
     """Three real runs are stopped; the same command finishes two of them and leaves them alone from
     then on. The third, of which no checkpoint is whole any more, is given up after three tries."""
-    total = 640
+    total = 1280
     process = start_script("sweep.py", flags_of((1, 2, 3), total, 3), tmp_path)
     while sum((folder / "previous.pt").exists() for folder in folders(tmp_path)) < 3:
         assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == RESUME_ME, err
@@ -144,7 +146,9 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(
         path.write_bytes(content)
 
     before = {path: path.read_bytes() for path in third.iterdir() if path.is_file()}
-    out, err = start_script("sweep.py", flags_of((1, 2, 3), total, 3), tmp_path).communicate()
+    out, err = start_script("sweep.py", flags_of((1, 2, 3), total, 3), tmp_path).communicate(
+        timeout=TIMEOUT
+    )
     assert "3 runs: 2 done, 1 given up" in out, err
     assert "3 times without getting further: given up, see runs/logs/Breakout__ppo__" in out
     assert "no whole checkpoint" in out
@@ -169,8 +173,8 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(
 class Stub:
     """A planned run whose process is a few lines of Python."""
 
-    flags = ("--env-threads", "1")
-    args = None
+    flags = ()
+    args = types.SimpleNamespace(env_threads=1)
 
     def __init__(self, code, tmp_path, name="stub"):
         self.code, self.name, self.folder = code, name, tmp_path / name
@@ -187,6 +191,9 @@ class Stub:
     def found(self):
         step = len(list(self.folder.glob("step*")))
         return Found("now", self.folder, Footer(FORMAT, step, 0)) if step else None
+
+    def runs(self):
+        return [self.found()] if self.found() else []
 
     def has_finished(self):
         return (self.folder / "done").exists()
@@ -246,13 +253,19 @@ else:
     assert job.tries == 1
 
 
-def test_silence_is_counted_from_the_start_and_from_the_last_word(tmp_path):
+def test_silence_is_counted_from_the_start_and_from_the_last_word(tmp_path, monkeypatch):
     job = sweep.Job(None, tmp_path / "log")
-    assert job.silent_for() == 0.0
+    now = 1000.0
+    monkeypatch.setattr(sweep, "time", types.SimpleNamespace(monotonic=lambda: now))
+    job.heard = (-1, 900.0)
+    assert job.silent_for() == 100  # there is no log yet
     job.log.write_text("earlier\nlast\n\n")
-    os.utime(job.log, (0, time.time() - 100))
-    assert 99 < job.silent_for() < 100 + TIMEOUT
-    assert job.last_line() == "last"
+    assert job.silent_for() == 0
+    now = 1030.0
+    assert job.silent_for() == 30
+    job.log.write_text("earlier\nlast\nmore\n")
+    assert job.silent_for() == 0
+    assert job.last_line() == "more"
 
 
 def test_a_run_of_another_process_is_waited_for(monkeypatch, tmp_path, capfd):
