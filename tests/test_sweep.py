@@ -155,7 +155,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(
     assert {path: path.read_bytes() for path in third.iterdir() if path.is_file()} == before
     assert folders(tmp_path) == [first, second, third]
     log = (tmp_path / "runs" / "logs" / "Breakout__ppo__tanh-hr-z32__s1.log").read_text()
-    assert f"done: {total} agent steps" in log
+    assert f"done: {total:,} agent steps" in log
 
     (tmp_path / "alone").mkdir()
     own = ("--seed", 1, "--total-timesteps", total, *TINY, "--latent-dim", 32)
