@@ -67,6 +67,11 @@ def _game_means(values: np.ndarray, games: np.ndarray) -> np.ndarray:
 STATISTICS = {"median": median, "IQM": iqm, "mean": mean}
 
 
+def _games(scores: Scores) -> np.ndarray:
+    """(runs,): the index of each run's game, where the arrays are joined."""
+    return np.repeat(np.arange(len(scores)), [len(game) for game in scores])
+
+
 def resampled(scores: Scores, repeats: int = REPEATS, seed: int = 0) -> np.ndarray:
     """(repeats, runs): the seeds of each game drawn with replacement, game by game."""
     rng = np.random.default_rng(seed)
@@ -91,7 +96,7 @@ def estimate(
     seed: int = 0,
 ) -> Estimate:
     """One of STATISTICS over runs of several games, with its interval."""
-    games = np.repeat(np.arange(len(scores)), [len(game) for game in scores])
+    games = _games(scores)
     value = float(statistic(np.concatenate(scores), games))
     if _nothing_to_draw(scores):
         return Estimate(value, np.nan, np.nan)
@@ -188,7 +193,7 @@ def ratio_of_medians(
     """`median` of ours over that of theirs; nan where theirs is not above 0."""
 
     def medians(values: np.ndarray, scores: Scores) -> np.ndarray:
-        return median(values, np.repeat(np.arange(len(scores)), [len(game) for game in scores]))
+        return median(values, _games(scores))
 
     def ratio(above, below):
         with np.errstate(divide="ignore", invalid="ignore"):

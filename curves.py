@@ -167,18 +167,15 @@ def read_run(folder: Path) -> Recorded:
             values[steps > last + 0.01 * total] = np.nan
             measures[name] = np.array([float(as_text(value)) for value in values])
         seed, started = int(flags["seed"]), str(config["started"])
-        run = Recorded(
-            folder.name, *own, seed, total, last, commit, started, flags, steps, measures
-        )
-        run.whole = whole
-        return run
+        decided = (*own, seed, total, last, commit, started, flags)
+        return Recorded(folder.name, *decided, steps, measures, whole)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"{folder} is no run folder that can be read ({what})") from None
 
 
 def is_source(path: Path) -> bool:
-    """Whether it holds the two tables that `write_tables` writes."""
+    """Whether it holds the two tables of `table_rows`."""
     return (path / RUNS_CSV).is_file() and (path / CURVES_CSV).is_file()
 
 

@@ -17,15 +17,14 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image, ImageDraw
-from scipy import stats
 from tqdm import tqdm
 
-from aggregate import normalised, reference_scores
+from aggregate import mean_over_games, normalised, reference_scores
 from atari import AtariEnvs, game_title, resolve_game
 from checkpoint import newest_whole, written_whole
 from device import pick_device
 from experiment import hidden_layers
-from flags import UsageError, launch, require, require_one_of, say, variant_name
+from flags import UsageError, check_device, launch, require, say, variant_name
 from metrics import dead_neurons
 from plan import ALGORITHMS, script
 from runfolder import provenance, read_config, saved_flags, saved_with, write_json
@@ -62,9 +61,7 @@ def check(args: Args):
     require(args, "in [0, 1]", lambda value: 0 <= value <= 1, "epsilon")
     most = 2**31 - 1 - args.games
     require(args, f"between 0 and {most}", lambda value: 0 <= value <= most, "seed")
-    require_one_of(args, "device", ("auto", "cpu", "cuda"))
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu or auto")
+    check_device(args)
     if args.gif:
         if Path(args.gif).suffix.lower() != ".gif":
             raise UsageError(f"--gif {args.gif} must end in .gif, such as best.gif")
@@ -169,12 +166,11 @@ def protocol(player: Player) -> dict:
 def summary(played: Played, game: str) -> dict:
     """Mean with its 95 % interval (Student's t over games), and what else says how it plays."""
     scores = played.scores
-    mean = float(scores.mean())
-    half = float(stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores)) if len(scores) > 1 else 0
+    mean, low, high = mean_over_games([scores])
     found = {
         "games": len(scores),
         "mean": mean,
-        "interval": [mean - half, mean + half] if len(scores) > 1 else None,
+        "interval": None if math.isnan(low) else [low, high],
         "median": float(np.median(scores)),
         "lowest": float(scores.min()),
         "highest": float(scores.max()),

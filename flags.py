@@ -171,6 +171,11 @@ def check_machine(args):
         resolve_game(args.env_id)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    check_device(args)
+
+
+def check_device(args):
+    """UsageError for a device that is not there."""
     require_one_of(args, "device", ("auto", "cpu", "cuda"))
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu or auto")

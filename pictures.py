@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from scipy import stats
 
 from aggregate import (
+    Estimate,
     estimate,
     iqm,
     normalised,
@@ -189,7 +190,7 @@ def profiles(group: Group) -> Figure:
     return figure
 
 
-def improvements(group: Group, first: str) -> dict[str, object]:
+def improvements(group: Group, first: str) -> dict[str, Estimate]:
     """P(first > other) for every other variant, on the games that both have."""
     found = {}
     for other in group.variants:
@@ -200,9 +201,8 @@ def improvements(group: Group, first: str) -> dict[str, object]:
     return found
 
 
-def improvement(group: Group, first: str) -> Figure:
-    """The chance that a run of `first` beats one of each other variant."""
-    found = improvements(group, first)
+def improvement(group: Group, first: str, found: dict[str, Estimate]) -> Figure:
+    """The chance that a run of `first` beats one of each other variant: `improvements`."""
     figure, (axes,) = _grid(1, height=0.4 * len(found) + 1.2)
     for i, (other, (value, low, high)) in enumerate(found.items()):
         ends = np.nan_to_num([[value - low], [high - value]]).clip(min=0)
@@ -241,8 +241,8 @@ def prediction(group: Group) -> Figure | None:
     return figure
 
 
-def all_figures(group: Group, first: str) -> dict[str, Figure]:
-    """Name -> figure, those for which there is something to draw."""
+def all_figures(group: Group, first: str, over: dict[str, Estimate]) -> dict[str, Figure]:
+    """Name -> figure, those for which there is something to draw; over: `improvements`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # means over nan: drawn as gaps
         found = {"curves": curves(group)}
@@ -253,8 +253,8 @@ def all_figures(group: Group, first: str) -> dict[str, Figure]:
         if games and len(variants) > 1:
             found["efficiency"] = efficiency(group)
             found["profiles"] = profiles(group)
-        if first in group.variants and improvements(group, first):
-            found["improvement"] = improvement(group, first)
+        if over:
+            found["improvement"] = improvement(group, first, over)
         if (figure := prediction(group)) is not None:
             found["prediction"] = figure
     return found

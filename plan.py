@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atari import game_title, resolve_game
-from flags import UsageError, parse_flags, variant_flags, variant_name
+from flags import UsageError, flag, parse_flags, variant_flags, variant_name
 from runfolder import Found, runs_of
 
 ALGORITHMS = ("dqn", "ppo", "pqn")
@@ -53,8 +53,7 @@ class Planned(NamedTuple):
         return max(runs, key=lambda run: (run.has_finished(self.args), run.started), default=None)
 
     def has_finished(self) -> bool:
-        found = self.found()
-        return found is not None and found.has_finished(self.args)
+        return any(run.has_finished(self.args) for run in self.runs())
 
 
 def plan(
@@ -88,8 +87,7 @@ def plan(
         fixed = {"env_id": title, "seed": seed, "runs_dir": runs_dir, "resume": ""}
         for name, value in fixed.items():
             if getattr(args, name) != value:
-                flag = "--" + name.replace("_", "-")
-                raise UsageError(f"{flag} belongs to the sweep itself: leave it out after --")
+                raise UsageError(f"{flag(name)} belongs to the sweep itself: leave it out after --")
         if variant_name(args) != variant:
             raise UsageError(
                 f"{algorithm} calls {variant} {variant_name(args)} with {' '.join(flags)}: name it "

@@ -177,15 +177,6 @@ def aggregate_rows(group: Group, baseline: str) -> list[dict]:
     return rows
 
 
-def improvement_rows(group: Group, first: str) -> list[dict]:
-    if first not in group.variants:
-        return []
-    return [
-        {"of": first, "over": other, "probability of improvement": value}
-        for other, value in improvements(group, first).items()
-    ]
-
-
 def prediction_rows(group: Group) -> list[dict]:
     """Per run with two branches: shares of dead neurons, and what independence would give."""
     rows = []
@@ -266,8 +257,10 @@ def remarks_on(group: Group) -> list[str]:
     return found
 
 
-def group_section(group: Group, name: str, drawn: dict[str, bytes], args: Args) -> tuple:
-    """(anchor, heading, parts) of the page; drawn: figures as SVG."""
+def group_section(
+    group: Group, name: str, drawn: dict[str, bytes], rows: dict[str, list[dict]], baseline: str
+) -> tuple:
+    """(anchor, heading, parts) of the page; drawn: figures as SVG; rows: those of its tables."""
     parts = [
         paragraph(
             f"{len(group.runs)} runs of {group.total:,} agent steps, {len(group.games)} games, "
@@ -282,13 +275,13 @@ def group_section(group: Group, name: str, drawn: dict[str, bytes], args: Args) 
 
     parts.append("<h3>Scores</h3>")
     show("curves")
-    parts.append(table(as_cells(game_rows(group))))
-    if rows := aggregate_rows(group, args.baseline):
-        parts += ["<h3>Over games</h3>", table(as_cells(rows))]
+    parts.append(table(as_cells(rows["games"])))
+    if rows["over_games"]:
+        parts += ["<h3>Over games</h3>", table(as_cells(rows["over_games"]))]
         parts.append(
             paragraph(
                 "Human-normalised: (score - random) / (human - random). Baseline-normalised: the "
-                f"same with the lowest and the highest point of the curves of {args.baseline}, per "
+                f"same with the lowest and the highest point of the curves of {baseline}, per "
                 "game (v1 D.1).",
                 quiet=True,
             )
@@ -298,10 +291,10 @@ def group_section(group: Group, name: str, drawn: dict[str, bytes], args: Args) 
     if "representation" in drawn:
         parts.append("<h3>Representation</h3>")
         show("representation")
-    if rows := prediction_rows(group):
+    if rows["prediction"]:
         parts.append("<h3>Dead products, predicted and measured</h3>")
         show("prediction")
-        parts.append(table(as_cells(rows)))
+        parts.append(table(as_cells(rows["prediction"])))
     return name, group.title, parts
 
 
@@ -335,21 +328,24 @@ def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: A
         name = re.sub(r"[^a-z0-9.]+", "-", group.title.lower())[:60].strip("-")
         if any(name == anchor for anchor, *_ in sections):
             name += f"-{len(sections)}"
+        found = improvements(group, args.first)
         drawn = {}
-        for which, figure in all_figures(group, args.first).items():
+        for which, figure in all_figures(group, args.first, found).items():
             FigureCanvasAgg(figure)
             figure.savefig(folder / f"{name}_{which}.png", dpi=110)
             drawn[which] = svg(figure)
             (folder / f"{name}_{which}.svg").write_bytes(drawn[which])
-        for which, rows in (
-            ("games", game_rows(group)),
-            ("over_games", aggregate_rows(group, args.baseline)),
-            ("improvement", improvement_rows(group, args.first)),
-            ("prediction", prediction_rows(group)),
-        ):
-            if rows:
-                tables[f"{name}_{which}.csv"] = as_columns(rows)
-        sections.append(group_section(group, name, drawn, args))
+        rows = {
+            "games": game_rows(group),
+            "over_games": aggregate_rows(group, args.baseline),
+            "improvement": [
+                {"of": args.first, "over": other, "probability of improvement": value}
+                for other, value in found.items()
+            ],
+            "prediction": prediction_rows(group),
+        }
+        tables |= {f"{name}_{which}.csv": as_columns(of) for which, of in rows.items() if of}
+        sections.append(group_section(group, name, drawn, rows, args.baseline))
     sections.append(("runs", "Runs", [table(run_rows(runs))]))
     for name, rows in tables.items():
         write_csv(folder / name, rows)

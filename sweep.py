@@ -25,7 +25,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from experiment import RESUME_ME
+from experiment import RESUME_ME, STOPS
 from flags import UsageError, check_folder, launch, require, say
 from plan import ALGORITHMS, Planned, plan
 from runfolder import in_use
@@ -226,8 +226,7 @@ class Sweep:
 
     def run(self) -> int:
         """Until all is done, given up or stopped; the status for the process to exit with."""
-        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-        before = {number: signal.signal(number, self.stop) for number in handled}
+        before = {number: signal.signal(number, self.stop) for number in STOPS}
         try:
             while True:
                 if self.stops > self.stops_done:
