@@ -1,4 +1,4 @@
-"""Many runs by name, on this machine: algorithms x variants x games x seeds.
+"""Many runs by name, on this machine or on Slurm: algorithms x variants x games x seeds.
 
     python sweep.py --algorithms pqn --variants relu tanh tanh-hr --seeds 1 2 3
     python sweep.py --games Breakout Pong --dry-run -- --total-timesteps 1000000 --precision bf16
@@ -6,6 +6,7 @@
 What follows `--` is passed on to every run. As many runs as --jobs go at once, each with its share
 of the cores and one GPU. Ctrl-C stops all of them at a safe point; the same command goes on: it
 skips what has finished and takes up what has not. There is no other state than the run folders.
+With --slurm each run is a job of one array instead, and this command ends at once.
 """
 
 import contextlib
@@ -26,11 +27,12 @@ import torch
 import tyro
 
 from experiment import RESUME_ME, STOPS
-from flags import UsageError, check_folder, launch, require, say
+from flags import UsageError, check_folder, flag, launch, require, say
 from plan import ALGORITHMS, Planned, plan
 from runfolder import in_use
 
 LOOK_EVERY = 0.5  # seconds
+ON_SLURM = ("partition", "hours", "gres", "cpus", "memory")  # flags that only --slurm knows
 TRIES = 3  # without a new checkpoint in between
 STARTED = "---"  # begins the line that the sweep itself writes into a log
 GIVEN_UP = 1  # exit status where a run was given up
@@ -58,6 +60,18 @@ class Args:
     """minutes without a word after which a run is taken for stuck, and killed"""
     dry_run: bool = False
     """only print what would be run, and what is there of it"""
+    slurm: bool = False
+    """submit the runs to Slurm, as one array of --jobs at a time; needs submitit"""
+    partition: str = ""
+    """with --slurm: the partition; empty: the cluster's default"""
+    hours: float = 24.0
+    """with --slurm: time limit of a job, which then goes on as often as its run needs it"""
+    gres: str = ""
+    """with --slurm: what each run needs, such as gpu:1, or shard:1 where GPUs are shared"""
+    cpus: int = 4
+    """with --slurm: cores of each run"""
+    memory: float = 0.0
+    """with --slurm: GB of each run; 0: the cluster's default"""
     flags: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """flags of the scripts, after --"""
 
@@ -71,6 +85,21 @@ def check(args: Args):
     require(args, "at least 1", lambda value: value >= 1, "per_gpu")
     require(args, "above 0", lambda value: value > 0, "stalled_after")
     check_folder(args, "runs_dir")
+    for name in () if args.slurm else ON_SLURM:
+        if getattr(args, name) != getattr(Args, name):
+            raise UsageError(f"{flag(name)} is for jobs of Slurm: add --slurm, or leave it out")
+    if args.slurm and args.per_gpu != Args.per_gpu:
+        raise UsageError(
+            "--per-gpu is for this machine: on Slurm runs share a GPU by --gres shard:1"
+        )
+    require(args, "at least 0.1", lambda value: value >= 0.1, "hours")
+    require(args, "at least 1", lambda value: value >= 1, "cpus")
+    require(args, "at least 0", lambda value: value >= 0, "memory")
+
+
+def cores() -> int:
+    """Those this process may use: of its job on Slurm, or of the machine."""
+    return int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) or len(os.sched_getaffinity(0))
 
 
 def gpus() -> list[str]:
@@ -129,8 +158,9 @@ class Sweep:
     def __init__(self, jobs: list[Job], at_once: int, devices: list[str], stalled_after: float):
         self.jobs, self.at_once, self.devices = jobs, at_once, devices
         self.stalled_after = 60 * stalled_after  # seconds
-        self.threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+        self.threads = max(1, cores() // at_once)
         self.stops = 0  # how often somebody asked for it
+        self.stopped_by: int | None = None  # the signal that asked last
         self.stops_done = 0
         self.started = time.monotonic()
         self.table = Table()
@@ -213,7 +243,9 @@ class Sweep:
                 self.start(job)
 
     def stop(self, number, frame):
-        self.stops += 1
+        # A cluster sends several signals in a row, and all mean the same.
+        self.stops += self.stops == 0 or number == signal.SIGINT
+        self.stopped_by = number
 
     def pass_on_stop(self):
         """All runs end at their next safe point; the second time at once."""
@@ -299,16 +331,17 @@ def print_plan(planned: list[Planned]):
     say(f"{len(planned)} runs")
 
 
-def main(args: Args) -> int:
+def planned_runs(args: Args) -> list[Planned]:
+    """What `args` name. UsageError, before anything is made, for what cannot work."""
     check(args)
-    planned = plan(
-        args.algorithms, args.variants, args.games, args.seeds, args.runs_dir, args.flags
-    )
-    if args.dry_run:
-        print_plan(planned)
-        return 0
+    return plan(args.algorithms, args.variants, args.games, args.seeds, args.runs_dir, args.flags)
+
+
+def pool(args: Args) -> Sweep:
+    """All runs of `args`, to be run here. UsageError, before anything is made, as above."""
+    planned = planned_runs(args)
     devices = [] if all(run.args.device == "cpu" for run in planned) else gpus()
-    at_once = args.jobs or len(devices) * args.per_gpu or len(os.sched_getaffinity(0))
+    at_once = args.jobs or len(devices) * args.per_gpu or cores()
     logs = Path(args.runs_dir) / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -317,7 +350,53 @@ def main(args: Args) -> int:
     jobs = [Job(run, logs / f"{run.name}.log") for run in planned]
     for job in jobs:
         job.state = "done" if job.planned.has_finished() else "to come"
-    return Sweep(jobs, min(at_once, len(jobs)), devices, args.stalled_after).run()
+    return Sweep(jobs, min(at_once, len(jobs)), devices, args.stalled_after)
+
+
+def submit_to_slurm(args: Args) -> int:
+    """One array of those runs that have not finished."""
+    left = [run for run in planned_runs(args) if not run.has_finished()]
+    try:
+        import cluster  # submitit is an optional requirement
+    except ImportError as error:
+        raise UsageError(f"--slurm needs submitit: pip install submitit==1.5.4 ({error})") from None
+    if shutil.which("sbatch") is None:
+        raise UsageError("--slurm: there is no sbatch here: start it where jobs are submitted")
+    if not left:
+        say("all runs have finished")
+        return 0
+    parameters = {
+        "job_name": "sweep",
+        "partition": args.partition or None,
+        "time": round(60 * args.hours),
+        "gres": args.gres or None,
+        "cpus_per_task": args.cpus,
+        "mem": f"{round(1024 * args.memory)}M" if args.memory else None,
+        "array_parallelism": args.jobs or len(left),
+    }
+    logs = Path(args.runs_dir) / "logs"
+    commands = [
+        (
+            *("--algorithms", run.algorithm, "--variants", run.variant, "--games", run.game),
+            *("--seeds", str(run.seed), "--runs-dir", args.runs_dir, "--jobs", "1"),
+            *("--stalled-after", str(args.stalled_after), "--", *args.flags),
+        )
+        for run in left
+    ]
+    given = {name: value for name, value in parameters.items() if value is not None}
+    job = cluster.submit(commands, logs / "slurm", **given)
+    say(
+        f"submitted {len(left)} runs as job {job}: squeue --job {job} shows them, {logs}/ has what "
+        f"they say, scancel {job} ends them; --dry-run tells how far they are"
+    )
+    return 0
+
+
+def main(args: Args) -> int:
+    if args.dry_run:
+        print_plan(planned_runs(args))
+        return 0
+    return submit_to_slurm(args) if args.slurm else pool(args).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""The runs of a sweep as one array of Slurm jobs, through submitit.
+
+Each job is a sweep of one run (sweep.py), with its tries, its log and its lock. A job that reaches
+its time limit writes a checkpoint and puts itself back into the queue; one that is preempted writes
+a checkpoint and waits to be ended, as Slurm puts back only what it has ended itself. Either goes on
+when its turn comes.
+"""
+
+import contextlib
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from submitit import SlurmExecutor
+from submitit.core.utils import DelayedSubmission, UncompletedJobError
+
+from experiment import RESUME_ME
+from flags import UsageError, parse_flags, say
+from sweep import Args, pool
+
+BEFORE_THE_LIMIT = 180  # seconds, for a checkpoint (DQN's memory at a slow disk, and much to spare)
+TO_BE_ENDED = 1800  # seconds that a preempted job waits for it: more than any grace time
+
+
+class ResumableRun:
+    """What a job does: the run that `flags`, a command line of sweep.py, plan alone."""
+
+    def __init__(self, flags: tuple[str, ...]):
+        self.flags = flags
+
+    def __call__(self):
+        runs = pool(parse_flags(Args, argv=list(self.flags)))
+        if runs.jobs[0].is_elsewhere():  # submitted twice
+            say(f"{runs.jobs[0].planned.name} is under way in another job")
+            return
+        status = runs.run()
+        if status == RESUME_ME and runs.stopped_by == signal.SIGUSR2:
+            os.kill(os.getpid(), signal.SIGUSR2)  # to submitit, which calls `checkpoint` below
+        elif status == RESUME_ME:
+            time.sleep(TO_BE_ENDED)
+        if status:
+            sys.exit(status)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit puts back into the queue: the same again."""
+        return DelayedSubmission(self)
+
+
+def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
+    """An array of a job for each command line of sweep.py: its id.
+
+    `folder` gets what the jobs say beside the logs of the runs; `parameters` are submitit's.
+    UsageError where Slurm refuses it; nothing is left behind then.
+    """
+    here = shlex.quote(str(Path(__file__).parent))
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = set(folder.glob("*"))
+    try:
+        executor = SlurmExecutor(folder, max_num_timeout=10_000)
+        executor.update_parameters(
+            setup=[f'export PYTHONPATH={here}"${{PYTHONPATH:+:$PYTHONPATH}}"'],
+            # srun does not take it over from sbatch
+            srun_args=[f"--cpus-per-task={parameters['cpus_per_task']}"],
+            signal_delay_s=BEFORE_THE_LIMIT,
+            stderr_to_stdout=True,
+            additional_parameters={"requeue": True},
+            **parameters,
+        )
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit shows what sbatch says, too
+            jobs = executor.submit_array([ResumableRun(flags) for flags in commands])
+    except (UncompletedJobError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        for path in set(folder.glob("*")) - before:
+            path.unlink()
+        for path in missing:
+            path.rmdir()
+        lines = [line for line in str(error).splitlines() if line.startswith("sbatch: error:")]
+        said = "; ".join(line.removeprefix("sbatch: error:").strip() for line in lines)
+        raise UsageError(f"Slurm refuses the jobs: {said or error}") from None
+    return jobs[0].job_id.partition("_")[0]
