@@ -37,6 +37,11 @@ def say(text: str, file=None):
         print(text, file=file or sys.stdout, flush=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """1 run, 2 runs, 1,000 runs."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def launch(main, args_class):
     """Parse the command line into `args_class`, run `main(args)` and exit with what it returns.
 

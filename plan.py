@@ -56,6 +56,20 @@ class Planned(NamedTuple):
         return any(run.has_finished(self.args) for run in self.runs())
 
 
+def part_of(algorithm: str, more: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags in `more` that are for this algorithm: those before a word such as `dqn:` are for
+    all, those after it for that one alone. UsageError for an algorithm that is not known."""
+    found, owner = [], algorithm
+    for word in more:
+        if word.endswith(":") and not word.startswith("-"):
+            owner = word[:-1]
+            if owner not in ALGORITHMS:
+                raise UsageError(f"{word} begins flags of no algorithm: choose dqn:, ppo: or pqn:")
+        elif owner == algorithm:
+            found.append(word)
+    return tuple(found)
+
+
 def plan(
     algorithms: tuple[str, ...],
     variants: tuple[str, ...],
@@ -66,8 +80,9 @@ def plan(
 ) -> list[Planned]:
     """Every combination, seed by seed, so that there is something to compare early.
 
-    UsageError for a name that is not known, for flags `more` that a script does not accept, that
-    name what the sweep names or that make another variant of it; nothing is made.
+    `more` are flags of the scripts (`part_of`). UsageError for a name that is not known, for flags
+    that a script does not accept, that name what the sweep names or that make another variant of
+    it; nothing is made.
     """
     found = {}
     for seed, game, variant, algorithm in itertools.product(seeds, games, variants, algorithms):
@@ -78,7 +93,7 @@ def plan(
         except ValueError as error:
             raise UsageError(str(error)) from None
         own = ("--env-id", title, "--seed", str(seed), "--runs-dir", runs_dir)
-        flags = (*own, *variant_flags(variant), *more)
+        flags = (*own, *variant_flags(variant), *part_of(algorithm, more))
         try:
             args = script_args(algorithm, *flags)
             script(algorithm).check(args)

@@ -47,7 +47,7 @@ from curves import (
     read_tables,
     table_rows,
 )
-from flags import UsageError, check_folder, launch, say, variant_flags
+from flags import UsageError, check_folder, counted, launch, say, variant_flags
 from page import paragraph, picture, svg, table, write_page
 from pictures import all_figures, improvements
 
@@ -263,8 +263,9 @@ def group_section(
     """(anchor, heading, parts) of the page; drawn: figures as SVG; rows: those of its tables."""
     parts = [
         paragraph(
-            f"{len(group.runs)} runs of {group.total:,} agent steps, {len(group.games)} games, "
-            f"variants {', '.join(group.variants)}. Intervals are 95 %."
+            f"{counted(len(group.runs), 'run')} of {group.total:,} agent steps, "
+            f"{counted(len(group.games), 'game')}, variants "
+            f"{', '.join(group.variants)}. Intervals are 95 %."
         )
     ]
     parts += [paragraph(remark) for remark in remarks_on(group)]
@@ -356,9 +357,9 @@ def summary(runs: list[Recorded], groups: list[Group], remarks: list[str]) -> li
     complete = sum(len(group.runs) for group in groups)
     parts = [
         paragraph(
-            f"{len(runs)} runs, {complete} of them complete. Only complete runs count. A score is "
-            "the mean raw return of the newest 100 games in training, not a greedy evaluation; one "
-            "agent step is 4 emulator frames."
+            f"{counted(len(runs), 'run')}, {complete} of them complete. Only complete runs "
+            "count. A score is the mean raw return of the newest 100 games in training, not a "
+            "greedy evaluation; one agent step is 4 emulator frames."
         )
     ]
     if remarks:
@@ -387,6 +388,10 @@ def main(args: Args) -> int:
     if not args.runs:
         raise UsageError("no runs: name their folders, such as runs")
     check_folder(args, "out")
+    if any(Path(args.out).glob("**/config.json")):
+        raise UsageError(
+            f"--out {args.out} has run folders in it: name a folder of the report's own"
+        )
     for name in (args.baseline, args.first):
         variant_flags(name)
     runs, remarks = read_all(args.runs)
@@ -396,7 +401,7 @@ def main(args: Args) -> int:
     with replacing(folder, ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv"), "--out") as staged:
         write_report(staged, runs, remarks, args)
     complete = sum(map(counts, runs))
-    say(f"{len(runs)} runs, {complete} complete: {folder / 'index.html'}")
+    say(f"{counted(len(runs), 'run')}, {complete} complete: {folder / 'index.html'}")
     for remark in remarks:
         say(remark)
     return 0

@@ -2,10 +2,12 @@
 
     python sweep.py --algorithms pqn --variants relu tanh tanh-hr --seeds 1 2 3
     python sweep.py --games Breakout Pong --dry-run -- --total-timesteps 1000000 --precision bf16
+    python sweep.py -- --total-timesteps 1000000 dqn: --buffer-size 200000 pqn: --num-steps 64
 
-What follows `--` is passed on to every run. As many runs as --jobs go at once, each with its share
-of the cores and one GPU. Ctrl-C stops all of them at a safe point; the same command goes on: it
-skips what has finished and takes up what has not. There is no other state than the run folders.
+What follows `--` is passed on to every run, what follows `dqn:` there to those of DQN alone. As
+many runs as --jobs go at once, each with its share of the cores and one GPU. Ctrl-C stops all of
+them at a safe point; the same command goes on: it skips what has finished and takes up what has
+not. There is no other state than the run folders.
 With --slurm each run is a job of one array instead, and this command ends at once.
 """
 
@@ -27,7 +29,7 @@ import torch
 import tyro
 
 from experiment import RESUME_ME, STOPS
-from flags import UsageError, check_folder, flag, launch, require, say
+from flags import UsageError, check_folder, counted, flag, launch, require, say
 from plan import ALGORITHMS, Planned, plan
 from runfolder import in_use
 
@@ -73,7 +75,7 @@ class Args:
     memory: float = 0.0
     """with --slurm: GB of each run; 0: the cluster's default"""
     flags: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """flags of the scripts, after --"""
+    """flags of the scripts, after --; after a word dqn:, ppo: or pqn: those of one algorithm"""
 
 
 def check(args: Args):
@@ -251,7 +253,7 @@ class Sweep:
         """All runs end at their next safe point; the second time at once."""
         self.stops_done, number = self.stops, signal.SIGTERM if self.stops == 1 else signal.SIGKILL
         how = "at their next safe point (Ctrl-C: at once)" if self.stops == 1 else "at once"
-        self.table.event(f"stopping {len(self.running())} runs {how}")
+        self.table.event(f"stopping {counted(len(self.running()), 'run')} {how}")
         for job in self.running():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(job.process.pid, number)
@@ -306,7 +308,8 @@ class Table:
         counts = Counter(job.state for job in jobs)
         order = ("done", "running", "elsewhere", "to come", "given up")
         summary = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
-        lines = [f"{len(jobs)} runs: {summary}; for {datetime.timedelta(seconds=int(seconds))}"]
+        lasting = datetime.timedelta(seconds=int(seconds))
+        lines = [f"{counted(len(jobs), 'run')}: {summary}; for {lasting}"]
         width, height = shutil.get_terminal_size()
         shown = [job for job in jobs if job.state in ("running", "given up")]
         longest = max((len(job.planned.name) for job in shown), default=0)
@@ -328,7 +331,7 @@ def print_plan(planned: list[Planned]):
             step = 0 if found.footer is None else found.footer.step
             there = f"at {step:,}" if not found.has_finished(run.args) else "done"
         say(f"{there:>14}  {run.algorithm}_atari.py {' '.join(run.flags)}")
-    say(f"{len(planned)} runs")
+    say(counted(len(planned), "run"))
 
 
 def planned_runs(args: Args) -> list[Planned]:
@@ -386,8 +389,8 @@ def submit_to_slurm(args: Args) -> int:
     given = {name: value for name, value in parameters.items() if value is not None}
     job = cluster.submit(commands, logs / "slurm", **given)
     say(
-        f"submitted {len(left)} runs as job {job}: squeue --job {job} shows them, {logs}/ has what "
-        f"they say, scancel {job} ends them; --dry-run tells how far they are"
+        f"submitted {counted(len(left), 'run')} as job {job}: squeue --job {job} shows them, "
+        f"{logs}/ has what they say, scancel {job} ends them; --dry-run tells how far they are"
     )
     return 0
 

@@ -17,7 +17,7 @@ import report
 from aggregate import Estimate
 from claims import CLAIMS, CONTRADICTED, OPEN, SUPPORTED, Measured, judge_all, verdict
 from curves import POINTS, SCORE
-from flags import PAPER_VARIANTS
+from flags import PAPER_VARIANTS, UsageError
 from pictures import t_interval
 from report import Args, group_runs, main, read_all
 
@@ -179,7 +179,8 @@ def test_predicted_deaths_by_counting_draws(activation, expected):
 
 def test_every_claim_is_of_variants_that_there_are():
     for claim in CLAIMS:
-        assert set(claim.variants) <= set(PAPER_VARIANTS)
+        # and, beyond the paper, the fourth of {LayerNorm, none} x {HR, none}
+        assert set(claim.variants) <= {*PAPER_VARIANTS, "tanh-hr-ln"}
         assert claim.algorithm in ("dqn", "ppo", "pqn")
     named = [(claim.algorithm, claim.text) for claim in CLAIMS]
     assert len(named) == len(set(named))
@@ -298,7 +299,7 @@ def test_a_single_run_has_a_report(tmp_path, monkeypatch):
     make_run(tmp_path / "runs" / "only", [(100, 2.0)])
     assert main(Args(("runs/only",))) == 0
     text = " ".join(Page(tmp_path / "report" / "index.html").text)
-    assert "1 runs, 1 of them complete" in text
+    assert "1 run, 1 of them complete" in text
 
 
 def test_runs_without_any_game_that_ended(tmp_path, monkeypatch):
@@ -365,6 +366,15 @@ def test_only_what_the_paper_predicts_is_compared_with_a_prediction(tmp_path):
     assert report.prediction_rows(group) == []
     with pytest.raises(KeyError):
         claims.predicted_dead("silu", (0.3, 0.4))
+
+
+def test_a_report_is_not_written_among_runs(tmp_path, monkeypatch):
+    make_run(tmp_path / "runs" / "one")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="--out runs has run folders in it: name a folder of"):
+        main(Args(("runs",), out="runs"))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_damaged_event_files_are_told(tmp_path, monkeypatch, capsys):

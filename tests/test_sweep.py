@@ -73,6 +73,15 @@ def test_a_plan_has_every_combination_once():
     assert [run.seed for run in runs] == [1] * 8 + [2] * 8  # one seed of everything first
 
 
+def test_flags_of_one_algorithm_reach_that_one_alone():
+    more = ("--gamma", "0.9", "dqn:", "--buffer-size", "5000", "pqn:", "--num-envs", "16")
+    runs = plan(("dqn", "ppo", "pqn"), ("tanh",), ("Pong",), (1,), "runs", more)
+    args = {run.algorithm: run.args for run in runs}
+    assert {name: found.gamma for name, found in args.items()} == dict.fromkeys(args, 0.9)
+    assert args["dqn"].buffer_size == 5000
+    assert {name: found.num_envs for name, found in args.items()} == {"dqn": 4, "ppo": 8, "pqn": 16}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -90,6 +99,12 @@ def test_a_plan_has_every_combination_once():
         (["--", "--activation", "relu"], "calls relu-hr|calls tanh relu"),
         (["--", "--gamma", "2"], r"dqn: --gamma must be in \[0, 1\], not 2"),
         (["--", "--gama", "0.9"], "did you mean --gamma"),
+        (
+            ["--", "a2c:", "--gamma", "0.9"],
+            "a2c: begins flags of no algorithm: choose dqn:, ppo: or",
+        ),
+        (["--", "ppo:", "--buffer-size", "9"], "ppo: Unrecognized .*--buffer-size"),
+        (["--", "pqn:", "--seed", "7"], "--seed belongs to the sweep itself"),
         (["--algorithms", "pqn", "--", "--buffer-size", "9"], "pqn: Unrecognized .*--buffer-size"),
         (["--gamma", "0.9"], "--gamma"),
     ],
