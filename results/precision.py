@@ -2,12 +2,15 @@
 
 Writes OUT_STEM.csv (the mean return of the last 100 games at 100 steps of each run), OUT_STEM.png,
 and prints per algorithm the areas under these curves, their difference and its 95 % interval
-(Welch, over the seeds). An area is a mean over agent steps, so it has the unit of the score. With a
-CSV in place of run folders the table and the picture are made from it.
+(Welch, over the seeds). An area is a mean over agent steps, so it has the unit of the score. A CSV
+that it wrote counts like the run folders it was made from:
+
+    python results/precision.py results/precision results/precision.csv runs/*
 """
 
 import collections
 import csv
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -76,12 +79,21 @@ def table_and_figure(rows: list[tuple]) -> Figure:
 
 
 def main(stem: Path, sources: list[Path]):
-    if sources[0].suffix == ".csv":
-        rows = [tuple(row) for row in csv.reader(sources[0].open())][1:]
-    else:
-        rows = [row for run in sources for row in rows_of(run)]
-        with open(f"{stem}.csv", "w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+    runs = {}  # game, algorithm, variant, precision, seed -> rows; the last source of a run counts
+    for source in sources:
+        if source.suffix == ".csv":
+            rows = [tuple(row) for row in csv.reader(source.open())][1:]
+        else:
+            rows = rows_of(source)
+        for name, points in itertools.groupby(rows, lambda row: tuple(map(str, row[:5]))):
+            runs[name] = list(points)
+    for algorithm in {name[1] for name in runs}:
+        for precision in ("fp32", "bf16"):
+            if not any((name[1], name[3]) == (algorithm, precision) for name in runs):
+                raise ValueError(f"there is no run of {algorithm} in {precision}: add one")
+    rows = list(itertools.chain(*runs.values()))
+    with open(f"{stem}.csv", "w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
     table_and_figure(rows).savefig(f"{stem}.png", dpi=90)
 
 

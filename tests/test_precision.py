@@ -32,8 +32,12 @@ def test_areas_and_their_difference(tmp_path, script):
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 * 100
-    again = script("results/precision.py", "again", "out.csv")
+    # A table that it wrote counts like the runs in it, which are not counted twice.
+    script("results/precision.py", "half", *folders[1:4])
+    again = script("results/precision.py", "again", "half.csv", *folders[2:], folders[0])
     assert again.stdout == done.stdout
+    lines = [(tmp_path / name).read_text().splitlines() for name in ("again.csv", "out.csv")]
+    assert sorted(lines[0]) == sorted(lines[1])
 
 
 @pytest.mark.parametrize(
@@ -41,10 +45,11 @@ def test_areas_and_their_difference(tmp_path, script):
     [
         ({"last": 300}, "has not finished; finish it first"),
         ({"measures": {}}, "no game has ended yet"),
+        ({"last": 1000, "flags": {"precision": "fp32"}}, "there is no run of pqn in bf16: add one"),
     ],
 )
-def test_a_run_that_has_not_finished_is_refused(more, message, tmp_path, script):
-    measures = {"charts/mean_return_100": [(100, 1.0), (300, 2.0)]}
+def test_runs_that_cannot_be_compared_are_refused(more, message, tmp_path, script):
+    measures = {"charts/mean_return_100": [(100, 1.0), (more.get("last", 300), 2.0)]}
     folder = make_run(tmp_path / "run", **({"measures": measures, "git_commit": "a"} | more))
     done = script("results/precision.py", "out", folder, check=False)
     assert done.returncode == 2
