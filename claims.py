@@ -210,7 +210,10 @@ def more_than_double(first: str, second: str) -> Callable:
             f"{name} {estimate(of, median)}"
             for name, of in zip((first, second), scores, strict=True)
         )
-        return Measured(found, f"ratio {found}; {', '.join(each)}", above=2.0)
+        ratio = (
+            "no ratio (a median is not above 0)" if math.isnan(found.value) else f"ratio {found}"
+        )
+        return Measured(found, f"{ratio}; {', '.join(each)}", above=2.0)
 
     return measure
 

@@ -15,7 +15,9 @@ h1 { line-height: 1.2; margin: 2rem 0 0.5rem; }
 h2 { margin: 3rem 0 0.5rem; border-top: 2px solid #1a1a1a; padding-top: 0.7rem; }
 h3 { margin: 2rem 0 0.3rem; }
 p { max-width: 46rem; }
-nav a { margin-right: 1.2rem; }
+nav a { margin-right: 1.2rem; white-space: nowrap; }
+summary { cursor: pointer; margin: 0.5rem 0; }
+.supported, .contradicted, .open { white-space: nowrap; }
 .quiet { color: var(--quiet); font-size: 0.9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.88rem; margin: 0.5rem 0 1rem; }
@@ -73,6 +75,11 @@ def picture(content: bytes, caption: str) -> str:
         f'<figure><img alt="{html.escape(caption, quote=True)}" '
         f'src="data:image/svg+xml;base64,{coded}"><figcaption>{text}</figcaption></figure>'
     )
+
+
+def folded(heading: str, part: str) -> str:
+    """A part that opens at a click."""
+    return f"<details><summary>{html.escape(heading)}</summary>\n{part}</details>"
 
 
 def paragraph(text: str, quiet: bool = False) -> str:
