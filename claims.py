@@ -275,101 +275,95 @@ def hidden_bias(variant: str) -> Callable:
     return measure
 
 
-def _claims() -> tuple[Claim, ...]:
+def _scores(text: str, source: str, algorithm: str, first: str, second: str) -> Claim:
+    """That `first` scores higher than `second`."""
+    return Claim(text, source, "", algorithm, (first, second), better(first, second))
+
+
+def _score_claims() -> list[Claim]:
+    found = []
+    for algorithm, source in (("dqn", "v1 Fig. 5"), ("ppo", "v1 Fig. 8"), ("pqn", "v4 Fig. 1")):
+        for name, other in (("ReLU", "relu"), ("Tanh", "tanh")):
+            text = f"Tanh (HR) scores higher than {name}"
+            found.append(_scores(text, source, algorithm, "tanh-hr", other))
+    for algorithm, source in (("dqn", "v1 Fig. 14"), ("pqn", "v4 Fig. 1")):
+        text = "ReLU (HR) scores lower than ReLU"
+        found.append(_scores(text, source, algorithm, "relu", "relu-hr"))
+    for text, source, first, second in (
+        ("ReLU scores higher than Tanh", "v1 Fig. 5", "relu", "tanh"),
+        ("ReLU scores higher than Sigmoid", "v1 Fig. 5", "relu", "sigmoid"),
+        ("The sum of branches is worse than their product", "v1 Fig. 7", "tanh-hr", "tanh-sum"),
+        ("SELU is worse than Tanh (HR)", "v1 Fig. 7", "tanh-hr", "selu"),
+        (
+            *("Tanh with z twice as wide is worse than Tanh (HR)", "v1 Fig. 5"),
+            *("tanh-hr", "tanh-wide"),
+        ),
+        (
+            *("Tanh (HR) scores higher than Tanh where both have LayerNorm", "asked by reviewers"),
+            *("tanh-hr-ln", "tanh-ln"),
+        ),
+    ):
+        found.append(_scores(text, source, "dqn", first, second))
+    text = "Tanh (HR) more than doubles the median human-normalised score of Tanh"
+    names = ("tanh-hr", "tanh")
+    doubles = more_than_double(*names)
+    found.append(Claim(text, "v4 Fig. 1", "> 2", "pqn", names, doubles, in_table=True))
+    text = "The product of three scores like that of two (wins 35 to 65 % of the pairs)"
+    names = ("tanh-3hr", "tanh-hr")
+    return [*found, Claim(text, "v1 Fig. 7", "", "dqn", names, alike(*names))]
+
+
+def _measure_claims() -> list[Claim]:
     found = []
 
-    def add(text, source, paper, algorithm, variants, measure, needs=(SCORE,), in_table=False):
-        found.append(Claim(text, source, paper, algorithm, variants, measure, needs, in_table))
+    def higher(text, source, algorithm, measure, first, second):
+        of = more(measure, first, second, percent=measure == DEAD)
+        found.append(Claim(text, source, "", algorithm, (first, second), of, (measure,)))
 
-    def scores(text, source, algorithm, first, second):
-        add(text, source, "", algorithm, (first, second), better(first, second))
-
-    for algorithm, source in (("dqn", "v1 Fig. 5"), ("ppo", "v1 Fig. 8"), ("pqn", "v4 Fig. 1")):
-        scores("Tanh (HR) scores higher than ReLU", source, algorithm, "tanh-hr", "relu")
-        scores("Tanh (HR) scores higher than Tanh", source, algorithm, "tanh-hr", "tanh")
-    add(
-        "Tanh (HR) more than doubles the median human-normalised score of Tanh",
-        *("v4 Fig. 1", "> 2", "pqn", ("tanh-hr", "tanh"), more_than_double("tanh-hr", "tanh")),
-        in_table=True,
-    )
-    scores("ReLU scores higher than Tanh", "v1 Fig. 5", "dqn", "relu", "tanh")
-    scores("ReLU scores higher than Sigmoid", "v1 Fig. 5", "dqn", "relu", "sigmoid")
-    scores(
-        "The sum of branches is worse than their product", "v1 Fig. 7", "dqn", "tanh-hr", "tanh-sum"
-    )
-    scores("SELU is worse than Tanh (HR)", "v1 Fig. 7", "dqn", "tanh-hr", "selu")
-    scores(
-        "Tanh with z twice as wide is worse than Tanh (HR)",
-        "v1 Fig. 5",
-        "dqn",
-        "tanh-hr",
-        "tanh-wide",
-    )
-    add(
-        "The product of three scores like that of two (wins 35 to 65 % of the pairs)",
-        *("v1 Fig. 7", "", "dqn", ("tanh-3hr", "tanh-hr"), alike("tanh-3hr", "tanh-hr")),
-    )
     for variant, share in (("relu", 0.6), ("tanh", 0.4), ("sigmoid", 0.4)):
-        add(
-            f"Dead neurons in z of {variant}: within 10 points of the paper's share",
-            *("v1 Fig. 6a", f"about {share:.0%}", "dqn", (variant,), about(variant, DEAD, share)),
-            (DEAD,),
+        text = f"Dead neurons in z of {variant}: within 10 points of the paper's share"
+        of = about(variant, DEAD, share)
+        found.append(
+            Claim(text, "v1 Fig. 6a", f"about {share:.0%}", "dqn", (variant,), of, (DEAD,))
         )
-    for second in ("tanh", "relu", "sigmoid"):
-        add(
-            f"Tanh (HR) has fewer dead neurons than {second}",
-            *("v1 Fig. 6a", "", "dqn", (second, "tanh-hr")),
-            more(DEAD, second, "tanh-hr", percent=True),
-            (DEAD,),
-        )
-    ranks = [("dqn", "tanh-hr", "tanh"), ("dqn", "tanh", "relu"), ("dqn", "sigmoid", "relu")]
-    ranks += [("dqn", "tanh-hr", "sigmoid")]
-    ranks += [("ppo", "tanh-hr", "tanh"), ("ppo", "tanh-hr", "relu")]
-    for algorithm, first, second in ranks:
-        source = "v1 Fig. 6b" if algorithm == "dqn" else "v1 Fig. 8"
-        add(
-            f"The effective rank of {first} is higher than that of {second}",
-            *(source, "", algorithm, (first, second), more(RANK, first, second)),
-            (RANK,),
-        )
-    for algorithm in ("dqn", "pqn"):
-        source = "v1 Fig. 14" if algorithm == "dqn" else "v4 Fig. 1"
-        scores("ReLU (HR) scores lower than ReLU", source, algorithm, "relu", "relu-hr")
-        for text, name, first, second in (
-            ("ReLU (HR) has a lower rank than ReLU", RANK, "relu", "relu-hr"),
-            ("ReLU (HR) has more dead neurons than ReLU", DEAD, "relu-hr", "relu"),
-        ):
-            measure = more(name, first, second, percent=name == DEAD)
-            add(text, source, "", algorithm, (first, second), measure, (name,))
+    for other in ("tanh", "relu", "sigmoid"):
+        text = f"Tanh (HR) has fewer dead neurons than {other}"
+        higher(text, "v1 Fig. 6a", "dqn", DEAD, other, "tanh-hr")
+    for algorithm, source, first, second in (
+        ("dqn", "v1 Fig. 6b", "tanh-hr", "tanh"),
+        ("dqn", "v1 Fig. 6b", "tanh", "relu"),
+        ("dqn", "v1 Fig. 6b", "sigmoid", "relu"),
+        ("dqn", "v1 Fig. 6b", "tanh-hr", "sigmoid"),
+        ("ppo", "v1 Fig. 8", "tanh-hr", "tanh"),
+        ("ppo", "v1 Fig. 8", "tanh-hr", "relu"),
+    ):
+        text = f"The effective rank of {first} is higher than that of {second}"
+        higher(text, source, algorithm, RANK, first, second)
+    for algorithm, source in (("dqn", "v1 Fig. 14"), ("pqn", "v4 Fig. 1")):
+        text = "ReLU (HR) has a lower rank than ReLU"
+        higher(text, source, algorithm, RANK, "relu", "relu-hr")
+        text = "ReLU (HR) has more dead neurons than ReLU"
+        higher(text, source, algorithm, DEAD, "relu-hr", "relu")
+    dying = (DEAD, *BRANCHES_DEAD)
     for algorithm in ("dqn", "ppo", "pqn"):
         for variant, form in (("tanh-hr", "p^2"), ("sigmoid-hr", "p"), ("relu-hr", "2p - p^2")):
-            add(
-                f"Products of {variant} die as independent branches would, within 5 points: {form}",
-                *("v1 Table 1", form, algorithm, (variant,), as_predicted(variant)),
-                (DEAD, *BRANCHES_DEAD),
-            )
-    add(
+            text = f"Products of {variant} die as independent branches would, within 5 points: "
+            of = as_predicted(variant)
+            found.append(Claim(text + form, "v1 Table 1", form, algorithm, (variant,), of, dying))
+    text = (
         "Where one branch of Tanh (HR) saturates the other makes up for it: fewer products are "
-        "dead than of independent branches",
-        *("v1 Fig. 10", "", "dqn", ("tanh-hr",), as_predicted("tanh-hr", -math.inf, 0.0)),
-        (DEAD, *BRANCHES_DEAD),
+        "dead than of independent branches"
     )
-    scores(
-        "Tanh (HR) scores higher than Tanh where both have LayerNorm",
-        "asked by reviewers",
-        "dqn",
-        "tanh-hr-ln",
-        "tanh-ln",
-    )
+    of = as_predicted("tanh-hr", -math.inf, 0.0)
+    found.append(Claim(text, "v1 Fig. 10", "", "dqn", ("tanh-hr",), of, dying))
+    text = "Dead tanh neurons make up over a tenth of the Q-values' parts, a hidden bias"
     bias = tuple(f"q_contribution/{name}_abs" for name in ("dead", "live"))
-    add(
-        "Dead tanh neurons make up over a tenth of the Q-values' parts, a hidden bias",
-        *("v4 Fig. 4", "large, in Seaquest", "dqn", ("tanh",), hidden_bias("tanh"), bias),
-    )
-    return tuple(found)
+    of = hidden_bias("tanh")
+    paper = "large, in Seaquest"
+    return [*found, Claim(text, "v4 Fig. 4", paper, "dqn", ("tanh",), of, bias)]
 
 
-CLAIMS = _claims()
+CLAIMS = (*_score_claims(), *_measure_claims())
 
 
 def judge(claim: Claim, group: Group) -> Finding:
