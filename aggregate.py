@@ -6,6 +6,7 @@ game. With one seed in every game there is nothing to draw, and the interval is 
 """
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,8 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.2f} (no interval)"
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 

@@ -32,6 +32,7 @@ figcaption { color: var(--quiet); font-size: 0.9rem; max-width: 46rem; }
 .contradicted { color: #a01c1c; font-weight: 600; }
 .open { color: var(--quiet); }
 td:last-child { white-space: nowrap; }
+td:nth-last-child(2) { min-width: 6rem; }
 @media (max-width: 40rem) { body { font-size: 15px; } table { font-size: 0.8rem; } }
 """
 

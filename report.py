@@ -357,9 +357,9 @@ def summary(runs: list[Recorded], groups: list[Group], remarks: list[str]) -> li
     complete = sum(len(group.runs) for group in groups)
     parts = [
         paragraph(
-            f"{counted(len(runs), 'run')}, {complete} of them complete. Only complete runs "
-            "count. A score is the mean raw return of the newest 100 games in training, not a "
-            "greedy evaluation; one agent step is 4 emulator frames."
+            f"{counted(len(runs), 'run')}. {complete} of them count: they are complete, and a game "
+            "has ended in them. A score is the mean raw return of the newest 100 games in "
+            "training, not a greedy evaluation; one agent step is 4 emulator frames."
         )
     ]
     if remarks:
@@ -406,8 +406,11 @@ def main(args: Args) -> int:
     folder = Path(args.out)
     with replacing(folder, ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv"), "--out") as staged:
         write_report(staged, runs, remarks, args)
-    complete = sum(map(counts, runs))
-    say(f"{counted(len(runs), 'run')}, {complete} complete: {folder / 'index.html'}")
+    counting = sum(map(counts, runs))
+    say(
+        f"{counted(len(runs), 'run')}, of which {counting} count (complete, with a score): "
+        f"{folder / 'index.html'}"
+    )
     for remark in remarks:
         say(remark)
     return 0

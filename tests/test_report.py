@@ -236,7 +236,10 @@ def test_the_page_holds_all_and_needs_nothing_else(tmp_path, monkeypatch, capsys
         flags={"env_id": "Pong"},
     )
     assert main(Args(("runs",))) == 0
-    assert "15 runs, 14 complete" in capsys.readouterr().out
+    assert (
+        "15 runs, of which 14 count (complete, with a score): report/index.html"
+        in capsys.readouterr().out
+    )
     out = tmp_path / "report"
     page = Page(out / "index.html")
     text = " ".join(page.text)
@@ -299,7 +302,7 @@ def test_a_single_run_has_a_report(tmp_path, monkeypatch):
     make_run(tmp_path / "runs" / "only", [(100, 2.0)])
     assert main(Args(("runs/only",))) == 0
     text = " ".join(Page(tmp_path / "report" / "index.html").text)
-    assert "1 run, 1 of them complete" in text
+    assert "1 run. 1 of them count" in text
 
 
 def test_runs_without_any_game_that_ended(tmp_path, monkeypatch):
