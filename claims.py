@@ -313,6 +313,10 @@ def _score_claims() -> list[Claim]:
     return [*found, Claim(text, "v1 Fig. 7", "", "dqn", names, alike(*names))]
 
 
+# What the paper measured in DQN alone is asked of PQN, too.
+OF_DQN = (("dqn", ""), ("pqn", ", of DQN"))
+
+
 def _measure_claims() -> list[Claim]:
     found = []
 
@@ -320,25 +324,25 @@ def _measure_claims() -> list[Claim]:
         of = more(measure, first, second, percent=measure == DEAD)
         found.append(Claim(text, source, "", algorithm, (first, second), of, (measure,)))
 
-    for variant, share in (("relu", 0.6), ("tanh", 0.4), ("sigmoid", 0.4)):
-        text = f"Dead neurons in z of {variant}: within 10 points of the paper's share"
-        of = about(variant, DEAD, share)
-        found.append(
-            Claim(text, "v1 Fig. 6a", f"about {share:.0%}", "dqn", (variant,), of, (DEAD,))
-        )
-    for other in ("tanh", "relu", "sigmoid"):
-        text = f"Tanh (HR) has fewer dead neurons than {other}"
-        higher(text, "v1 Fig. 6a", "dqn", DEAD, other, "tanh-hr")
-    for algorithm, source, first, second in (
-        ("dqn", "v1 Fig. 6b", "tanh-hr", "tanh"),
-        ("dqn", "v1 Fig. 6b", "tanh", "relu"),
-        ("dqn", "v1 Fig. 6b", "sigmoid", "relu"),
-        ("dqn", "v1 Fig. 6b", "tanh-hr", "sigmoid"),
-        ("ppo", "v1 Fig. 8", "tanh-hr", "tanh"),
-        ("ppo", "v1 Fig. 8", "tanh-hr", "relu"),
-    ):
+    def rank(source, algorithm, first, second):
         text = f"The effective rank of {first} is higher than that of {second}"
         higher(text, source, algorithm, RANK, first, second)
+
+    for algorithm, there in OF_DQN:
+        for variant, share in (("relu", 0.6), ("tanh", 0.4), ("sigmoid", 0.4)):
+            text = f"Dead neurons in z of {variant}: within 10 points of the paper's share"
+            named = (text, f"v1 Fig. 6a{there}", f"about {share:.0%}", algorithm, (variant,))
+            found.append(Claim(*named, about(variant, DEAD, share), (DEAD,)))
+        for other in ("tanh", "relu", "sigmoid"):
+            text = f"Tanh (HR) has fewer dead neurons than {other}"
+            higher(text, f"v1 Fig. 6a{there}", algorithm, DEAD, other, "tanh-hr")
+        for first, second in (
+            *(("tanh-hr", "tanh"), ("tanh", "relu")),
+            *(("sigmoid", "relu"), ("tanh-hr", "sigmoid")),
+        ):
+            rank(f"v1 Fig. 6b{there}", algorithm, first, second)
+    for other in ("tanh", "relu"):
+        rank("v1 Fig. 8", "ppo", "tanh-hr", other)
     for algorithm, source in (("dqn", "v1 Fig. 14"), ("pqn", "v4 Fig. 1")):
         text = "ReLU (HR) has a lower rank than ReLU"
         higher(text, source, algorithm, RANK, "relu", "relu-hr")
@@ -350,17 +354,18 @@ def _measure_claims() -> list[Claim]:
             text = f"Products of {variant} die as independent branches would, within 5 points: "
             of = as_predicted(variant)
             found.append(Claim(text + form, "v1 Table 1", form, algorithm, (variant,), of, dying))
-    text = (
-        "Where one branch of Tanh (HR) saturates the other makes up for it: fewer products are "
-        "dead than of independent branches"
-    )
-    of = as_predicted("tanh-hr", -math.inf, 0.0)
-    found.append(Claim(text, "v1 Fig. 10", "", "dqn", ("tanh-hr",), of, dying))
-    text = "Dead tanh neurons make up over a tenth of the Q-values' parts, a hidden bias"
     bias = tuple(f"q_contribution/{name}_abs" for name in ("dead", "live"))
-    of = hidden_bias("tanh")
-    paper = "large, in Seaquest"
-    return [*found, Claim(text, "v4 Fig. 4", paper, "dqn", ("tanh",), of, bias)]
+    for algorithm, there in OF_DQN:
+        text = (
+            "Where one branch of Tanh (HR) saturates the other makes up for it: fewer products are "
+            "dead than of independent branches"
+        )
+        of = as_predicted("tanh-hr", -math.inf, 0.0)
+        found.append(Claim(text, f"v1 Fig. 10{there}", "", algorithm, ("tanh-hr",), of, dying))
+        text = "Dead tanh neurons make up over a tenth of the Q-values' parts, a hidden bias"
+        named = (text, f"v4 Fig. 4{there}", "large, in Seaquest", algorithm, ("tanh",))
+        found.append(Claim(*named, hidden_bias("tanh"), bias))
+    return found
 
 
 CLAIMS = (*_score_claims(), *_measure_claims())
