@@ -3,8 +3,9 @@
 A claim is supported or contradicted where the 95 % interval of what was measured lies wholly within
 or beyond what the claim asks; else there is not enough data, and what is missing is said. That one
 variant scores higher than another is decided by a permutation test at 5 %, as a bootstrap over few
-seeds is too narrow. Nothing is decided with fewer than MIN_SEEDS seeds in any of the games, nor
-corrected for the number of claims: of 20 that are not true one will seem so.
+seeds is too narrow. Nothing is decided with fewer than MIN_SEEDS seeds in any of the games
+(BOOTSTRAP_SEEDS where nothing but a bootstrap gives an interval), nor corrected for the number of
+claims: of 20 that are not true one will seem so.
 """
 
 import math
@@ -32,6 +33,7 @@ from curves import POINTS, SCORE, Recorded
 from flags import PAPER_VARIANTS
 
 MIN_SEEDS = 3
+BOOTSTRAP_SEEDS = 5  # where a bootstrap's interval decides: with fewer it is much too narrow
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough data"
 DEAD, RANK = "representation/dead_kde", "representation/effective_rank"
 BRANCHES_DEAD = ("representation/branch_0/dead_kde", "representation/branch_1/dead_kde")
@@ -122,11 +124,15 @@ class Measured(NamedTuple):
     above: float = -math.inf
     below: float = math.inf
     p: float | None = None  # of a test that decides in place of the interval
+    seeds: int = MIN_SEEDS  # fewest that decide
+    empty: str = ""  # why it decides nothing, whatever the interval
 
 
 def verdict(of: Measured) -> tuple[str, str]:
     """(verdict, why): the interval lies within, beyond, or across what the claim asks."""
     value, low, high = of.estimate
+    if of.empty:
+        return OPEN, of.empty
     if of.p is not None:
         if of.p >= 0.05:
             return OPEN, f"p = {of.p:.2f}: more seeds or games"
@@ -171,7 +177,8 @@ def alike(first: str, second: str) -> Callable:
     def measure(group: Group, games: list[str]) -> Measured:
         scores = (group.values(name, games, SCORE) for name in (first, second))
         found = probability_of_improvement(*scores)
-        return Measured(found, f"P({first} > {second}) = {found}", 0.35, 0.65)
+        ours = f"P({first} > {second}) = {found}"
+        return Measured(found, ours, 0.35, 0.65, seeds=BOOTSTRAP_SEEDS)
 
     return measure
 
@@ -210,10 +217,10 @@ def more_than_double(first: str, second: str) -> Callable:
             f"{name} {estimate(of, median)}"
             for name, of in zip((first, second), scores, strict=True)
         )
-        ratio = (
-            "no ratio (a median is not above 0)" if math.isnan(found.value) else f"ratio {found}"
-        )
-        return Measured(found, f"{ratio}; {', '.join(each)}", above=2.0)
+        ratio = f"ratio {found}"
+        if math.isnan(found.value):
+            ratio = f"no ratio (the median of {second} is not above 0)"
+        return Measured(found, f"{ratio}; {', '.join(each)}", above=2.0, seeds=BOOTSTRAP_SEEDS)
 
     return measure
 
@@ -243,18 +250,27 @@ def predicted_dead(activation: str, branches: tuple[float, float]) -> float:
     return (first + second) / 2 if activation == "sigmoid" else first * second
 
 
-def as_predicted(variant: str, above: float = -0.05, below: float = 0.05) -> Callable:
-    """The share of dead products less what independent branches would give."""
+def gap_to_prediction(variant: str, above: float = -0.05, below: float = 0.05) -> Callable:
+    """The share of dead products less what independent branches would give: in (above, below).
 
-    def gap(run: Recorded) -> float:
+    Where hardly a branch dies both are about 0, whatever the branches do: below 5 points of both
+    nothing is decided.
+    """
+
+    def predicted(run: Recorded) -> float:
         branches = tuple(at_the_end(run, name) for name in BRANCHES_DEAD)
-        return at_the_end(run, DEAD) - predicted_dead(variant.split("-")[0], branches)
+        return predicted_dead(variant.split("-")[0], branches)
 
     def measure(group: Group, games: list[str]) -> Measured:
-        gaps = [np.array([gap(run) for run in group.cells[variant, game]]) for game in games]
-        found = mean_over_games(gaps)
+        cells = [group.cells[variant, game] for game in games]
+        expected = [np.array([predicted(run) for run in runs]) for runs in cells]
+        dead = group.values(variant, games, DEAD)
+        found = mean_over_games([x - y for x, y in zip(dead, expected, strict=True)])
         shown = Estimate(*(100 * v for v in found))
-        return Measured(found, f"measured - predicted = {shown} points", above, below)
+        few = all(mean_over_games(of).value < 0.05 for of in (dead, expected))
+        empty = "hardly a neuron died, so nothing is told apart" if few else ""
+        ours = f"measured - predicted = {shown} points"
+        return Measured(found, ours, above, below, empty=empty)
 
     return measure
 
@@ -352,7 +368,7 @@ def _measure_claims() -> list[Claim]:
     for algorithm in ("dqn", "ppo", "pqn"):
         for variant, form in (("tanh-hr", "p^2"), ("sigmoid-hr", "p"), ("relu-hr", "2p - p^2")):
             text = f"Products of {variant} die as independent branches would, within 5 points: "
-            of = as_predicted(variant)
+            of = gap_to_prediction(variant)
             found.append(Claim(text + form, "v1 Table 1", form, algorithm, (variant,), of, dying))
     bias = tuple(f"q_contribution/{name}_abs" for name in ("dead", "live"))
     for algorithm, there in OF_DQN:
@@ -360,7 +376,7 @@ def _measure_claims() -> list[Claim]:
             "Where one branch of Tanh (HR) saturates the other makes up for it: fewer products are "
             "dead than of independent branches"
         )
-        of = as_predicted("tanh-hr", -math.inf, 0.0)
+        of = gap_to_prediction("tanh-hr", -math.inf, 0.0)
         found.append(Claim(text, f"v1 Fig. 10{there}", "", algorithm, ("tanh-hr",), of, dying))
         text = "Dead tanh neurons make up over a tenth of the Q-values' parts, a hidden bias"
         named = (text, f"v4 Fig. 4{there}", "large, in Seaquest", algorithm, ("tanh",))
@@ -392,8 +408,8 @@ def judge(claim: Claim, group: Group) -> Finding:
     ):
         return Finding(*named, "", OPEN, f"a run has not measured {claim.needs[0]}", *told)
     measured = claim.measure(group, games)
-    if counts[0] < MIN_SEEDS:
-        return Finding(*named, measured.ours, OPEN, f"fewer than {MIN_SEEDS} seeds", *told)
+    if counts[0] < measured.seeds:
+        return Finding(*named, measured.ours, OPEN, f"fewer than {measured.seeds} seeds", *told)
     return Finding(*named, measured.ours, *verdict(measured), *told)
 
 

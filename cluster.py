@@ -10,21 +10,24 @@ import contextlib
 import io
 import os
 import shlex
+import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from submitit import SlurmExecutor
-from submitit.core.utils import DelayedSubmission, UncompletedJobError
+from submitit.core.job_environment import JobEnvironment
+from submitit.core.utils import DelayedSubmission
 
-from experiment import RESUME_ME
-from flags import UsageError, parse_flags, say
-from sweep import Args, pool
+# Rooms that need torch are imported where they are used: a job reads this module before submitit
+# minds signals, and torch takes seconds.
 
+NEAR_THE_LIMIT = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
 BEFORE_THE_LIMIT = 180  # seconds, for a checkpoint (DQN's memory at a slow disk, and much to spare)
 TO_BE_ENDED = 1800  # seconds that a preempted job waits for it: more than any grace time
+FOR_ANOTHER = 300  # seconds that a job waits for another with the same run: longer than a start
 
 
 class ResumableRun:
@@ -34,15 +37,20 @@ class ResumableRun:
         self.flags = flags
 
     def __call__(self):
-        runs = pool(parse_flags(Args, argv=list(self.flags)))
-        if runs.jobs[0].is_elsewhere():  # submitted twice
-            say(f"{runs.jobs[0].planned.name} is under way in another job")
-            return
+        from experiment import RESUME_ME
+        from flags import UsageError, parse_flags
+        from sweep import Args, pool
+
+        try:
+            runs = pool(parse_flags(Args, argv=list(self.flags)))
+        except UsageError as error:  # of this machine: it has no GPU
+            sys.exit(f"sweep.py: error: {error}")
+        runs.patience = FOR_ANOTHER
         status = runs.run()
-        if status == RESUME_ME and runs.stopped_by == signal.SIGUSR2:
-            os.kill(os.getpid(), signal.SIGUSR2)  # to submitit, which calls `checkpoint` below
-        elif status == RESUME_ME:
-            time.sleep(TO_BE_ENDED)
+        if status == RESUME_ME:
+            if NEAR_THE_LIMIT not in runs.stopped_by:  # preempted, or cancelled
+                time.sleep(TO_BE_ENDED)
+            os.kill(os.getpid(), NEAR_THE_LIMIT)  # to submitit, which calls `checkpoint` below
         if status:
             sys.exit(status)
 
@@ -54,14 +62,18 @@ class ResumableRun:
 def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
     """An array of a job for each command line of sweep.py: its id.
 
-    `folder` gets what the jobs say beside the logs of the runs; `parameters` are submitit's.
-    UsageError where Slurm refuses it; nothing is left behind then.
+    A new folder in `folder` gets what the jobs say beside the logs of the runs; `parameters` are
+    submitit's. UsageError where Slurm refuses it; nothing is left behind then.
     """
+    from flags import UsageError
+
     here = shlex.quote(str(Path(__file__).parent))
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    before = set(folder.glob("*"))
+    own = folder
     try:
-        executor = SlurmExecutor(folder, max_num_timeout=10_000)
+        folder.mkdir(parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=folder))
+        executor = SlurmExecutor(own, max_num_timeout=10_000)
         executor.update_parameters(
             setup=[f'export PYTHONPATH={here}"${{PYTHONPATH:+:$PYTHONPATH}}"'],
             # srun does not take it over from sbatch
@@ -73,12 +85,15 @@ def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
         )
         with contextlib.redirect_stderr(io.StringIO()):  # submitit shows what sbatch says, too
             jobs = executor.submit_array([ResumableRun(flags) for flags in commands])
-    except (UncompletedJobError, RuntimeError, OSError, subprocess.SubprocessError) as error:
-        for path in set(folder.glob("*")) - before:
-            path.unlink()
+    except (RuntimeError, OSError) as error:
+        if own != folder:
+            shutil.rmtree(own, ignore_errors=True)
         for path in missing:
-            path.rmdir()
+            with contextlib.suppress(OSError):
+                path.rmdir()
         lines = [line for line in str(error).splitlines() if line.startswith("sbatch: error:")]
         said = "; ".join(line.removeprefix("sbatch: error:").strip() for line in lines)
-        raise UsageError(f"Slurm refuses the jobs: {said or error}") from None
+        raise UsageError(
+            f"Slurm refuses the jobs: {said or ' '.join(str(error).split())}"
+        ) from None
     return jobs[0].job_id.partition("_")[0]

@@ -58,16 +58,19 @@ class Planned(NamedTuple):
 
 def part_of(algorithm: str, more: tuple[str, ...]) -> tuple[str, ...]:
     """The flags in `more` that are for this algorithm: those before a word such as `dqn:` are for
-    all, those after it for that one alone. UsageError for an algorithm that is not known."""
+    all, those after it for that one alone."""
     found, owner = [], algorithm
     for word in more:
-        if word.endswith(":") and not word.startswith("-"):
-            owner = word[:-1]
-            if owner not in ALGORITHMS:
-                raise UsageError(f"{word} begins flags of no algorithm: choose dqn:, ppo: or pqn:")
+        if _owner(word):
+            owner = _owner(word)
         elif owner == algorithm:
             found.append(word)
     return tuple(found)
+
+
+def _owner(word: str) -> str:
+    """dqn: -> dqn; empty for what is a flag or its value."""
+    return word[:-1] if word.endswith(":") and not word.startswith("-") else ""
 
 
 def plan(
@@ -77,13 +80,19 @@ def plan(
     seeds: tuple[int, ...],
     runs_dir: str,
     more: tuple[str, ...] = (),
+    elsewhere: bool = False,
 ) -> list[Planned]:
     """Every combination, seed by seed, so that there is something to compare early.
 
-    `more` are flags of the scripts (`part_of`). UsageError for a name that is not known, for flags
+    `more` are flags of the scripts (`part_of`); `elsewhere`: they are for another machine, of whose
+    GPU nothing is known here. UsageError for a name that is not known, for flags
     that a script does not accept, that name what the sweep names or that make another variant of
     it; nothing is made.
     """
+    for owner in filter(None, map(_owner, more)):
+        if owner not in algorithms:
+            known = ", ".join(f"{name}:" for name in algorithms)
+            raise UsageError(f"{owner}: begins flags of an algorithm that is not run here: {known}")
     found = {}
     for seed, game, variant, algorithm in itertools.product(seeds, games, variants, algorithms):
         if algorithm not in ALGORITHMS:
@@ -96,7 +105,8 @@ def plan(
         flags = (*own, *variant_flags(variant), *part_of(algorithm, more))
         try:
             args = script_args(algorithm, *flags)
-            script(algorithm).check(args)
+            away = elsewhere and args.device == "cuda"
+            script(algorithm).check(dataclasses.replace(args, device="auto") if away else args)
         except UsageError as error:
             raise UsageError(f"{algorithm}: {error}") from None
         fixed = {"env_id": title, "seed": seed, "runs_dir": runs_dir, "resume": ""}

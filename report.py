@@ -300,7 +300,7 @@ def group_section(
 
 
 def claim_rows(findings: list[Finding]) -> list[dict]:
-    """Those with something to show first, those that are decided before them."""
+    """Decided ones first, then those with something to show."""
     return [
         {
             "claim": f.claim,
@@ -357,8 +357,8 @@ def summary(runs: list[Recorded], groups: list[Group], remarks: list[str]) -> li
     complete = sum(len(group.runs) for group in groups)
     parts = [
         paragraph(
-            f"{counted(len(runs), 'run')}. {complete} of them count: they are complete, and a game "
-            "has ended in them. A score is the mean raw return of the newest 100 games in "
+            f"{counted(len(runs), 'run')}. Those count that are complete and in which a game has "
+            f"ended: {complete}. A score is the mean raw return of the newest 100 games in "
             "training, not a greedy evaluation; one agent step is 4 emulator frames."
         )
     ]
@@ -373,21 +373,23 @@ def claims_part(findings: list[Finding]) -> list[str]:
     others = [finding for finding in findings if not finding.ours]
     verdicts = {name: sum(f.verdict == name for f in findings) for name in CLASSES}
     told_counts = ", ".join(f"{count} {name}" for name, count in verdicts.items())
-    return [
+    parts = [
         paragraph(
             f"{told_counts}. A claim is supported or contradicted where the 95 % interval of what "
             "was measured (Student's t over seeds) lies wholly on one side. P(a > b), the chance "
             "that a run of a scores higher than one of b in the same game, is decided by a "
-            "permutation test at 5 %. With fewer than 3 seeds in any game nothing is concluded; "
-            "nothing is corrected for the number of claims, so of 20 that are not true about one "
-            "will seem decided. The paper's runs have 10,000,000 agent steps, 8 games, 5 seeds."
+            "permutation test at 5 %. With fewer than 3 seeds in any game nothing is concluded, "
+            "nor with fewer than 5 where a bootstrap gives the interval (a ratio of medians, and "
+            "that two score alike); nothing is corrected for the number of claims, so of 20 that "
+            "are not true about one will seem decided. The paper's runs have 10,000,000 agent "
+            "steps, 8 games, 5 seeds."
         ),
         table(claim_rows(measured), CLASSES),
-        folded(
-            f"{counted(len(others), 'claim')} of which there is nothing to measure yet",
-            table(claim_rows(others), CLASSES),
-        ),
     ]
+    if others:
+        heading = f"{counted(len(others), 'claim')} of which there is nothing to measure yet"
+        parts.append(folded(heading, table(claim_rows(others), CLASSES)))
+    return parts
 
 
 def main(args: Args) -> int:

@@ -14,6 +14,7 @@ With --slurm each run is a job of one array instead, and this command ends at on
 import contextlib
 import datetime
 import fcntl
+import math
 import os
 import shutil
 import signal
@@ -30,7 +31,7 @@ import tyro
 
 from experiment import RESUME_ME, STOPS
 from flags import UsageError, check_folder, counted, flag, launch, require, say
-from plan import ALGORITHMS, Planned, plan
+from plan import ALGORITHMS, Planned, part_of, plan
 from runfolder import in_use
 
 LOOK_EVERY = 0.5  # seconds
@@ -73,7 +74,7 @@ class Args:
     cpus: int = 4
     """with --slurm: cores of each run"""
     memory: float = 0.0
-    """with --slurm: GB of each run; 0: the cluster's default"""
+    """with --slurm: GB of memory for each run; 0: the cluster's default"""
     flags: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """flags of the scripts, after --; after a word dqn:, ppo: or pqn: those of one algorithm"""
 
@@ -96,7 +97,7 @@ def check(args: Args):
         )
     require(args, "at least 0.1", lambda value: value >= 0.1, "hours")
     require(args, "at least 1", lambda value: value >= 1, "cpus")
-    require(args, "at least 0", lambda value: value >= 0, "memory")
+    require(args, "0 or at least 0.1", lambda value: value == 0 or value >= 0.1, "memory")
 
 
 def cores() -> int:
@@ -125,6 +126,7 @@ class Job:
     gpu: str | None = None
     process: subprocess.Popen | None = field(default=None, repr=False)
     killed: bool = False  # by us, as it was stuck
+    waits_since: float = 0.0  # for another process that has it under way
     heard: tuple[int, float] = (-1, 0.0)  # size of the log, and when it last had another
 
     def last_line(self) -> str:
@@ -162,7 +164,8 @@ class Sweep:
         self.stalled_after = 60 * stalled_after  # seconds
         self.threads = max(1, cores() // at_once)
         self.stops = 0  # how often somebody asked for it
-        self.stopped_by: int | None = None  # the signal that asked last
+        self.stopped_by: set[int] = set()  # the signals that asked
+        self.patience = math.inf  # seconds that a run of another process is waited for
         self.stops_done = 0
         self.started = time.monotonic()
         self.table = Table()
@@ -200,10 +203,14 @@ class Sweep:
         job.state = "running"
 
     def wait_for(self, job: Job):
-        """For another process that has it under way."""
+        """For another process that has it under way, for as long as there is patience."""
         if job.state != "elsewhere":
             self.table.event(f"{job.planned.name} is under way in another process")
+            job.waits_since = time.monotonic()
         job.state = "elsewhere"
+        if time.monotonic() - job.waits_since > self.patience:
+            job.state = "given up"
+            self.table.event(f"{job.planned.name} is left to that process, or to the next sweep")
 
     def ended(self, job: Job):
         """What becomes of a job whose process has ended."""
@@ -247,7 +254,7 @@ class Sweep:
     def stop(self, number, frame):
         # A cluster sends several signals in a row, and all mean the same.
         self.stops += self.stops == 0 or number == signal.SIGINT
-        self.stopped_by = number
+        self.stopped_by.add(number)
 
     def pass_on_stop(self):
         """All runs end at their next safe point; the second time at once."""
@@ -337,7 +344,8 @@ def print_plan(planned: list[Planned]):
 def planned_runs(args: Args) -> list[Planned]:
     """What `args` name. UsageError, before anything is made, for what cannot work."""
     check(args)
-    return plan(args.algorithms, args.variants, args.games, args.seeds, args.runs_dir, args.flags)
+    named = (args.algorithms, args.variants, args.games, args.seeds)
+    return plan(*named, args.runs_dir, args.flags, elsewhere=args.slurm)
 
 
 def pool(args: Args) -> Sweep:
@@ -363,8 +371,9 @@ def submit_to_slurm(args: Args) -> int:
         import cluster  # submitit is an optional requirement
     except ImportError as error:
         raise UsageError(f"--slurm needs submitit: pip install submitit==1.5.4 ({error})") from None
-    if shutil.which("sbatch") is None:
-        raise UsageError("--slurm: there is no sbatch here: start it where jobs are submitted")
+    for name in ("sbatch", "srun"):
+        if shutil.which(name) is None:
+            raise UsageError(f"--slurm: there is no {name} here: start it where jobs are submitted")
     if not left:
         say("all runs have finished")
         return 0
@@ -382,7 +391,12 @@ def submit_to_slurm(args: Args) -> int:
         (
             *("--algorithms", run.algorithm, "--variants", run.variant, "--games", run.game),
             *("--seeds", str(run.seed), "--runs-dir", args.runs_dir, "--jobs", "1"),
-            *("--stalled-after", str(args.stalled_after), "--", *args.flags),
+            *(
+                "--stalled-after",
+                str(args.stalled_after),
+                "--",
+                *part_of(run.algorithm, args.flags),
+            ),
         )
         for run in left
     ]

@@ -78,23 +78,39 @@ def table_and_figure(rows: list[tuple]) -> Figure:
     return figure
 
 
+def rows_of_table(path: Path) -> list[tuple]:
+    """What an earlier call wrote. ValueError for another file."""
+    try:
+        header, *rows = csv.reader(path.read_text().splitlines())
+    except (OSError, ValueError):
+        header, rows = (), ()
+    if tuple(header) != COLUMNS:
+        raise ValueError(
+            f"{path} is no table of this script: its first line is {','.join(COLUMNS)}"
+        )
+    return [tuple(row) for row in rows]
+
+
 def main(stem: Path, sources: list[Path]):
     runs = {}  # game, algorithm, variant, precision, seed -> rows; the last source of a run counts
     for source in sources:
-        if source.suffix == ".csv":
-            rows = [tuple(row) for row in csv.reader(source.open())][1:]
-        else:
-            rows = rows_of(source)
+        rows = rows_of_table(source) if source.suffix == ".csv" else rows_of(source)
         for name, points in itertools.groupby(rows, lambda row: tuple(map(str, row[:5]))):
             runs[name] = list(points)
-    for algorithm in {name[1] for name in runs}:
+    for algorithm in sorted({name[1] for name in runs}):
+        of_it = {name: points for name, points in runs.items() if name[1] == algorithm}
+        settings = {f"{of[0]}, {of[2]}, to {points[-1][6]}" for of, points in of_it.items()}
+        if len(settings) > 1:
+            several = " and ".join(sorted(settings))
+            raise ValueError(f"runs of {algorithm} that differ are not averaged: {several}")
         for precision in ("fp32", "bf16"):
-            if not any((name[1], name[3]) == (algorithm, precision) for name in runs):
+            if not any(name[3] == precision for name in of_it):
                 raise ValueError(f"there is no run of {algorithm} in {precision}: add one")
     rows = list(itertools.chain(*runs.values()))
+    figure = table_and_figure(rows)
     with open(f"{stem}.csv", "w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
-    table_and_figure(rows).savefig(f"{stem}.png", dpi=90)
+    figure.savefig(f"{stem}.png", dpi=90)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def test_areas_and_their_difference(tmp_path, script):
     [
         ({"last": 300}, "has not finished; finish it first"),
         ({"measures": {}}, "no game has ended yet"),
+        ({"last": 1000, "flags": {"precision": "bf16"}}, "there is no run of pqn in fp32: add one"),
         ({"last": 1000, "flags": {"precision": "fp32"}}, "there is no run of pqn in bf16: add one"),
     ],
 )
@@ -56,3 +57,21 @@ def test_runs_that_cannot_be_compared_are_refused(more, message, tmp_path, scrip
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_runs_of_several_games_are_not_averaged(tmp_path, script):
+    folders = runs_of(tmp_path, "fp32", [10.0]) + runs_of(tmp_path, "bf16", [9.0])
+    script("results/precision.py", "out", *folders)
+    before = (tmp_path / "out.csv").read_bytes()
+    measures = {"charts/mean_return_100": [(1000, 2.0)]}
+    flags = {"precision": "fp32"}
+    pong = make_run(tmp_path / "p", [], flags=flags, measures=measures, game="Pong", git_commit="a")
+    for more, message in (
+        (pong, "runs of pqn that differ are not averaged: Breakout, tanh-hr, to 1000 and Pong,"),
+        ("nowhere.csv", "nowhere.csv is no table of this script"),
+    ):
+        done = script("results/precision.py", "out", "out.csv", more, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert (tmp_path / "out.csv").read_bytes() == before

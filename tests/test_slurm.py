@@ -1,7 +1,9 @@
 """A sweep on a real Slurm: a cluster of one node, started here, with jobs that are preempted."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +14,9 @@ from conftest import ENV, ROOT, TIMEOUT
 from interruptions import differences, start
 from test_sweep import TINY, folders
 
+import cluster
 import sweep
+from experiment import RESUME_ME
 
 MISSING = [
     name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None
@@ -102,11 +106,17 @@ class Cluster:
         )
 
     def stop(self):
-        self.call("scancel", "--full", "--user=root")
+        """Jobs first, as long as the daemons can end them; then these, whatever they do."""
+        with contextlib.suppress(subprocess.TimeoutExpired, AssertionError):
+            self.call("scancel", "--full", "--signal=KILL", "--user=root")
+            self.call("scancel", "--user=root")
+            self.until(lambda: self.call("squeue", "--noheader") == "")
         for daemon in reversed(self.daemons):
             daemon.terminate()
-        for daemon in self.daemons:
-            daemon.wait(timeout=60)
+            try:
+                daemon.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
 
     def call(self, *command):
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
@@ -123,13 +133,10 @@ class Cluster:
         logs = [f"{path}:\n{path.read_text()[-2000:]}" for path in self.folder.glob("*.log")]
         return "\n".join([self.call("scontrol", "show", "job"), *logs])
 
-    def state(self, job):
-        fields = self.call("scontrol", "--oneliner", "show", "job", job).split()
-        return dict(field.partition("=")[::2] for field in fields).get("JobState")
-
-    def restarts(self, job):
-        fields = self.call("scontrol", "--oneliner", "show", "job", job).split()
-        return int(dict(field.partition("=")[::2] for field in fields)["Restarts"])
+    def ask(self, job, field):
+        """A field of a job, as scontrol has it: JobState, Restarts."""
+        said = self.call("scontrol", "--oneliner", "show", "job", job).split()
+        return dict(part.partition("=")[::2] for part in said).get(field)
 
     def release(self, job):
         """Slurm lets a job that was put back wait for a while: not here."""
@@ -137,7 +144,7 @@ class Cluster:
 
 
 @pytest.fixture
-def slurm(tmp_path_factory, monkeypatch):
+def slurm(tmp_path_factory):
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
     try:
         cluster.start()
@@ -166,6 +173,8 @@ def test_preempted_and_requeued_runs_are_those_without_a_break(slurm, tmp_path):
     assert refused.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
+    tmp_path = tmp_path / "a folder"
+    tmp_path.mkdir()
     done = submit(slurm, tmp_path, "--partition", "low", "--gres", "shard:1", "--cpus", 1)
     assert done.returncode == 0, done.stderr
     array = done.stdout.partition("as job ")[2].partition(":")[0]
@@ -176,12 +185,21 @@ def test_preempted_and_requeued_runs_are_those_without_a_break(slurm, tmp_path):
     own = ("--total-timesteps", TOTAL, *TINY, "--latent-dim", 32, "--checkpoint-every", 10)
     without_break = [start("ppo", ("--seed", s, *own), alone[s - 1]) for s in (1, 2)]
 
-    slurm.until(lambda: sum((path / "previous.pt").exists() for path in folders(tmp_path)) == 2)
-    slurm.call("scancel", "--signal=STOP", array)
+    stopped = set()
+
+    def both_are_stopped():  # each as soon as it has two checkpoints
+        for path in folders(tmp_path):
+            task = tasks["__s2__" in path.name]
+            if task not in stopped and (path / "previous.pt").exists():
+                slurm.call("scancel", "--signal=STOP", task)
+                stopped.add(task)
+        return len(stopped) == 2
+
+    slurm.until(both_are_stopped)
     wanted = ("--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true")
     above = slurm.call("sbatch", "--parsable", *wanted)
-    slurm.until(lambda: [slurm.restarts(task) for task in tasks] == [1, 1])
-    slurm.until(lambda: slurm.state(above) == "COMPLETED")
+    slurm.until(lambda: [slurm.ask(task, "Restarts") for task in tasks] == ["1", "1"])
+    slurm.until(lambda: slurm.ask(above, "JobState") == "COMPLETED")
 
     logs = [tmp_path / f"runs/logs/Breakout__ppo__tanh-hr-z32__s{seed}.log" for seed in (1, 2)]
     for task in tasks:
@@ -190,10 +208,9 @@ def test_preempted_and_requeued_runs_are_those_without_a_break(slurm, tmp_path):
     slurm.call("scancel", "--signal=STOP", tasks[1])
     for name in ("USR2", "CONT"):
         slurm.call("scancel", f"--signal={name}", tasks[1])
-    slurm.until(lambda: slurm.restarts(tasks[1]) == 2)
+    slurm.until(lambda: slurm.ask(tasks[1], "Restarts") == "2")
     slurm.release(tasks[1])
-    for task in tasks:
-        slurm.until(lambda: slurm.state(task) == "COMPLETED")  # noqa: B023
+    slurm.until(lambda: {slurm.ask(task, "JobState") for task in tasks} == {"COMPLETED"})
 
     for seed, process in zip((1, 2), without_break, strict=True):
         _, err = process.communicate(timeout=TIMEOUT)
@@ -215,7 +232,7 @@ def test_preempted_and_requeued_runs_are_those_without_a_break(slurm, tmp_path):
         (["--slurm", "--per-gpu", "2"], "--per-gpu is for this machine"),
         (["--slurm", "--hours", "0"], "--hours must be at least 0.1, not 0"),
         (["--slurm", "--cpus", "0"], "--cpus must be at least 1, not 0"),
-        (["--slurm", "--memory", "-1"], "--memory must be at least 0, not -1"),
+        (["--slurm", "--memory", "-1"], "--memory must be 0 or at least 0.1, not -1"),
         (["--slurm"], "--slurm: there is no sbatch here"),
     ],
 )
@@ -228,3 +245,37 @@ def test_without_submitit_the_sweep_says_what_to_install(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     monkeypatch.delitem(sys.modules, "cluster", raising=False)
     refused(sweep, ["--slurm"], "--slurm needs submitit: pip install submitit==1.5.4")
+
+
+class Runs:
+    """What `sweep.pool` makes, with a run that a signal has stopped."""
+
+    def __init__(self, *signals):
+        self.stopped_by = set(signals)
+
+    def run(self):
+        return RESUME_ME
+
+
+@pytest.mark.parametrize(
+    ("signals", "waits"),
+    [
+        ([signal.SIGUSR2], False),  # near the limit
+        ([signal.SIGUSR2, signal.SIGTERM], False),  # and at it
+        ([signal.SIGTERM], True),  # preempted or cancelled: Slurm ends it
+    ],
+)
+def test_a_stopped_job_is_put_back_at_its_limit_and_waits_where_slurm_puts_it_back(
+    signals, waits, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(sweep, "pool", lambda args: Runs(*signals))
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: told.append("waits"))
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("put back"))
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            cluster.ResumableRun(("--algorithms", "ppo"))()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert told == ["waits"] * waits + ["put back"]
+    assert exit_.value.code == RESUME_ME

@@ -10,6 +10,7 @@ import types
 from collections import Counter
 
 import pytest
+import torch
 from conftest import TIMEOUT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from test_scripts import SCRIPTS, VARIANTS
 import sweep
 from checkpoint import FORMAT, Checkpoints, Footer
 from experiment import RESUME_ME
-from flags import PAPER_VARIANTS, parse_flags, variant_flags, variant_name
+from flags import PAPER_VARIANTS, UsageError, parse_flags, variant_flags, variant_name
 from hadamard import ACTIVATIONS
 from plan import plan
 from runfolder import Found, lock, saved_with
@@ -73,6 +74,16 @@ def test_a_plan_has_every_combination_once():
     assert [run.seed for run in runs] == [1] * 8 + [2] * 8  # one seed of everything first
 
 
+def test_on_another_machine_there_may_be_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="--device cuda: this machine has no CUDA device"):
+        plan(("ppo",), ("tanh",), ("Pong",), (1,), "runs", ("--device", "cuda"))
+    (run,) = plan(("ppo",), ("tanh",), ("Pong",), (1,), "runs", ("--device", "cuda"), True)
+    assert run.args.device == "cuda"
+    with pytest.raises(UsageError, match="unknown --device 'gpu'"):
+        plan(("ppo",), ("tanh",), ("Pong",), (1,), "runs", ("--device", "gpu"), True)
+
+
 def test_flags_of_one_algorithm_reach_that_one_alone():
     more = ("--gamma", "0.9", "dqn:", "--buffer-size", "5000", "pqn:", "--num-envs", "16")
     runs = plan(("dqn", "ppo", "pqn"), ("tanh",), ("Pong",), (1,), "runs", more)
@@ -101,7 +112,11 @@ def test_flags_of_one_algorithm_reach_that_one_alone():
         (["--", "--gama", "0.9"], "did you mean --gamma"),
         (
             ["--", "a2c:", "--gamma", "0.9"],
-            "a2c: begins flags of no algorithm: choose dqn:, ppo: or",
+            "a2c: begins flags of an algorithm that is not run here: dqn:, ppo:",
+        ),
+        (
+            ["--algorithms", "ppo", "--", "dqn:", "--x"],
+            "dqn: begins flags of an algorithm that is not",
         ),
         (["--", "ppo:", "--buffer-size", "9"], "ppo: Unrecognized .*--buffer-size"),
         (["--", "pqn:", "--seed", "7"], "--seed belongs to the sweep itself"),
@@ -302,6 +317,17 @@ def test_a_run_of_another_process_is_waited_for(monkeypatch, tmp_path, capfd):
     assert pool.run() == 0
     assert job.state == "done"
     assert "is under way in another process" in capfd.readouterr().out
+
+
+def test_a_job_of_a_cluster_waits_for_another_process_only_so_long(monkeypatch, tmp_path, capfd):
+    stub = Stub("sys.exit('started twice')", tmp_path)
+    (stub.folder / "step0").touch()
+    pool, (job,) = run_stubs(monkeypatch, tmp_path, stub)
+    pool.patience = 0
+    with lock(stub.folder):
+        assert pool.run() == sweep.GIVEN_UP
+    assert job.state == "given up"
+    assert "is left to that process, or to the next sweep" in capfd.readouterr().out
 
 
 def test_every_gpu_gets_its_share(monkeypatch, tmp_path):
