@@ -39,7 +39,7 @@ MS_PER_STEP = 67  # 4 emulator frames at 60 a second
 class Args:
     """Play the newest checkpoint of a run, without learning. A step is 4 emulator frames."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional] = ""
     """folder of a run"""
     games: int = 30
     """games to play, all at once, each to its end"""
@@ -57,6 +57,8 @@ class Args:
 
 def check(args: Args):
     """UsageError for a flag that cannot work, before anything is made."""
+    if not args.run:
+        raise UsageError("no run: name its folder, such as runs/NAME")
     require(args, "between 1 and 1024", lambda value: 1 <= value <= 1024, "games")
     require(args, "in [0, 1]", lambda value: 0 <= value <= 1, "epsilon")
     most = 2**31 - 1 - args.games

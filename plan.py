@@ -114,10 +114,11 @@ def plan(
             if getattr(args, name) != value:
                 raise UsageError(f"{flag(name)} belongs to the sweep itself: leave it out after --")
         if variant_name(args) != variant:
-            raise UsageError(
-                f"{algorithm} calls {variant} {variant_name(args)} with {' '.join(flags)}: name it "
-                "so in --variants, or leave its flags out after --"
-            )
+            given = part_of(algorithm, more)
+            told = f"{algorithm} calls {variant!r} {variant_name(args)!r}"
+            if given:
+                told += f" with {' '.join(given)}"
+            raise UsageError(f"{told}: name that one in --variants, or leave such flags out")
         run = Planned(algorithm, variant, title, seed, flags, args)
         found[dataclasses.astuple(args), algorithm] = run
     return list(found.values())

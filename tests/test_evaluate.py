@@ -133,7 +133,7 @@ def test_dead_units_are_crossed_out_and_live_ones_are_not():
     ("flags", "message"),
     [
         (["nowhere"], "nowhere: there is no such folder"),
-        ([], "required|missing|run"),
+        ([], "no run: name its folder, such as runs/NAME"),
         (["nowhere", "--games", "0"], "--games must be between 1 and 1024, not 0"),
         (["nowhere", "--epsilon", "2"], r"--epsilon must be in \[0, 1\], not 2"),
         (["nowhere", "--gif", "best.mp4"], "--gif best.mp4 must end in .gif"),

@@ -98,7 +98,7 @@ def test_flags_of_one_algorithm_reach_that_one_alone():
     [
         (["--algorithms", "a2c"], "unknown algorithm 'a2c': choose of dqn, ppo, pqn"),
         (["--variants", "tanh-xr"], "unknown variant 'tanh-xr': choose one of the paper's"),
-        (["--variants", "tanh-ln"], "pqn calls tanh-ln tanh with .*: name it so in --variants"),
+        (["--variants", "tanh-ln"], "pqn calls 'tanh-ln' 'tanh': name that one in --variants"),
         (["--games", "Tetriss"], "Tetriss"),
         (["--seeds", "one"], "--seeds must be a whole number, such as 1000, not 'one'"),
         (["--seeds"], "--seeds"),
@@ -107,7 +107,7 @@ def test_flags_of_one_algorithm_reach_that_one_alone():
         (["--runs-dir", "/dev/null/x"], "--runs-dir"),
         (["--", "--seed", "7"], "--seed belongs to the sweep itself"),
         (["--", "--resume", "auto"], "--resume belongs to the sweep itself"),
-        (["--", "--activation", "relu"], "calls relu-hr|calls tanh relu"),
+        (["--", "--activation", "relu"], "dqn calls 'tanh' 'relu' with --activation relu"),
         (["--", "--gamma", "2"], r"dqn: --gamma must be in \[0, 1\], not 2"),
         (["--", "--gama", "0.9"], "did you mean --gamma"),
         (
