@@ -328,11 +328,11 @@ def main(args: Args) -> int:
     elif args.part == "scaling":
         for found in measure_scaling(args.repeats, args.seconds, args.device):
             keep(scaling=found)
+            if folder is not None:
+                title = f"{result['processor']}, {name}: Breakout, Tanh (HR)"
+                with written_whole(folder / "scaling.png") as file:
+                    scaling_figure(found, title).savefig(file, dpi=80)
         say(scaling_table(found))
-        if folder is not None:
-            figure = scaling_figure(found, f"{result['processor']}, {name}: Breakout, Tanh (HR)")
-            with written_whole(folder / "scaling.png") as file:
-                figure.savefig(file, dpi=110)
     else:
         for found in measure_commands(args):
             keep(commands=found)

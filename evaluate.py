@@ -9,6 +9,7 @@ those of training: no-ops at the start, FIRE after a life lost, all lives, raw s
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -184,7 +185,7 @@ def summary(played: Played, game: str) -> dict:
 
 
 @torch.no_grad()
-def draw_game(player: Player, actions: np.ndarray, seed: int, device) -> list[Image.Image]:
+def draw_game(player: Player, actions: np.ndarray, seed: int, device) -> Iterator[Image.Image]:
     """The game of these actions again, a picture per step: screen, units of z, value so far.
 
     A unit is blue (negative) or red (positive), the stronger the larger; one that is dead over this
@@ -206,7 +207,8 @@ def draw_game(player: Player, actions: np.ndarray, seed: int, device) -> list[Im
     z = torch.stack(units)
     dead = dead_neurons(z).numpy() if len(z) > 1 else np.zeros(z.shape[1], bool)
     panel = unit_panels(z.numpy(), dead)
-    return [compose(screen, panel[t], values, t, dead) for t, screen in enumerate(screens)]
+    # One at a time: a thousand of them take half a gigabyte.
+    return (compose(screen, panel[t], values, t, dead) for t, screen in enumerate(screens))
 
 
 def unit_panels(z: np.ndarray, dead: np.ndarray) -> np.ndarray:
@@ -251,14 +253,14 @@ def compose(screen, panel, values: list[float], t: int, dead: np.ndarray) -> Ima
     return picture
 
 
-def write_gif(path: Path, pictures: list[Image.Image]):
+def write_gif(path: Path, pictures: Iterator[Image.Image]):
     """Whole, or not at all. UsageError if it cannot be written."""
-    first, *rest = (picture.quantize(64) for picture in pictures)
+    reduced = (picture.quantize(64) for picture in pictures)
+    first = next(reduced)
     try:
         with written_whole(path) as file:
-            first.save(
-                file, format="GIF", save_all=True, append_images=rest, duration=MS_PER_STEP, loop=0
-            )
+            more = {"append_images": reduced, "duration": MS_PER_STEP, "loop": 0}
+            first.save(file, format="GIF", save_all=True, **more)
     except OSError as error:
         raise UsageError(f"--gif {path}: {error.strerror or error}") from None
 

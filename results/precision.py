@@ -91,7 +91,8 @@ def rows_of_table(path: Path) -> list[tuple]:
     return [tuple(row) for row in rows]
 
 
-def main(stem: Path, sources: list[Path]):
+def compare(stem: Path, sources: list[Path]):
+    """Table, picture and printed lines. ValueError for what cannot be compared."""
     runs = {}  # game, algorithm, variant, precision, seed -> rows; the last source of a run counts
     for source in sources:
         rows = rows_of_table(source) if source.suffix == ".csv" else rows_of(source)
@@ -113,19 +114,21 @@ def main(stem: Path, sources: list[Path]):
     figure.savefig(f"{stem}.png", dpi=90)
 
 
-if __name__ == "__main__":
-    sources = [Path(argument) for argument in sys.argv[2:]]
-    problem = ""
-    if not sources:
-        problem = "give a stem and run folders: precision.py results/precision runs/*"
-    for source in sources:
-        if not (source / "config.json").is_file() and source.suffix != ".csv":
-            problem = f"{source} is no run folder: it has no config.json"
-    if problem:
-        print(f"precision.py: error: {problem}", file=sys.stderr)
-        sys.exit(2)
+def main(arguments: list[str]) -> int:
+    """The status to exit with: 2, after a line, for what cannot be compared."""
     try:
-        main(Path(sys.argv[1]), sources)
+        if len(arguments) < 2:
+            raise ValueError("give a stem and run folders: precision.py results/precision runs/*")
+        stem, *sources = map(Path, arguments)
+        for source in sources:
+            if not (source / "config.json").is_file() and source.suffix != ".csv":
+                raise ValueError(f"{source} is no run folder: it has no config.json")
+        compare(stem, sources)
     except ValueError as error:
         print(f"precision.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -43,18 +43,28 @@ def script(tmp_path):
 
 
 @pytest.fixture
-def in_process(tmp_path, monkeypatch, capfd):
-    """The same as `script` in this process, which has everything imported: on the CPU."""
+def launched(tmp_path, monkeypatch, capfd):
+    """Launch a script's module in this process, in an empty folder: the finished process."""
 
-    def call(name, *flags, check=True):
-        module = importlib.import_module(name.removesuffix(".py"))
-        command = [name, "--device", "cpu", *map(str, flags)]
+    def call(module, flags):
+        command = [Path(module.__file__).name, *map(str, flags)]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", command)
         capfd.readouterr()
         with pytest.raises(SystemExit) as exit_:
             launch(module.main, module.Args)
-        done = subprocess.CompletedProcess(command, exit_.value.code, *capfd.readouterr())
+        return subprocess.CompletedProcess(command, exit_.value.code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def in_process(launched):
+    """The same as `script` in this process, which has everything imported: on the CPU."""
+
+    def call(name, *flags, check=True):
+        module = importlib.import_module(name.removesuffix(".py"))
+        done = launched(module, ["--device", "cpu", *flags])
         assert not check or done.returncode == 0, done.stderr
         return done
 
@@ -62,21 +72,16 @@ def in_process(tmp_path, monkeypatch, capfd):
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capfd):
+def refused(launched, tmp_path):
     """Call a script in this process with flags that it must refuse: one line and status 2."""
 
     def call(module, flags, message):
-        name = Path(module.__file__).name
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [name, *flags])
-        with pytest.raises(SystemExit) as exit_:
-            launch(module.main, module.Args)
-        out, err = capfd.readouterr()
-        assert exit_.value.code == 2
-        assert out == ""
-        assert err.count("\n") == 1
-        assert err.startswith(f"{name}: error: ")
-        assert re.search(message, err), err
+        done = launched(module, flags)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"{Path(module.__file__).name}: error: ")
+        assert re.search(message, done.stderr), done.stderr
         assert list(tmp_path.iterdir()) == []
 
     return call

@@ -1,10 +1,26 @@
 """fp32 against bf16: areas and their interval, from run folders with known curves."""
 
 import csv
+import importlib.util
 
 import pytest
+from conftest import ROOT
 from scipy import stats
 from test_curves import make_run
+
+
+@pytest.fixture
+def precision(tmp_path, monkeypatch, capsys):
+    """Call the script with these arguments: (status, what it printed, what it complained)."""
+    spec = importlib.util.spec_from_file_location("precision", ROOT / "results" / "precision.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        return (module.main(list(map(str, arguments))), *capsys.readouterr())
+
+    return call
 
 
 def runs_of(folder, precision, ends):
@@ -19,23 +35,23 @@ def runs_of(folder, precision, ends):
     return made
 
 
-def test_areas_and_their_difference(tmp_path, script):
+def test_areas_and_their_difference(tmp_path, precision):
     fp32, bf16 = [10.0, 12.0, 11.0], [9.0, 13.0, 12.5]
     folders = runs_of(tmp_path, "fp32", fp32) + runs_of(tmp_path, "bf16", bf16)
-    done = script("results/precision.py", "out", *folders)
+    status, said, _ = precision("out", *folders)
+    assert status == 0
     areas = [[0.505 * end for end in ends] for ends in (bf16, fp32)]
     low, high = stats.ttest_ind(*areas, equal_var=False).confidence_interval()
     difference = sum(areas[0]) / 3 - sum(areas[1]) / 3
-    assert f"| {difference:+.2f} ({low:+.2f} to {high:+.2f}) |" in done.stdout
-    assert "| pqn | 3 and 3 | 5.05 6.06 5.55 |" in done.stdout
+    assert f"| {difference:+.2f} ({low:+.2f} to {high:+.2f}) |" in said
+    assert "| pqn | 3 and 3 | 5.05 6.06 5.55 |" in said
     assert (tmp_path / "out.png").stat().st_size > 10_000
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 * 100
     # A table that it wrote counts like the runs in it, which are not counted twice.
-    script("results/precision.py", "half", *folders[1:4])
-    again = script("results/precision.py", "again", "half.csv", *folders[2:], folders[0])
-    assert again.stdout == done.stdout
+    precision("half", *folders[1:4])
+    assert precision("again", "half.csv", *folders[2:], folders[0]) == (0, said, "")
     lines = [(tmp_path / name).read_text().splitlines() for name in ("again.csv", "out.csv")]
     assert sorted(lines[0]) == sorted(lines[1])
 
@@ -49,19 +65,19 @@ def test_areas_and_their_difference(tmp_path, script):
         ({"last": 1000, "flags": {"precision": "fp32"}}, "there is no run of pqn in bf16: add one"),
     ],
 )
-def test_runs_that_cannot_be_compared_are_refused(more, message, tmp_path, script):
+def test_runs_that_cannot_be_compared_are_refused(more, message, tmp_path, precision):
     measures = {"charts/mean_return_100": [(100, 1.0), (more.get("last", 300), 2.0)]}
     folder = make_run(tmp_path / "run", **({"measures": measures, "git_commit": "a"} | more))
-    done = script("results/precision.py", "out", folder, check=False)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    status, _, complaint = precision("out", folder)
+    assert status == 2
+    assert message in complaint
+    assert complaint.count("\n") == 1
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_runs_of_several_games_are_not_averaged(tmp_path, script):
+def test_runs_of_several_games_are_not_averaged(tmp_path, precision):
     folders = runs_of(tmp_path, "fp32", [10.0]) + runs_of(tmp_path, "bf16", [9.0])
-    script("results/precision.py", "out", *folders)
+    precision("out", *folders)
     before = (tmp_path / "out.csv").read_bytes()
     measures = {"charts/mean_return_100": [(1000, 2.0)]}
     flags = {"precision": "fp32"}
@@ -70,8 +86,8 @@ def test_runs_of_several_games_are_not_averaged(tmp_path, script):
         (pong, "runs of pqn that differ are not averaged: Breakout, tanh-hr, to 1000 and Pong,"),
         ("nowhere.csv", "nowhere.csv is no table of this script"),
     ):
-        done = script("results/precision.py", "out", "out.csv", more, check=False)
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1
+        status, _, complaint = precision("out", "out.csv", more)
+        assert status == 2
+        assert message in complaint
+        assert complaint.count("\n") == 1
         assert (tmp_path / "out.csv").read_bytes() == before
