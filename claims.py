@@ -135,7 +135,7 @@ def verdict(of: Measured) -> tuple[str, str]:
         return OPEN, of.empty
     if of.p is not None:
         if of.p >= 0.05:
-            return OPEN, f"p = {of.p:.2f}: more seeds or games"
+            return OPEN, f"p = {of.p:.3f}: more seeds or games"
         return (SUPPORTED if value > of.above else CONTRADICTED), ""
     if math.isnan(low):
         return OPEN, "no interval"
@@ -253,8 +253,8 @@ def predicted_dead(activation: str, branches: tuple[float, float]) -> float:
 def gap_to_prediction(variant: str, above: float = -0.05, below: float = 0.05) -> Callable:
     """The share of dead products less what independent branches would give: in (above, below).
 
-    Where hardly a branch dies both are about 0, whatever the branches do: below 5 points of both
-    nothing is decided.
+    Where hardly a branch dies both are about 0, whatever the branches do, and where nearly all do
+    both are about 1: within 5 points of either nothing is decided.
     """
 
     def predicted(run: Recorded) -> float:
@@ -267,8 +267,11 @@ def gap_to_prediction(variant: str, above: float = -0.05, below: float = 0.05) -
         dead = group.values(variant, games, DEAD)
         found = mean_over_games([x - y for x, y in zip(dead, expected, strict=True)])
         shown = Estimate(*(100 * v for v in found))
-        few = all(mean_over_games(of).value < 0.05 for of in (dead, expected))
-        empty = "hardly a neuron died, so nothing is told apart" if few else ""
+        shares = [mean_over_games(of).value for of in (dead, expected)]
+        empty = ""
+        if max(shares) < 0.05 or min(shares) > 0.95:
+            how = "hardly a neuron" if max(shares) < 0.05 else "nearly every neuron"
+            empty = f"{how} died, so nothing is told apart"
         ours = f"measured - predicted = {shown} points"
         return Measured(found, ours, above, below, empty=empty)
 

@@ -94,7 +94,7 @@ def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
         lines = [line for line in str(error).splitlines() if line.startswith("sbatch: error:")]
         said = "; ".join(line.removeprefix("sbatch: error:").strip() for line in lines)
         said = said or " ".join(str(error).split())
-        if "config" in said or "contact" in said:
+        if "fetch config" in said or "contact" in said:
             said += " (no cluster answers: start it where jobs are submitted, or set SLURM_CONF)"
         raise UsageError(f"Slurm refuses the jobs: {said}") from None
     return jobs[0].job_id.partition("_")[0]

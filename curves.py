@@ -256,6 +256,8 @@ def read_tables(folder: Path) -> list[Recorded]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"{folder}: its tables of runs cannot be read ({what})") from None
+    if not found:
+        raise UsageError(f"{folder}: its tables hold no run")
     return found
 
 

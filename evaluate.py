@@ -25,7 +25,7 @@ from atari import AtariEnvs, game_title, resolve_game
 from checkpoint import newest_whole, written_whole
 from device import pick_device
 from experiment import hidden_layers
-from flags import UsageError, check_device, launch, require, say, variant_name
+from flags import UsageError, check_device, counted, launch, require, say, variant_name
 from metrics import dead_neurons
 from plan import ALGORITHMS, script
 from runfolder import provenance, read_config, saved_flags, saved_with, write_json
@@ -277,7 +277,7 @@ def main(args: Args) -> int:
     of = "" if player.step >= total else f" of {total:,}, an unfinished run"
     say(
         f"{game}, {player.algorithm}, {variant_name(player.flags)}, seed {player.flags.seed}, "
-        f"after {player.step:,} agent steps{of}; playing {args.games} games, "
+        f"after {player.step:,} agent steps{of}; playing {counted(args.games, 'game')}, "
         f"epsilon {args.epsilon:g}"
     )
     played = play(player, Chooser(player, args, device), args)

@@ -220,8 +220,8 @@ class Sweep:
             self.table.event(f"done: {job.planned.name}")
             return
         job.state = "to come"
-        if self.stops and status == RESUME_ME:
-            return
+        if self.stops and status in (RESUME_ME, -signal.SIGTERM, -signal.SIGKILL):
+            return  # as it was told to
         job.tries = 1 if job.checkpoint_step() > job.step else job.tries + 1
         how = f"status {status}" if status >= 0 else signal.Signals(-status).name
         if job.killed:

@@ -4,6 +4,7 @@ import base64
 import csv
 import html.parser
 import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -114,14 +115,21 @@ def test_doubling_is_judged_on_human_normalised_scores(tmp_path):
 
 @pytest.mark.parametrize(
     ("dead", "expected"),
-    [((0.01, 0.1, 0.1), OPEN), ((0.01, 0.3, 0.3), CONTRADICTED), ((0.6, 0.1, 0.1), CONTRADICTED)],
+    [
+        ((0.01, 0.1, 0.1), OPEN),
+        ((0.99, 0.99, 0.99), OPEN),
+        ((0.01, 0.3, 0.3), CONTRADICTED),
+        ((0.6, 0.1, 0.1), CONTRADICTED),
+    ],
 )
-def test_where_hardly_a_branch_dies_nothing_is_said_of_independence(tmp_path, dead, expected):
+def test_where_hardly_or_nearly_every_branch_dies_nothing_is_said_of_independence(
+    tmp_path, dead, expected
+):
     make_runs(tmp_path, "pqn", {"tanh-hr": 5.0}, dead={"tanh-hr": dead})
     claim = "Products of tanh-hr die as independent branches would, within 5 points: p^2"
     line = findings(tmp_path)["PQN", claim]
     assert line.verdict == expected
-    assert ("hardly a neuron died" in line.why) == (expected == OPEN)
+    assert ("neuron died, so nothing is told apart" in line.why) == (expected == OPEN)
 
 
 def test_few_seeds_decide_nothing(tmp_path):
@@ -416,3 +424,18 @@ def test_damaged_event_files_are_told(tmp_path, monkeypatch, capsys):
 )
 def test_bad_input_is_refused(flags, message, refused):
     refused(report, flags, message)
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n", None])
+def test_tables_without_a_run_are_told_and_the_others_count(tmp_path, monkeypatch, capsys, content):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "one")
+    assert main(Args(("runs",), out="runs-report")) == 0
+    empty = tmp_path / "empty"
+    shutil.copytree(tmp_path / "runs-report", empty)
+    header = (empty / "runs.csv").read_text().splitlines()[0] + "\n"
+    (empty / "runs.csv").write_text(header if content is None else content)
+    assert main(Args(("runs", "empty"))) == 0
+    assert "empty: its tables hold no run" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="none of these runs can be read: empty: its tables hold"):
+        main(Args(("empty",), out="other"))
