@@ -13,7 +13,6 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -59,6 +58,16 @@ class ResumableRun:
         return DelayedSubmission(self)
 
 
+def refusal(error: Exception) -> str:
+    """What sbatch complains of, in one line."""
+    lines = [line for line in str(error).splitlines() if line.startswith("sbatch: error:")]
+    said = "; ".join(line.removeprefix("sbatch: error:").strip() for line in lines)
+    said = said or " ".join(str(error).split())
+    if "fetch config" in said or "contact" in said:
+        said += " (no cluster answers: start it where jobs are submitted, or set SLURM_CONF)"
+    return said
+
+
 def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
     """An array of a job for each command line of sweep.py: its id.
 
@@ -69,10 +78,8 @@ def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
 
     here = shlex.quote(str(Path(__file__).parent))
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    own = folder
+    own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # submitit makes it
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        own = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=folder))
         executor = SlurmExecutor(own, max_num_timeout=10_000)
         executor.update_parameters(
             setup=[f'export PYTHONPATH={here}"${{PYTHONPATH:+:$PYTHONPATH}}"'],
@@ -86,15 +93,9 @@ def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit shows what sbatch says, too
             jobs = executor.submit_array([ResumableRun(flags) for flags in commands])
     except (RuntimeError, OSError) as error:
-        if own != folder:
-            shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
         for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()
-        lines = [line for line in str(error).splitlines() if line.startswith("sbatch: error:")]
-        said = "; ".join(line.removeprefix("sbatch: error:").strip() for line in lines)
-        said = said or " ".join(str(error).split())
-        if "fetch config" in said or "contact" in said:
-            said += " (no cluster answers: start it where jobs are submitted, or set SLURM_CONF)"
-        raise UsageError(f"Slurm refuses the jobs: {said}") from None
+        raise UsageError(f"Slurm refuses the jobs: {refusal(error)}") from None
     return jobs[0].job_id.partition("_")[0]

@@ -20,7 +20,7 @@ from aggregate import (
     probability_of_improvement,
     reference_scores,
 )
-from claims import BRANCHES_DEAD, DEAD, RANK, Group, at_the_end, has_prediction, predicted_dead
+from claims import DEAD, RANK, Group, at_the_end, has_prediction, predicted_share
 from curves import SCORE
 
 # Of colours that the colour-blind tell apart (Okabe and Ito), then matplotlib's own.
@@ -225,8 +225,7 @@ def prediction(group: Group) -> Figure | None:
         runs = [run for run in group.runs if run.variant == variant and has_prediction(run)]
         if not runs:
             continue
-        branches = [tuple(at_the_end(run, tag) for tag in BRANCHES_DEAD) for run in runs]
-        predicted = [predicted_dead(variant.split("-")[0], of) for of in branches]
+        predicted = [predicted_share(run) for run in runs]
         measured = [at_the_end(run, DEAD) for run in runs]
         axes.plot(predicted, measured, "o", color=color(variant, group.variants), label=variant)
         drawn = True

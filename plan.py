@@ -61,8 +61,8 @@ def part_of(algorithm: str, more: tuple[str, ...]) -> tuple[str, ...]:
     all, those after it for that one alone."""
     found, owner = [], algorithm
     for word in more:
-        if _owner(word):
-            owner = _owner(word)
+        if named := _owner(word):
+            owner = named
         elif owner == algorithm:
             found.append(word)
     return tuple(found)

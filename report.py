@@ -33,7 +33,7 @@ from claims import (
     at_the_end,
     has_prediction,
     judge_all,
-    predicted_dead,
+    predicted_share,
 )
 from curves import (
     CURVES_CSV,
@@ -186,7 +186,7 @@ def prediction_rows(group: Group) -> list[dict]:
         first, second = (at_the_end(run, tag) for tag in BRANCHES_DEAD)
         row = {"game": run.game, "variant": run.variant, "seed": run.seed}
         row |= {"branch 0, %": 100 * first, "branch 1, %": 100 * second}
-        row["predicted, %"] = 100 * predicted_dead(run.variant.split("-")[0], (first, second))
+        row["predicted, %"] = 100 * predicted_share(run)
         row["measured, %"] = 100 * at_the_end(run, DEAD)
         rows.append(row)
     return rows
@@ -354,11 +354,11 @@ def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: A
 
 
 def summary(runs: list[Recorded], groups: list[Group], remarks: list[str]) -> list[str]:
-    complete = sum(len(group.runs) for group in groups)
+    counting = sum(len(group.runs) for group in groups)
     parts = [
         paragraph(
             f"{counted(len(runs), 'run')}. Those count that are complete and in which a game has "
-            f"ended: {complete}. A score is the mean raw return of the newest 100 games in "
+            f"ended: {counting}. A score is the mean raw return of the newest 100 games in "
             "training, not a greedy evaluation; one agent step is 4 emulator frames."
         )
     ]

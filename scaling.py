@@ -103,9 +103,10 @@ def scaling_table(found: dict[tuple, dict[str, list]]) -> str:
 def scaling_figure(found: dict[tuple, dict[str, list]], title: str) -> Figure:
     """One panel per group; medians, with ranges where there are several repeats."""
     groups = list(dict.fromkeys(group for group, *_ in found))
-    figure = Figure(figsize=(12, 3.4 * math.ceil(len(groups) / 3)), layout="constrained")
-    for i, group in enumerate(groups):
-        axes = figure.add_subplot(math.ceil(len(groups) / 3), 3, i + 1)
+    rows = math.ceil(len(groups) / 3)
+    figure = Figure(figsize=(12, 3.4 * rows), layout="constrained")
+    for place, group in enumerate(groups, start=1):
+        axes = figure.add_subplot(rows, 3, place)
         for series in dict.fromkeys(series for g, series, _ in found if g == group):
             points = sorted(
                 (x, next(iter(samples.values())))

@@ -88,8 +88,8 @@ def check(args: Args):
     require(args, "at least 1", lambda value: value >= 1, "per_gpu")
     require(args, "above 0", lambda value: value > 0, "stalled_after")
     check_folder(args, "runs_dir")
-    for name in () if args.slurm else ON_SLURM:
-        if getattr(args, name) != getattr(Args, name):
+    for name in ON_SLURM:
+        if not args.slurm and getattr(args, name) != getattr(Args, name):
             raise UsageError(f"{flag(name)} is for jobs of Slurm: add --slurm, or leave it out")
     if args.slurm and args.per_gpu != Args.per_gpu:
         raise UsageError(
@@ -364,6 +364,14 @@ def pool(args: Args) -> Sweep:
     return Sweep(jobs, min(at_once, len(jobs)), devices, args.stalled_after)
 
 
+def alone(run: Planned, args: Args) -> tuple[str, ...]:
+    """The command line of a sweep that has this run alone."""
+    named = ("--algorithms", run.algorithm, "--variants", run.variant, "--games", run.game)
+    named += ("--seeds", str(run.seed), "--runs-dir", args.runs_dir, "--jobs", "1")
+    named += ("--stalled-after", str(args.stalled_after))
+    return (*named, "--", *part_of(run.algorithm, args.flags))
+
+
 def submit_to_slurm(args: Args) -> int:
     """One array of those runs that have not finished."""
     left = [run for run in planned_runs(args) if not run.has_finished()]
@@ -387,21 +395,8 @@ def submit_to_slurm(args: Args) -> int:
         "array_parallelism": args.jobs or len(left),
     }
     logs = Path(args.runs_dir) / "logs"
-    commands = [
-        (
-            *("--algorithms", run.algorithm, "--variants", run.variant, "--games", run.game),
-            *("--seeds", str(run.seed), "--runs-dir", args.runs_dir, "--jobs", "1"),
-            *(
-                "--stalled-after",
-                str(args.stalled_after),
-                "--",
-                *part_of(run.algorithm, args.flags),
-            ),
-        )
-        for run in left
-    ]
     given = {name: value for name, value in parameters.items() if value is not None}
-    job = cluster.submit(commands, logs / "slurm", **given)
+    job = cluster.submit([alone(run, args) for run in left], logs / "slurm", **given)
     say(
         f"submitted {counted(len(left), 'run')} as job {job}: squeue --job {job} shows them, "
         f"{logs}/ has what they say, scancel {job} ends them; --dry-run tells how far they are"
