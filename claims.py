@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from aggregate import (
     Estimate,
@@ -128,14 +129,29 @@ class Measured(NamedTuple):
     empty: str = ""  # why it decides nothing, whatever the interval
 
 
-def verdict(of: Measured) -> tuple[str, str]:
-    """(verdict, why): the interval lies within, beyond, or across what the claim asks."""
+def would_take(seeds: int, short: float) -> str:
+    """How many seeds would decide, where an interval or a deviation is `short` times too wide.
+
+    Widths fall with the root of that number; Student's fall faster, so there fewer may do.
+    """
+    needed = seeds * short**2
+    told = f"up to about {math.ceil(needed)}" if needed <= 100 else "over 100"
+    return f"takes {told} seeds if value and spread stay"
+
+
+def verdict(of: Measured, seeds: int) -> tuple[str, str]:
+    """(verdict, why): the interval lies within, beyond, or across what the claim asks.
+
+    `seeds` are the fewest of a variant in a game; an open verdict says how many it would take.
+    """
     value, low, high = of.estimate
     if of.empty:
         return OPEN, of.empty
     if of.p is not None:
         if of.p >= 0.05:
-            return OPEN, f"p = {of.p:.3f}: more seeds or games"
+            deviation = max(stats.norm.isf(of.p / 2), 1e-9)
+            short = stats.norm.isf(0.05 / 2) / deviation
+            return OPEN, f"p = {of.p:.3f}: {would_take(seeds, short)}"
         return (SUPPORTED if value > of.above else CONTRADICTED), ""
     if math.isnan(low):
         return OPEN, "no interval"
@@ -143,8 +159,11 @@ def verdict(of: Measured) -> tuple[str, str]:
         return SUPPORTED, ""
     if high < of.above or low > of.below:
         return CONTRADICTED, ""
-    bounds = [f"{bound:g}" for bound in (of.above, of.below) if math.isfinite(bound)]
-    return OPEN, f"the interval includes {' or '.join(bounds)}: more seeds or games"
+    bounds = [bound for bound in (of.above, of.below) if math.isfinite(bound)]
+    nearest = max(min(abs(value - bound) for bound in bounds), 1e-9)
+    crossed = " or ".join(f"{bound:g}" for bound in bounds)
+    told = would_take(seeds, (high - low) / 2 / nearest)
+    return OPEN, f"the interval includes {crossed}: {told}"
 
 
 class Claim(NamedTuple):
@@ -411,6 +430,7 @@ def judge(claim: Claim, group: Group) -> Finding:
     if not games:
         missing = [name for name in claim.variants if name not in group.variants]
         what = f"no runs of {' and '.join(missing)}" if missing else "no game with runs of all"
+        what += f": takes {MIN_SEEDS} seeds in a game"
         return Finding(*named, "", OPEN, what, *told)
     if any(
         math.isnan(at_the_end(run, name)) for cell in cells for run in cell for name in claim.needs
@@ -419,7 +439,7 @@ def judge(claim: Claim, group: Group) -> Finding:
     measured = claim.measure(group, games)
     if counts[0] < measured.seeds:
         return Finding(*named, measured.ours, OPEN, f"fewer than {measured.seeds} seeds", *told)
-    return Finding(*named, measured.ours, *verdict(measured), *told)
+    return Finding(*named, measured.ours, *verdict(measured, counts[0]), *told)
 
 
 def judge_all(groups: list[Group]) -> list[Finding]:
@@ -431,5 +451,6 @@ def judge_all(groups: list[Group]) -> list[Finding]:
             found.append(judge(claim, group))
         if not of_algorithm:
             named = (claim.text, claim.source, claim.paper, claim.algorithm.upper())
-            found.append(Finding(*named, "", OPEN, "no complete runs", "0", "0"))
+            what = f"no complete runs: takes {MIN_SEEDS} seeds of {' and '.join(claim.variants)}"
+            found.append(Finding(*named, "", OPEN, what, "0", "0"))
     return found

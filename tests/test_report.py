@@ -15,7 +15,7 @@ from test_curves import make_run
 
 import claims
 import report
-from aggregate import Estimate
+from aggregate import Estimate, mean_over_games
 from claims import CLAIMS, CONTRADICTED, OPEN, SUPPORTED, Measured, judge_all, verdict
 from curves import POINTS, SCORE
 from flags import PAPER_VARIANTS, UsageError
@@ -92,12 +92,16 @@ def test_planted_truths_are_found(tmp_path):
         == CONTRADICTED
     )
     assert of("SELU is worse than Tanh (HR)") == OPEN
-    assert found["DQN", "SELU is worse than Tanh (HR)"].why == "no runs of selu"
+    assert found["DQN", "SELU is worse than Tanh (HR)"].why == (
+        "no runs of selu: takes 3 seeds in a game"
+    )
     assert of("The effective rank of tanh is higher than that of relu") == OPEN
     line = found["DQN", "Tanh (HR) scores higher than ReLU"]
     assert (line.games, line.seeds) == ("2", "3")
     assert "P(tanh-hr > relu) = 1.00 (1.00 to 1.00), p = 0.0" in line.ours
-    assert found["PPO", "Tanh (HR) scores higher than ReLU"].why == "no complete runs"
+    assert found["PPO", "Tanh (HR) scores higher than ReLU"].why == (
+        "no complete runs: takes 3 seeds of tanh-hr and relu"
+    )
 
 
 def test_doubling_is_judged_on_human_normalised_scores(tmp_path):
@@ -152,11 +156,42 @@ def test_equal_runs_decide_nothing(tmp_path):
 
 
 def test_one_game_with_three_seeds_decides_no_score(tmp_path):
-    """The best possible order of 3 and 3 runs has a p of 0.1."""
-    make_runs(tmp_path, "dqn", {"relu": 1.0, "tanh-hr": 9.0}, games=("Breakout",))
-    line = findings(tmp_path)["DQN", "Tanh (HR) scores higher than ReLU"]
-    assert line.verdict == OPEN
-    assert "p = 0.1" in line.why
+    """The best possible order of 3 and 3 runs has a p of 0.1, that of 5 and 5 one of 0.008."""
+    for seeds, expected in ((3, OPEN), (5, SUPPORTED)):
+        folder = tmp_path / str(seeds)
+        scores = {"relu": 1.0, "tanh-hr": 9.0}
+        make_runs(folder, "dqn", scores, games=("Breakout",), seeds=seeds)
+        line = findings(folder)["DQN", "Tanh (HR) scores higher than ReLU"]
+        assert line.verdict == expected
+        if expected == OPEN:
+            assert "p = 0.1" in line.why
+            assert "takes up to about 5 seeds" in line.why
+
+
+@pytest.mark.parametrize("mean", [-0.4, 0.35, 0.9])
+def test_the_seeds_that_it_would_take_decide_and_a_third_of_them_does_not(mean):
+    """Samples of any size with exactly this mean and a standard deviation of 1."""
+
+    def judged(seeds):
+        values = stats.norm.ppf((np.arange(seeds) + 0.5) / seeds)
+        values = mean + (values - values.mean()) / values.std(ddof=1)
+        measured = Measured(mean_over_games([values]), "", above=0.0, below=1.4)
+        return verdict(measured, seeds)
+
+    at_hand = 4
+    named, why = judged(at_hand)
+    assert named == OPEN
+    needed = int(re.search(r"takes up to about (\d+) seeds", why)[1])
+    assert judged(needed)[0] == (SUPPORTED if mean > 0 else CONTRADICTED)
+    for fewer in range(at_hand, needed // 3):
+        assert judged(fewer)[0] == OPEN
+
+
+def test_what_no_number_of_seeds_would_decide_takes_over_100():
+    measured = Measured(Estimate(0.5, 0.2, 0.8), "", above=0.5)
+    assert "takes over 100 seeds" in verdict(measured, 3)[1]
+    level = Measured(Estimate(0.5, 0.5, 0.5), "", above=0.5, p=1.0)
+    assert "takes over 100 seeds" in verdict(level, 3)[1]
 
 
 @pytest.mark.parametrize(
@@ -170,12 +205,12 @@ def test_one_game_with_three_seeds_decides_no_score(tmp_path):
     ],
 )
 def test_a_verdict_needs_the_whole_interval(low, high, expected):
-    assert verdict(Measured(Estimate(0.5, low, high), "", above=0.5))[0] == expected
+    assert verdict(Measured(Estimate(0.5, low, high), "", above=0.5), 3)[0] == expected
 
 
 def test_a_claim_of_a_range_is_judged_from_both_sides():
     def of(low, high):
-        return verdict(Measured(Estimate(0.5, low, high), "", 0.3, 0.7))[0]
+        return verdict(Measured(Estimate(0.5, low, high), "", 0.3, 0.7), 3)[0]
 
     assert of(0.4, 0.6) == SUPPORTED
     assert of(0.1, 0.2) == CONTRADICTED
