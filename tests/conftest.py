@@ -4,6 +4,7 @@ import importlib
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,9 @@ TIMEOUT = 240  # seconds, against hanging: no call takes a tenth of it
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 torch.set_num_threads(1)
+# A shell starts what goes to the background with SIGINT ignored, and processes pass that on: those
+# that the tests start and interrupt have to hear it there, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
