@@ -57,6 +57,16 @@ def write_summary(
 
 
 @contextlib.contextmanager
+def unwound_by_sigterm():
+    """SIGTERM ends the block as an exception does, so that what it has made is taken away."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def replacing(folder: Path, names: tuple[str, ...], flag: str = "--output-dir"):
     """A new folder, whose files take their places in `folder` if the block ends well.
 
@@ -67,7 +77,8 @@ def replacing(folder: Path, names: tuple[str, ...], flag: str = "--output-dir"):
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     staged = None
-    ended = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    unwound = contextlib.ExitStack()
+    unwound.enter_context(unwound_by_sigterm())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
@@ -90,7 +101,7 @@ def replacing(folder: Path, names: tuple[str, ...], flag: str = "--output-dir"):
         reason = problem.strerror or problem
         raise UsageError(f"{flag} {folder}: {reason}; choose a folder one can write to") from None
     finally:
-        signal.signal(signal.SIGTERM, ended)
+        unwound.close()
         if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
         for parent in made:

@@ -2,7 +2,8 @@
 
     python benchmark.py                                 every algorithm, fp32 and bf16, plain and HR
     python benchmark.py --algorithms pqn --precisions bf16 --variants tanh-hr
-    python benchmark.py --part scaling                  against games, threads, widths; one figure
+    python benchmark.py --part scaling                  against games, threads, widths, branches,
+                                                        runs; memory; one figure
     python benchmark.py --part compare --steps 2048 9216 --commands "A=... {steps}" "B=... {steps}"
 
 Everything is measured in turn, several times over; medians and ranges are printed and, with
@@ -14,6 +15,7 @@ import contextlib
 import io
 import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -22,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from artifacts import unwound_by_sigterm
 from atari import AtariEnvs
 from checkpoint import written_whole
 from device import pick_device
@@ -59,7 +62,8 @@ class Args:
 
     part: str = "bound"
     """bound: emulator, kernels, whole runs and what else takes time; scaling: against games,
-    threads and widths, and runs side by side; compare: any commands with one another"""
+    threads, widths, branches and runs side by side, and memory; compare: any commands with one
+    another"""
     algorithms: tuple[str, ...] = ALGORITHMS
     """of bound: dqn, ppo, pqn"""
     precisions: tuple[str, ...] = ("fp32", "bf16")
@@ -102,9 +106,16 @@ def check(args: Args):
     if args.part == "compare":
         if not args.commands:
             raise UsageError('--part compare needs --commands "NAME=COMMAND ... {steps}" ...')
-        for command in args.commands:
-            if "=" not in command or "{steps}" not in command:
+        names = [command.partition("=")[0].strip() for command in args.commands]
+        for name, command in zip(names, args.commands, strict=True):
+            if not name or "=" not in command or "{steps}" not in command:
                 raise UsageError(f"--commands {command!r}: it must be NAME=COMMAND with {{steps}}")
+            try:
+                shlex.split(command)
+            except ValueError as error:
+                raise UsageError(f"--commands {command!r}: {error}; close it") from None
+            if names.count(name) > 1:
+                raise UsageError(f"--commands: two are called {name!r}; give each its own name")
         if not 0 < args.steps[0] < args.steps[1]:
             raise UsageError(f"--steps {args.steps}: the first must be above 0, the second larger")
     if args.output_dir:
@@ -217,6 +228,8 @@ def measure_costs(name: tuple[str, ...], args: Args, device: torch.device, rate:
                     call(repeat)
                     if repeat > 0:  # the first warms up, and draws the picture
                         found[what].append(time.perf_counter() - start)
+                if run.stopped is not None:
+                    sys.exit(128 + run.stopped)
                 if run.checkpoints.step != repeat:
                     raise UsageError(f"no checkpoint could be written to {folder}")
         games.close()
@@ -293,23 +306,51 @@ def with_summaries(found: dict) -> dict:
     }
 
 
-def main(args: Args) -> int:
-    check(args)
-    folder = Path(args.output_dir) if args.output_dir else None
-    if folder is not None:
+@contextlib.contextmanager
+def made_if_used(folder: Path):
+    """The folder is there in the block, and gone after it if it is new and empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--output-dir {folder}: {error.strerror}") from None
+        yield
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # refused unless it is empty
+
+
+def main(args: Args) -> int:
+    check(args)
+    folder = Path(args.output_dir) if args.output_dir else None
+    with unwound_by_sigterm(), made_if_used(folder) if folder else contextlib.nullcontext():
+        return measure(args, folder)
+
+
+def measure(args: Args, folder: Path | None) -> int:
+    """What --part asks for: measured, printed, and kept in the folder."""
+    problem = None  # of the last attempt to write into it
     device = pick_device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     result = {"device": name} | provenance(args)
 
     def keep(**found):
         """Also of a benchmark that is broken off, there is what was measured."""
+        nonlocal problem
         result.update({what: with_summaries(samples) for what, samples in found.items()})
-        if folder is not None:
+        if folder is None:
+            return
+        try:
             write_json(folder / f"{args.part}.json", result)
+            if args.part == "scaling":
+                title = f"{result['processor']}, {name}: Breakout, Tanh (HR)"
+                with written_whole(folder / "scaling.png") as file:
+                    scaling_figure(found["scaling"], title).savefig(file, dpi=80)
+            problem = None
+        except OSError as error:
+            problem = error.strerror or error
 
     if args.part == "bound":
         for found in measure_bound(args, device):
@@ -321,22 +362,20 @@ def main(args: Args) -> int:
             for algorithm in args.algorithms
         }
         costs = {}
-        for name, rate in rates.items():
-            costs[name] = measure_costs(name, args, device, rate)
+        for which, rate in rates.items():
+            costs[which] = measure_costs(which, args, device, rate)
             keep(costs_seconds=costs)
         say(costs_table(costs, rates))
     elif args.part == "scaling":
         for found in measure_scaling(args.repeats, args.seconds, args.device):
             keep(scaling=found)
-            if folder is not None:
-                title = f"{result['processor']}, {name}: Breakout, Tanh (HR)"
-                with written_whole(folder / "scaling.png") as file:
-                    scaling_figure(found, title).savefig(file, dpi=80)
         say(scaling_table(found))
     else:
         for found in measure_commands(args):
             keep(commands=found)
         say(commands_table(found))
+    if problem is not None:
+        raise UsageError(f"--output-dir {folder}: {problem}; the tables above are not kept")
     return 0
 
 

@@ -132,17 +132,19 @@ class Measured(NamedTuple):
 def would_take(seeds: int, short: float) -> str:
     """How many seeds would decide, where an interval or a deviation is `short` times too wide.
 
-    Widths fall with the root of that number; Student's fall faster, so there fewer may do.
+    More than the `seeds` at hand. Widths fall with the root of that number; Student's fall faster,
+    so there fewer may do.
     """
-    needed = seeds * short**2
-    told = f"up to about {math.ceil(needed)}" if needed <= 100 else "over 100"
+    needed = max(seeds * short**2, seeds + 1)
+    told = f"up to about {math.ceil(needed - 1e-9)}" if needed <= 100 else "over 100"
     return f"takes {told} seeds if value and spread stay"
 
 
 def verdict(of: Measured, seeds: int) -> tuple[str, str]:
     """(verdict, why): the interval lies within, beyond, or across what the claim asks.
 
-    `seeds` are the fewest of a variant in a game; an open verdict says how many it would take.
+    `seeds` are the fewest of a variant in a game. An open verdict says how many it would take, or,
+    where more of them would not help, what is missing.
     """
     value, low, high = of.estimate
     if of.empty:
@@ -160,9 +162,14 @@ def verdict(of: Measured, seeds: int) -> tuple[str, str]:
     if high < of.above or low > of.below:
         return CONTRADICTED, ""
     bounds = [bound for bound in (of.above, of.below) if math.isfinite(bound)]
-    nearest = max(min(abs(value - bound) for bound in bounds), 1e-9)
+    # From the value to a bound, and how far the interval reaches that way.
+    reaches = [
+        (abs(value - bound), high - value if value < bound else value - low) for bound in bounds
+    ]
+    on_bound = any(distance < 1e-9 for distance, _ in reaches)
+    short = math.inf if on_bound else max(reach / distance for distance, reach in reaches)
     crossed = " or ".join(f"{bound:g}" for bound in bounds)
-    told = would_take(seeds, (high - low) / 2 / nearest)
+    told = would_take(seeds, short)
     return OPEN, f"the interval includes {crossed}: {told}"
 
 

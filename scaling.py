@@ -1,6 +1,7 @@
 """How speed and memory depend on the number of games, threads, widths, branches and runs.
 
-Whole runs of the scripts, as `speed.whole_run` measures them, by default with Tanh (HR) in fp32.
+Whole runs of the scripts, as `speed.whole_run` measures them, with Tanh (HR) in fp32; of games and
+threads the emulator alone, too; of memory a process that fills a replay memory.
 """
 
 import math

@@ -1,14 +1,20 @@
 """The benchmark: it times what it says, and its numbers fit one another. No clock decides."""
 
 import dataclasses
+import errno
 import json
 import shlex
+import signal
 import sys
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TIMEOUT
+from interruptions import start_script
 
 import benchmark
 import board
@@ -92,9 +98,11 @@ def test_bounds_follow_from_the_parts(monkeypatch):
     args = benchmark.Args(**one, repeats=2, device="cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    *_, found = benchmark.measure_bound(args, torch.device("cpu"))
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)
+    try:
+        *_, found = benchmark.measure_bound(args, torch.device("cpu"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     of = found["dqn", "fp32", "relu"]
     assert of["emulator"] == pytest.approx([1000, 1000])
     assert of["bound"] == pytest.approx([125, 125])
@@ -172,6 +180,57 @@ def test_a_command_that_fails_says_so_in_one_line(script):
     assert "Traceback" not in done.stderr
 
 
+def test_a_benchmark_that_is_ended_leaves_nothing(tmp_path):
+    """SIGTERM in the middle of a command: the command ends, too, and no folder is left."""
+    waiting = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(1000)"
+    command = shlex.join([sys.executable, "-c", waiting, str(tmp_path / "started")])
+    flags = ("--part", "compare", "--output-dir", "new", "--commands", f"a={command} {{steps}}")
+    process = start_script("benchmark.py", flags, tmp_path)
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in err
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(bytes(tmp_path / "started") in of for of in running)
+    assert [path.name for path in tmp_path.iterdir()] == ["started"]
+
+
+def test_what_cannot_be_kept_is_printed_all_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "run_command", lambda command: (float(command[1]), 0.0))
+
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(benchmark, "write_json", full)
+    flags = {"part": "compare", "commands": ("a=b {steps}",), "steps": (1, 3)}
+    args = benchmark.Args(**flags, device="cpu", output_dir=str(tmp_path / "new"))
+    with pytest.raises(UsageError, match=r"No space left on device; the tables above are not kept"):
+        benchmark.main(args)
+    assert "1 (1 to 1)" in capsys.readouterr().out
+
+
+def test_seconds_are_those_of_a_call_of_a_known_length(monkeypatch):
+    """A clock that only the timed calls move: a warm-up is not counted, and nothing else is."""
+    now = 0.0
+
+    def call():
+        nonlocal now
+        now += 0.25 if now else 100.0
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now)
+    assert speed.seconds_each(call, 2.0, torch.device("cpu")) == 0.25
+
+    envs = types.SimpleNamespace(num_envs=8, step=lambda actions: call())
+    envs.single_action_space = types.SimpleNamespace(n=4)
+    assert speed.emulator_seconds(envs, 2.0) == 0.25 / 8
+    kernel = types.SimpleNamespace(act=call, steps_per_act=5, learn=call, steps_per_learn=2)
+    parts = benchmark.seconds_per_step(kernel, envs, 2.0, torch.device("cpu"))
+    assert parts == {"emulator": 0.25 / 8, "act": 0.05, "learn": 0.125}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -180,6 +239,9 @@ def test_a_command_that_fails_says_so_in_one_line(script):
         (["--variants", "elu"], "unknown --variants 'elu': choose of relu, tanh-hr"),
         (["--part", "compare"], "needs --commands"),
         (["--part", "compare", "--commands", "ls"], "it must be NAME=COMMAND with {steps}"),
+        (["--part", "compare", "--commands", "=ls {steps}"], "it must be NAME=COMMAND"),
+        (["--part", "compare", "--commands", "a=ls '{steps}"], "No closing quotation; close it"),
+        (["--part", "compare", "--commands", "a=ls {steps}", "a=ps {steps}"], "called 'a'; give"),
         (["--repeats", "0"], "--repeats must be at least 1"),
         (["--env-id", "Breakot"], "did you mean Breakout"),
         (["--device", "tpu"], "unknown --device 'tpu': choose one of auto, cpu, cuda"),

@@ -195,6 +195,34 @@ def test_what_no_number_of_seeds_would_decide_takes_over_100():
 
 
 @pytest.mark.parametrize(
+    ("estimate", "bounds", "seeds"),
+    [
+        # The value is 0.1 above the bound and the interval reaches 0.2 down: four times 5 seeds.
+        ((0.6, 0.4, 0.65), {"above": 0.5}, "up to about 20 seeds"),
+        # However far it reaches up.
+        ((0.6, 0.4, 0.99), {"above": 0.5}, "up to about 20 seeds"),
+        # 0.1 below it, and it reaches 0.3 up.
+        ((0.4, 0.39, 0.7), {"above": 0.5}, "up to about 45 seeds"),
+        # Between two bounds: 0.1 from the upper one, to which it reaches 0.2; the lower is clear.
+        ((0.6, 0.5, 0.8), {"above": 0.3, "below": 0.7}, "up to about 20 seeds"),
+        # Above both: 0.1 from the nearer one, to which it reaches 0.15.
+        ((0.8, 0.65, 0.85), {"above": 0.3, "below": 0.7}, "up to about 12 seeds"),
+        # It hardly crosses: one seed more than there are.
+        ((0.6, 0.4999, 0.65), {"above": 0.5}, "up to about 6 seeds"),
+        # On the bound, with and without a width.
+        ((0.5, 0.5, 0.5), {"above": 0.5}, "over 100 seeds"),
+        ((0.5, 0.5, 0.9), {"above": 0.5}, "over 100 seeds"),
+        ((0.7, 0.6, 0.7), {"above": 0.3, "below": 0.7}, "over 100 seeds"),
+    ],
+)
+def test_an_open_verdict_says_how_many_seeds_it_would_take(estimate, bounds, seeds):
+    """Five are at hand; the way to a bound that is to be left out shrinks with their root."""
+    named, why = verdict(Measured(Estimate(*estimate), "", **bounds), 5)
+    assert named == OPEN
+    assert f"takes {seeds} if" in why
+
+
+@pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
         (0.6, 0.9, SUPPORTED),
