@@ -10,6 +10,7 @@ that it wrote counts like the run folders it was made from:
 
 import collections
 import csv
+import io
 import itertools
 import json
 import sys
@@ -22,13 +23,39 @@ from matplotlib.ticker import EngFormatter
 from scipy.stats import ttest_ind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, wherever this is called from
+from checkpoint import written_whole
+from curves import NAMED
+
 TAG = "charts/mean_return_100"
 COLUMNS = ("game", "algorithm", "variant", "precision", "seed", "commit", "agent_step", TAG)
 
 
+def read_config(run: Path) -> dict:
+    """The config.json of a run, with its `commit` and `decided`: the flags that must be the same.
+
+    ValueError if it is none.
+    """
+    try:
+        config = json.loads((run / "config.json").read_text())
+        config["commit"] = config.get("git_commit") or "unknown"
+        config["commit"] += "+ changes" * bool(config.get("git_has_changes"))
+        flags = config["flags"]
+        config["decided"] = {
+            name: flags[name] for name in flags if name not in (*NAMED, "precision")
+        }
+        int(flags["seed"]), int(flags["total_timesteps"]), str(flags["precision"])
+        return dict(
+            config, **{name: str(config[name]) for name in ("game", "algorithm", "variant")}
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{run} is no run folder: its config.json is not whole ({what})") from None
+
+
 def rows_of(run: Path) -> list[tuple]:
     """The curve of a run at 100 evenly spaced steps, to its end. ValueError if it has none yet."""
-    config = json.loads((run / "config.json").read_text())
+    config = read_config(run)
     log = EventAccumulator(str(run), size_guidance={"scalars": 0})
     log.Reload()
     if TAG not in log.Tags()["scalars"]:
@@ -38,7 +65,7 @@ def rows_of(run: Path) -> list[tuple]:
     if steps[-1] < at[-2]:
         raise ValueError(f"{run} has not finished; finish it first: --resume {run}")
     named = (config["game"], config["algorithm"], config["variant"], config["flags"]["precision"])
-    about = (*named, config["flags"]["seed"], config["git_commit"])
+    about = (*named, config["flags"]["seed"], config["commit"])
     # Before the first game has ended there is no score: its first value stands for it.
     points = zip(at, np.interp(at, steps, values), strict=True)
     return [(*about, int(x), f"{y:.6g}") for x, y in points]
@@ -82,17 +109,43 @@ def rows_of_table(path: Path) -> list[tuple]:
     """What an earlier call wrote. ValueError for another file."""
     try:
         header, *rows = csv.reader(path.read_text().splitlines())
-    except (OSError, ValueError):
+    except (OSError, ValueError, csv.Error):
         header, rows = (), ()
     if tuple(header) != COLUMNS:
         raise ValueError(
-            f"{path} is no table of this script: its first line is {','.join(COLUMNS)}"
+            f"{path} is no table of this script: its first line must be {','.join(COLUMNS)}"
         )
+    if not rows:
+        raise ValueError(f"{path} holds no run, only a header: give one with runs")
+    for line, row in enumerate(rows, start=2):
+        try:
+            seed, _, step, value = row[4:]
+            int(seed), float(step), float(value)
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {line}: {','.join(row)} must be {len(COLUMNS)} cells, the seed and "
+                "the last two numbers"
+            ) from None
     return [tuple(row) for row in rows]
+
+
+def refuse_unequal_flags(folders: list[Path]):
+    """ValueError if runs of one algorithm differ in more than seed and precision."""
+    first = {}  # algorithm -> a run of it
+    for folder in folders:
+        config = read_config(folder)
+        other, decided = first.setdefault(config["algorithm"], (folder, config["decided"]))
+        for name, value in config["decided"].items():
+            if decided.get(name, value) != value:
+                raise ValueError(
+                    f"{folder} has {name} {value} and {other} {decided[name]}: compare runs that "
+                    "differ in seed and precision alone"
+                )
 
 
 def compare(stem: Path, sources: list[Path]):
     """Table, picture and printed lines. ValueError for what cannot be compared."""
+    refuse_unequal_flags([source for source in sources if source.suffix != ".csv"])
     runs = {}  # game, algorithm, variant, precision, seed -> rows; the last source of a run counts
     for source in sources:
         rows = rows_of_table(source) if source.suffix == ".csv" else rows_of(source)
@@ -105,13 +158,21 @@ def compare(stem: Path, sources: list[Path]):
             several = " and ".join(sorted(settings))
             raise ValueError(f"runs of {algorithm} that differ are not averaged: {several}")
         for precision in ("fp32", "bf16"):
-            if not any(name[3] == precision for name in of_it):
-                raise ValueError(f"there is no run of {algorithm} in {precision}: add one")
+            seeds = sum(name[3] == precision for name in of_it)
+            if seeds < 2:
+                count = ("no run", "one run")[seeds]
+                raise ValueError(f"there is {count} of {algorithm} in {precision}: it takes two")
     rows = list(itertools.chain(*runs.values()))
     figure = table_and_figure(rows)
-    with open(f"{stem}.csv", "w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    figure.savefig(f"{stem}.png", dpi=90)
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([COLUMNS, *rows])
+    try:
+        with written_whole(Path(f"{stem}.csv")) as file:
+            file.write(table.getvalue().encode())
+        with written_whole(Path(f"{stem}.png")) as file:
+            figure.savefig(file, dpi=90, format="png")
+    except OSError as error:
+        raise ValueError(f"{stem}: {error.strerror or error}") from None
 
 
 def main(arguments: list[str]) -> int:
@@ -120,6 +181,8 @@ def main(arguments: list[str]) -> int:
         if len(arguments) < 2:
             raise ValueError("give a stem and run folders: precision.py results/precision runs/*")
         stem, *sources = map(Path, arguments)
+        if not stem.parent.is_dir():
+            raise ValueError(f"{stem}: there is no folder {stem.parent}; make it first")
         for source in sources:
             if not (source / "config.json").is_file() and source.suffix != ".csv":
                 raise ValueError(f"{source} is no run folder: it has no config.json")

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 
 import pytest
 from conftest import ROOT
@@ -50,7 +51,7 @@ def test_areas_and_their_difference(tmp_path, precision):
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 * 100
     # A table that it wrote counts like the runs in it, which are not counted twice.
-    precision("half", *folders[1:4])
+    precision("half", *folders[1:5])
     assert precision("again", "half.csv", *folders[2:], folders[0]) == (0, said, "")
     lines = [(tmp_path / name).read_text().splitlines() for name in ("again.csv", "out.csv")]
     assert sorted(lines[0]) == sorted(lines[1])
@@ -59,10 +60,10 @@ def test_areas_and_their_difference(tmp_path, precision):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"last": 300}, "has not finished; finish it first"),
-        ({"measures": {}}, "no game has ended yet"),
-        ({"last": 1000, "flags": {"precision": "bf16"}}, "there is no run of pqn in fp32: add one"),
-        ({"last": 1000, "flags": {"precision": "fp32"}}, "there is no run of pqn in bf16: add one"),
+        ({"last": 300, "flags": {"precision": "fp32"}}, "has not finished; finish it first"),
+        ({"measures": {}, "flags": {"precision": "fp32"}}, "no game has ended yet"),
+        ({"last": 1000, "flags": {"precision": "bf16"}}, "no run of pqn in fp32: it takes two"),
+        ({"last": 1000, "flags": {"precision": "fp32"}}, "one run of pqn in fp32: it takes two"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(more, message, tmp_path, precision):
@@ -75,8 +76,74 @@ def test_runs_that_cannot_be_compared_are_refused(more, message, tmp_path, preci
     assert not (tmp_path / "out.csv").exists()
 
 
+def changed(path, change):
+    path.write_text(change(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda t: t.splitlines()[0] + "\n", "holds no run, only a header"),
+        (lambda t: t + "Breakout,pqn\n", "line 402: Breakout,pqn must be 8 cells"),
+        (lambda t: t[:-2] + "much\n", "the seed and the last two numbers"),
+        (lambda t: t.replace(",seed,", ",seeds,", 1), "its first line must be game,algorithm"),
+    ],
+)
+def test_a_table_that_is_not_whole_is_refused(broken, message, tmp_path, precision):
+    precision("out", *runs_of(tmp_path, "fp32", [10, 9]), *runs_of(tmp_path, "bf16", [9, 8]))
+    changed(tmp_path / "out.csv", broken)
+    before = (tmp_path / "out.csv").read_bytes()
+    status, _, complaint = precision("out", "out.csv")
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "out.csv" in complaint
+    assert message in complaint
+    assert (tmp_path / "out.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", "{", '{"flags": {}, "git_commit": "a"}'])
+def test_a_folder_that_is_no_run_is_refused(config, tmp_path, precision):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(config)
+    status, _, complaint = precision("out", "run")
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "run is no run folder: its config.json is not whole" in complaint
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_place_that_is_not_there_is_told_before(tmp_path, precision):
+    status, said, complaint = precision("nowhere/out", *runs_of(tmp_path, "fp32", [10, 9]))
+    assert (status, said) == (2, "")
+    assert complaint.endswith("there is no folder nowhere; make it first\n")
+
+
+def test_runs_of_unequal_flags_are_not_compared(tmp_path, precision):
+    folders = runs_of(tmp_path, "fp32", [10, 9]) + runs_of(tmp_path, "bf16", [9, 8])
+    config = json.loads((folders[1] / "config.json").read_text())
+    config["flags"]["gamma"] = 0.5
+    (folders[1] / "config.json").write_text(json.dumps(config))
+    (folders[0] / "config.json").write_text(
+        json.dumps(config | {"flags": config["flags"] | {"gamma": 0.9, "seed": 0}})
+    )
+    status, _, complaint = precision("out", *folders)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "fp32-1 has gamma 0.5 and" in complaint
+    assert "fp32-0 0.9: compare runs that differ in seed and precision alone" in complaint
+
+
+def test_uncommitted_changes_show_beside_the_commit(tmp_path, precision):
+    folders = runs_of(tmp_path, "fp32", [10, 9]) + runs_of(tmp_path, "bf16", [9, 8])
+    config = json.loads((folders[0] / "config.json").read_text())
+    (folders[0] / "config.json").write_text(json.dumps(config | {"git_has_changes": True}))
+    assert precision("out", *folders)[0] == 0
+    with (tmp_path / "out.csv").open() as file:
+        commits = {
+            row["seed"]: row["commit"] for row in csv.DictReader(file) if row["precision"] == "fp32"
+        }
+    assert commits == {"0": "abc+ changes", "1": "abc"}
+
+
 def test_runs_of_several_games_are_not_averaged(tmp_path, precision):
-    folders = runs_of(tmp_path, "fp32", [10.0]) + runs_of(tmp_path, "bf16", [9.0])
+    folders = runs_of(tmp_path, "fp32", [10, 9]) + runs_of(tmp_path, "bf16", [9, 8])
     precision("out", *folders)
     before = (tmp_path / "out.csv").read_bytes()
     measures = {"charts/mean_return_100": [(1000, 2.0)]}
