@@ -58,7 +58,7 @@ Samples = dict[str, list[float]]  # what was measured -> once per repeat
 
 @dataclass
 class Args:
-    """Speed against this machine's own limit. Rates are agent steps per second."""
+    """Speed against this machine's own limit, in agent steps per second. Run nothing else."""
 
     part: str = "bound"
     """bound: emulator, kernels, whole runs and what else takes time; scaling: against games,
@@ -78,7 +78,8 @@ class Args:
     repeats: int = 3
     """times that everything is measured, in turn"""
     seconds: float = 3.0
-    """that a measurement of emulator or kernels alone takes, at least"""
+    """that a measurement of emulator or kernels alone takes, at least; whole runs take what they
+    take, a minute or so each"""
     env_id: str = "Breakout"
     """the game, of bound"""
     device: str = "auto"

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -203,6 +204,7 @@ def run_command(command: list[str], environment: dict[str, str] | None = None):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         except OSError as error:
             raise UsageError(f"{shlex.join(command)}: {error.strerror}") from None
@@ -213,7 +215,8 @@ def run_command(command: list[str], environment: dict[str, str] | None = None):
                     process.wait(0.1)
                 peak = max(peak, peak_memory_gb(process.pid))
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what the command has started
         output.seek(0)
         complaint = output.read().decode(errors="replace").strip()[-400:]
     if process.returncode != 0:

@@ -181,9 +181,10 @@ def test_a_command_that_fails_says_so_in_one_line(script):
 
 
 def test_a_benchmark_that_is_ended_leaves_nothing(tmp_path):
-    """SIGTERM in the middle of a command: the command ends, too, and no folder is left."""
+    """SIGTERM in the middle of a command: the command and what it started end, too, and no folder is left."""
     waiting = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(1000)"
-    command = shlex.join([sys.executable, "-c", waiting, str(tmp_path / "started")])
+    waits = shlex.join([sys.executable, "-c", waiting, str(tmp_path / "started")])
+    command = shlex.join(["sh", "-c", f"{waits}; true"])
     flags = ("--part", "compare", "--output-dir", "new", "--commands", f"a={command} {{steps}}")
     process = start_script("benchmark.py", flags, tmp_path)
     while not (tmp_path / "started").exists():
