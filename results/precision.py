@@ -13,6 +13,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -41,14 +42,15 @@ def read_config(run: Path) -> dict:
         config["commit"] = config.get("git_commit") or "unknown"
         config["commit"] += "+ changes" * bool(config.get("git_has_changes"))
         flags = config["flags"]
+        flags |= {name: int(flags[name]) for name in ("seed", "total_timesteps")}
         config["decided"] = {
             name: flags[name] for name in flags if name not in (*NAMED, "precision")
         }
-        int(flags["seed"]), int(flags["total_timesteps"]), str(flags["precision"])
+        str(flags["precision"])
         return dict(
             config, **{name: str(config[name]) for name in ("game", "algorithm", "variant")}
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"{run} is no run folder: its config.json is not whole ({what})") from None
 
@@ -120,7 +122,9 @@ def rows_of_table(path: Path) -> list[tuple]:
     for line, row in enumerate(rows, start=2):
         try:
             seed, _, step, value = row[4:]
-            int(seed), float(step), float(value)
+            if not np.isfinite([float(seed), float(step), float(value)]).all():
+                raise ValueError
+            int(seed)
         except ValueError:
             raise ValueError(
                 f"{path}, line {line}: {','.join(row)} must be {len(COLUMNS)} cells, the seed and "
@@ -135,12 +139,27 @@ def refuse_unequal_flags(folders: list[Path]):
     for folder in folders:
         config = read_config(folder)
         other, decided = first.setdefault(config["algorithm"], (folder, config["decided"]))
-        for name, value in config["decided"].items():
-            if decided.get(name, value) != value:
+        for name in sorted(decided.keys() | config["decided"].keys()):
+            # As in curves.py one that is not there, as it was not yet, counts as None.
+            value, others = config["decided"].get(name), decided.get(name)
+            if value != others:
                 raise ValueError(
-                    f"{folder} has {name} {value} and {other} {decided[name]}: compare runs that "
+                    f"{folder} has {name} {value} and {other} {others}: compare runs that "
                     "differ in seed and precision alone"
                 )
+
+
+def targets(stem: Path) -> tuple[Path, Path]:
+    """The table and the picture. ValueError, before any work, where they cannot be written."""
+    if not stem.parent.is_dir():
+        raise ValueError(f"{stem}: there is no folder {stem.parent}; make it first")
+    if not os.access(stem.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{stem}: {stem.parent} is no folder one can write to; choose another")
+    paths = Path(f"{stem}.csv"), Path(f"{stem}.png")
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder and in the way: choose another stem")
+    return paths
 
 
 def compare(stem: Path, sources: list[Path]):
@@ -151,6 +170,11 @@ def compare(stem: Path, sources: list[Path]):
         rows = rows_of_table(source) if source.suffix == ".csv" else rows_of(source)
         for name, points in itertools.groupby(rows, lambda row: tuple(map(str, row[:5]))):
             runs[name] = list(points)
+            about = f"{source}: {', '.join(name)}"
+            if name[3] not in ("fp32", "bf16"):
+                raise ValueError(f"{about}: its precision must be fp32 or bf16")
+            if (count := len(runs[name])) != 100:
+                raise ValueError(f"{about}: it must have 100 points in a row, not {count}")
     for algorithm in sorted({name[1] for name in runs}):
         of_it = {name: points for name, points in runs.items() if name[1] == algorithm}
         settings = {f"{of[0]}, {of[2]}, to {points[-1][6]}" for of, points in of_it.items()}
@@ -164,15 +188,18 @@ def compare(stem: Path, sources: list[Path]):
                 raise ValueError(f"there is {count} of {algorithm} in {precision}: it takes two")
     rows = list(itertools.chain(*runs.values()))
     figure = table_and_figure(rows)
-    table = io.StringIO(newline="")
+    table, picture = io.StringIO(newline=""), io.BytesIO()
     csv.writer(table).writerows([COLUMNS, *rows])
+    figure.savefig(picture, dpi=90, format="png")
     try:
-        with written_whole(Path(f"{stem}.csv")) as file:
-            file.write(table.getvalue().encode())
-        with written_whole(Path(f"{stem}.png")) as file:
-            figure.savefig(file, dpi=90, format="png")
+        csv_path, png_path = targets(stem)
+        with written_whole(csv_path) as csv_file, written_whole(png_path) as png_file:
+            csv_file.write(table.getvalue().encode())
+            png_file.write(picture.getvalue())
+            csv_file.flush()  # neither takes its place if one finds no room
+            png_file.flush()
     except OSError as error:
-        raise ValueError(f"{stem}: {error.strerror or error}") from None
+        raise ValueError(f"{stem}: {error.strerror or error}; choose another stem") from None
 
 
 def main(arguments: list[str]) -> int:
@@ -181,13 +208,12 @@ def main(arguments: list[str]) -> int:
         if len(arguments) < 2:
             raise ValueError("give a stem and run folders: precision.py results/precision runs/*")
         stem, *sources = map(Path, arguments)
-        if not stem.parent.is_dir():
-            raise ValueError(f"{stem}: there is no folder {stem.parent}; make it first")
+        targets(stem)
         for source in sources:
             if not (source / "config.json").is_file() and source.suffix != ".csv":
                 raise ValueError(f"{source} is no run folder: it has no config.json")
         compare(stem, sources)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"precision.py: error: {error}", file=sys.stderr)
         return 2
     return 0

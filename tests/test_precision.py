@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import resource
 
 import pytest
 from conftest import ROOT
@@ -86,6 +87,12 @@ def changed(path, change):
         (lambda t: t.splitlines()[0] + "\n", "holds no run, only a header"),
         (lambda t: t + "Breakout,pqn\n", "line 402: Breakout,pqn must be 8 cells"),
         (lambda t: t[:-2] + "much\n", "the seed and the last two numbers"),
+        (lambda t: t + t.splitlines()[-1].rpartition(",")[0] + ",nan\n", "line 402: Breakout,pqn"),
+        (lambda t: t.rstrip().rpartition("\n")[0] + "\n", "bf16, 1: it must have 100 points"),
+        (
+            lambda t: t.replace(",fp32,0,", ",fp61,0,"),
+            "fp61, 0: its precision must be fp32 or",
+        ),
         (lambda t: t.replace(",seed,", ",seeds,", 1), "its first line must be game,algorithm"),
     ],
 )
@@ -100,7 +107,13 @@ def test_a_table_that_is_not_whole_is_refused(broken, message, tmp_path, precisi
     assert (tmp_path / "out.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("config", ["{}", "[]", "{", '{"flags": {}, "git_commit": "a"}'])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *("{}", "[]", "{", '{"flags": {}, "git_commit": "a"}'),
+        '{"flags": {"seed": 1, "precision": "fp32", "total_timesteps": 1e999}}',
+    ],
+)
 def test_a_folder_that_is_no_run_is_refused(config, tmp_path, precision):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(config)
@@ -110,10 +123,59 @@ def test_a_folder_that_is_no_run_is_refused(config, tmp_path, precision):
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_a_place_that_is_not_there_is_told_before(tmp_path, precision):
-    status, said, complaint = precision("nowhere/out", *runs_of(tmp_path, "fp32", [10, 9]))
-    assert (status, said) == (2, "")
-    assert complaint.endswith("there is no folder nowhere; make it first\n")
+@pytest.mark.parametrize(
+    ("stem", "message"),
+    [
+        ("nowhere/out", "there is no folder nowhere; make it first"),
+        ("taken/out", "out.png is a folder and in the way: choose another stem"),
+        ("taken/" + "long" * 100, "File name too long"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before(stem, message, tmp_path, precision):
+    (tmp_path / "taken" / "out.png").mkdir(parents=True)
+    status, said, complaint = precision(stem, "nothing.csv")  # not even looked at
+    assert (status, said, complaint.count("\n")) == (2, "", 1)
+    assert message in complaint
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["out.png"]
+
+
+def test_a_folder_that_lets_nothing_in_is_told_in_a_line(tmp_path, precision):
+    folders = runs_of(tmp_path, "fp32", [10, 9]) + runs_of(tmp_path, "bf16", [9, 8])
+    status, _, complaint = precision("/proc/out", *folders)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert complaint.startswith("precision.py: error: /proc/out: ")
+
+
+def test_table_and_picture_are_replaced_both_or_neither(tmp_path, precision):
+    """Where there is room for the smaller one alone."""
+    folders = runs_of(tmp_path, "fp32", [10, 9]) + runs_of(tmp_path, "bf16", [9, 8])
+    others = runs_of(tmp_path / "o", "fp32", [5, 9]) + runs_of(tmp_path / "o", "bf16", [7, 8])
+    paths = [tmp_path / "out.csv", tmp_path / "out.png"]
+    precision("out", *folders)
+    before = [path.read_bytes() for path in paths]
+    room = sum(map(len, before)) // 2
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        status, _, complaint = precision("out", *others)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "out: File too large" in complaint
+    assert [path.read_bytes() for path in paths] == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 900])
+@pytest.mark.parametrize("rubbish", [b"", b"rubbish" * 99])
+def test_a_damaged_event_file_is_told_in_a_line(kept, rubbish, tmp_path, precision):
+    folders = runs_of(tmp_path, "fp32", [10, 9])
+    (log,) = folders[1].glob("events.*")
+    log.write_bytes(log.read_bytes()[:kept] + rubbish)
+    status, _, complaint = precision("out", *folders)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert f"{folders[1]}" in complaint
+    assert "finish" in complaint
 
 
 def test_runs_of_unequal_flags_are_not_compared(tmp_path, precision):
@@ -128,6 +190,17 @@ def test_runs_of_unequal_flags_are_not_compared(tmp_path, precision):
     assert (status, complaint.count("\n")) == (2, 1)
     assert "fp32-1 has gamma 0.5 and" in complaint
     assert "fp32-0 0.9: compare runs that differ in seed and precision alone" in complaint
+
+
+@pytest.mark.parametrize("without", [0, 3])
+def test_a_flag_that_a_run_lacks_is_unequal(without, tmp_path, precision):
+    folders = runs_of(tmp_path, "fp32", [10, 9]) + runs_of(tmp_path, "bf16", [9, 8])
+    config = json.loads((folders[without] / "config.json").read_text())
+    del config["flags"]["gamma"]
+    (folders[without] / "config.json").write_text(json.dumps(config))
+    status, _, complaint = precision("out", *folders)
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "has gamma None and" in complaint or "0 None: compare runs" in complaint
 
 
 def test_uncommitted_changes_show_beside_the_commit(tmp_path, precision):
