@@ -1,11 +1,6 @@
-"""The paper's claims about games, each beside what the runs at hand measured of it.
+"""The paper's claims about games: what each says, and the measure of runs that decides it.
 
-A claim is supported or contradicted where the 95 % interval of what was measured lies wholly within
-or beyond what the claim asks; else there is not enough data, and what is missing is said. That one
-variant scores higher than another is decided by a permutation test at 5 %, as a bootstrap over few
-seeds is too narrow. Nothing is decided with fewer than MIN_SEEDS seeds in any of the games
-(BOOTSTRAP_SEEDS where nothing but a bootstrap gives an interval), nor corrected for the number of
-claims: of 20 that are not true one will seem so.
+How a verdict is reached is in verdicts.py.
 """
 
 import math
@@ -15,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from aggregate import (
     Estimate,
@@ -35,7 +29,6 @@ from flags import PAPER_VARIANTS
 
 MIN_SEEDS = 3
 BOOTSTRAP_SEEDS = 5  # where a bootstrap's interval decides: with fewer it is much too narrow
-SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough data"
 DEAD, RANK = "representation/dead_kde", "representation/effective_rank"
 BRANCHES_DEAD = ("representation/branch_0/dead_kde", "representation/branch_1/dead_kde")
 
@@ -46,6 +39,11 @@ def at_the_end(run: Recorded, measure: str) -> float:
         return math.nan
     values = run.measures[measure]
     return float(values[-1] if measure == SCORE else np.mean(values[-(POINTS // 10) :]))
+
+
+def counts(run: Recorded) -> bool:
+    """Whether it is part of the comparisons: complete, and a game has ended in it."""
+    return run.complete and SCORE in run.measures and not math.isnan(at_the_end(run, SCORE))
 
 
 @dataclass
@@ -103,20 +101,6 @@ class Group:
         return [normalised(of, *known[game]) for game, of in zip(games, scores, strict=True)]
 
 
-class Finding(NamedTuple):
-    """A line of the table: what was measured of a claim, on how much, and what follows."""
-
-    claim: str
-    source: str
-    paper: str
-    setting: str
-    ours: str
-    verdict: str
-    why: str
-    games: str
-    seeds: str
-
-
 class Measured(NamedTuple):
     """What a claim found: a number with its interval, in words, and what the claim asks of it."""
 
@@ -127,50 +111,6 @@ class Measured(NamedTuple):
     p: float | None = None  # of a test that decides in place of the interval
     seeds: int = MIN_SEEDS  # fewest that decide
     empty: str = ""  # why it decides nothing, whatever the interval
-
-
-def would_take(seeds: int, short: float) -> str:
-    """How many seeds would decide, where an interval or a deviation is `short` times too wide.
-
-    More than the `seeds` at hand. Widths fall with the root of that number; Student's fall faster,
-    so there fewer may do.
-    """
-    needed = max(seeds * short**2, seeds + 1)
-    told = f"up to about {math.ceil(needed - 1e-9)}" if needed <= 100 else "over 100"
-    return f"takes {told} seeds if value and spread stay"
-
-
-def verdict(of: Measured, seeds: int) -> tuple[str, str]:
-    """(verdict, why): the interval lies within, beyond, or across what the claim asks.
-
-    `seeds` are the fewest of a variant in a game. An open verdict says how many it would take, or,
-    where more of them would not help, what is missing.
-    """
-    value, low, high = of.estimate
-    if of.empty:
-        return OPEN, of.empty
-    if of.p is not None:
-        if of.p >= 0.05:
-            deviation = max(stats.norm.isf(of.p / 2), 1e-9)
-            short = stats.norm.isf(0.05 / 2) / deviation
-            return OPEN, f"p = {of.p:.3f}: {would_take(seeds, short)}"
-        return (SUPPORTED if value > of.above else CONTRADICTED), ""
-    if math.isnan(low):
-        return OPEN, "no interval"
-    if of.above < low and high < of.below:
-        return SUPPORTED, ""
-    if high < of.above or low > of.below:
-        return CONTRADICTED, ""
-    bounds = [bound for bound in (of.above, of.below) if math.isfinite(bound)]
-    # From the value to a bound, and how far the interval reaches that way.
-    reaches = [
-        (abs(value - bound), high - value if value < bound else value - low) for bound in bounds
-    ]
-    on_bound = any(distance < 1e-9 for distance, _ in reaches)
-    short = math.inf if on_bound else max(reach / distance for distance, reach in reaches)
-    crossed = " or ".join(f"{bound:g}" for bound in bounds)
-    told = would_take(seeds, short)
-    return OPEN, f"the interval includes {crossed}: {told}"
 
 
 class Claim(NamedTuple):
@@ -420,44 +360,3 @@ def _measure_claims() -> list[Claim]:
 
 
 CLAIMS = (*_score_claims(), *_measure_claims())
-
-
-def judge(claim: Claim, group: Group) -> Finding:
-    """A claim, on the runs of one group, which is of its algorithm."""
-    games = group.common_games(*claim.variants)
-    if claim.in_table:
-        games = [game for game in games if game in reference_scores()]
-    cells = [group.cells[variant, game] for variant in claim.variants for game in games]
-    named = [claim.text, claim.source, claim.paper, group.title]
-    counts = sorted({len(cell) for cell in cells})
-    shown = (
-        "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
-    )
-    told = (str(len(games)), shown)
-    if not games:
-        missing = [name for name in claim.variants if name not in group.variants]
-        what = f"no runs of {' and '.join(missing)}" if missing else "no game with runs of all"
-        what += f": takes {MIN_SEEDS} seeds in a game"
-        return Finding(*named, "", OPEN, what, *told)
-    if any(
-        math.isnan(at_the_end(run, name)) for cell in cells for run in cell for name in claim.needs
-    ):
-        return Finding(*named, "", OPEN, f"a run has not measured {claim.needs[0]}", *told)
-    measured = claim.measure(group, games)
-    if counts[0] < measured.seeds:
-        return Finding(*named, measured.ours, OPEN, f"fewer than {measured.seeds} seeds", *told)
-    return Finding(*named, measured.ours, *verdict(measured, counts[0]), *told)
-
-
-def judge_all(groups: list[Group]) -> list[Finding]:
-    """Every claim: on each group of its algorithm, or that there is none."""
-    found = []
-    for claim in CLAIMS:
-        of_algorithm = [group for group in groups if group.algorithm == claim.algorithm]
-        for group in of_algorithm:
-            found.append(judge(claim, group))
-        if not of_algorithm:
-            named = (claim.text, claim.source, claim.paper, claim.algorithm.upper())
-            what = f"no complete runs: takes {MIN_SEEDS} seeds of {' and '.join(claim.variants)}"
-            found.append(Finding(*named, "", OPEN, what, "0", "0"))
-    return found

@@ -15,12 +15,12 @@ from test_curves import make_run
 
 import claims
 import report
-from aggregate import Estimate, mean_over_games
-from claims import CLAIMS, CONTRADICTED, OPEN, SUPPORTED, Measured, judge_all, verdict
 from curves import POINTS, SCORE
-from flags import PAPER_VARIANTS, UsageError
+from flags import UsageError
 from pictures import t_interval
 from report import Args, group_runs, main, read_all
+from rows import prediction_rows
+from verdicts import CONTRADICTED, OPEN, SUPPORTED, judge_all
 
 DEAD = "representation/dead_kde"
 ENDS = (50, *range(100, 1001, 100))  # agent steps at which something is logged
@@ -166,110 +166,6 @@ def test_one_game_with_three_seeds_decides_no_score(tmp_path):
         if expected == OPEN:
             assert "p = 0.1" in line.why
             assert "takes up to about 5 seeds" in line.why
-
-
-@pytest.mark.parametrize("mean", [-0.4, 0.35, 0.9])
-def test_the_seeds_that_it_would_take_decide_and_a_third_of_them_does_not(mean):
-    """Samples of any size with exactly this mean and a standard deviation of 1."""
-
-    def judged(seeds):
-        values = stats.norm.ppf((np.arange(seeds) + 0.5) / seeds)
-        values = mean + (values - values.mean()) / values.std(ddof=1)
-        measured = Measured(mean_over_games([values]), "", above=0.0, below=1.4)
-        return verdict(measured, seeds)
-
-    at_hand = 4
-    named, why = judged(at_hand)
-    assert named == OPEN
-    needed = int(re.search(r"takes up to about (\d+) seeds", why)[1])
-    assert judged(needed)[0] == (SUPPORTED if mean > 0 else CONTRADICTED)
-    for fewer in range(at_hand, needed // 3):
-        assert judged(fewer)[0] == OPEN
-
-
-def test_what_no_number_of_seeds_would_decide_takes_over_100():
-    measured = Measured(Estimate(0.5, 0.2, 0.8), "", above=0.5)
-    assert "takes over 100 seeds" in verdict(measured, 3)[1]
-    level = Measured(Estimate(0.5, 0.5, 0.5), "", above=0.5, p=1.0)
-    assert "takes over 100 seeds" in verdict(level, 3)[1]
-
-
-@pytest.mark.parametrize(
-    ("estimate", "bounds", "seeds"),
-    [
-        # The value is 0.1 above the bound and the interval reaches 0.2 down: four times 5 seeds.
-        ((0.6, 0.4, 0.65), {"above": 0.5}, "up to about 20 seeds"),
-        # However far it reaches up.
-        ((0.6, 0.4, 0.99), {"above": 0.5}, "up to about 20 seeds"),
-        # 0.1 below it, and it reaches 0.3 up.
-        ((0.4, 0.39, 0.7), {"above": 0.5}, "up to about 45 seeds"),
-        # Between two bounds: 0.1 from the upper one, to which it reaches 0.2; the lower is clear.
-        ((0.6, 0.5, 0.8), {"above": 0.3, "below": 0.7}, "up to about 20 seeds"),
-        # Above both: 0.1 from the nearer one, to which it reaches 0.15.
-        ((0.8, 0.65, 0.85), {"above": 0.3, "below": 0.7}, "up to about 12 seeds"),
-        # It hardly crosses: one seed more than there are.
-        ((0.6, 0.4999, 0.65), {"above": 0.5}, "up to about 6 seeds"),
-        # On the bound, with and without a width.
-        ((0.5, 0.5, 0.5), {"above": 0.5}, "over 100 seeds"),
-        ((0.5, 0.5, 0.9), {"above": 0.5}, "over 100 seeds"),
-        ((0.7, 0.6, 0.7), {"above": 0.3, "below": 0.7}, "over 100 seeds"),
-    ],
-)
-def test_an_open_verdict_says_how_many_seeds_it_would_take(estimate, bounds, seeds):
-    """Five are at hand; the way to a bound that is to be left out shrinks with their root."""
-    named, why = verdict(Measured(Estimate(*estimate), "", **bounds), 5)
-    assert named == OPEN
-    assert f"takes {seeds} if" in why
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.6, 0.9, SUPPORTED),
-        (0.1, 0.4, CONTRADICTED),
-        (0.4, 0.6, OPEN),
-        (np.nan, np.nan, OPEN),
-        (0.5, 0.5, OPEN),
-    ],
-)
-def test_a_verdict_needs_the_whole_interval(low, high, expected):
-    assert verdict(Measured(Estimate(0.5, low, high), "", above=0.5), 3)[0] == expected
-
-
-def test_a_claim_of_a_range_is_judged_from_both_sides():
-    def of(low, high):
-        return verdict(Measured(Estimate(0.5, low, high), "", 0.3, 0.7), 3)[0]
-
-    assert of(0.4, 0.6) == SUPPORTED
-    assert of(0.1, 0.2) == CONTRADICTED
-    assert of(0.8, 0.9) == CONTRADICTED
-    assert of(0.2, 0.6) == OPEN
-
-
-@pytest.mark.parametrize(
-    ("activation", "expected"), [("tanh", 0.12), ("sigmoid", 0.35), ("relu", 0.58)]
-)
-def test_predicted_deaths_by_counting_draws(activation, expected):
-    """Branches dead with 0.3 and 0.4; dead at either end of their range with equal chance."""
-    assert claims.predicted_dead(activation, (0.3, 0.4)) == pytest.approx(expected)
-    rng = np.random.default_rng(0)
-    dead = rng.random((2, 400_000)) < np.array([[0.3], [0.4]])
-    high = rng.random((2, 400_000)) < 0.5
-    if activation == "tanh":
-        product = dead.all(axis=0)
-    else:  # dead at 0 kills the product; a sigmoid may also be dead at 1, which does not
-        at_zero = dead & ~high if activation == "sigmoid" else dead
-        product = dead.all(axis=0) | at_zero.any(axis=0)
-    assert product.mean() == pytest.approx(expected, abs=0.005)
-
-
-def test_every_claim_is_of_variants_that_there_are():
-    for claim in CLAIMS:
-        # and, beyond the paper, the fourth of {LayerNorm, none} x {HR, none}
-        assert set(claim.variants) <= {*PAPER_VARIANTS, "tanh-hr-ln"}
-        assert claim.algorithm in ("dqn", "ppo", "pqn")
-    named = [(claim.algorithm, claim.text) for claim in CLAIMS]
-    assert len(named) == len(set(named))
 
 
 def test_intervals_of_curves_are_students():
@@ -452,7 +348,7 @@ def test_two_folders_of_one_name_are_two_runs(tmp_path, monkeypatch):
 def test_only_what_the_paper_predicts_is_compared_with_a_prediction(tmp_path):
     make_runs(tmp_path, "dqn", {"silu-hr": 2.0}, dead={"silu-hr": (0.2, 0.3, 0.4)})
     (group,) = group_runs(read_all((str(tmp_path),))[0])
-    assert report.prediction_rows(group) == []
+    assert prediction_rows(group) == []
     with pytest.raises(KeyError):
         claims.predicted_dead("silu", (0.3, 0.4))
 

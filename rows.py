@@ -1,0 +1,149 @@
+"""The tables of a report: runs, findings or one group of runs in, a row for each line out."""
+
+import math
+
+import numpy as np
+
+from aggregate import STATISTICS, Estimate, estimate, mean_over_games, normalised, reference_scores
+from claims import (
+    BRANCHES_DEAD,
+    DEAD,
+    RANK,
+    Group,
+    at_the_end,
+    counts,
+    has_prediction,
+    predicted_share,
+)
+from curves import SCORE, Recorded
+from verdicts import OPEN, Finding
+
+SATURATED = "representation/saturated"
+
+
+def game_rows(group: Group) -> list[dict]:
+    """Per game and variant: seeds, score at the end, its mean over the run, measures of z."""
+    rows = []
+    for game in group.games:
+        for variant in group.variants:
+            runs = group.cells.get((variant, game), [])
+            if not runs:
+                continue
+            row = {"game": game, "variant": variant, "seeds": len(runs)}
+            ends = [at_the_end(run, SCORE) for run in runs]
+            areas = [float(np.nanmean(run.measures[SCORE])) for run in runs]
+            row |= {"score": told(ends, 1), "mean score over the run": told(areas, 1)}
+            for name, tag, factor in (
+                ("dead, %", DEAD, 100),
+                ("rank", RANK, 1),
+                ("saturated, %", SATURATED, 100),
+            ):
+                row[name] = told([factor * at_the_end(run, tag) for run in runs], 1)
+            rows.append(row)
+    return rows
+
+
+def told(values: list[float], digits: int) -> str:
+    """Mean and Student's 95 % interval; the mean alone with one seed, nothing without."""
+    if any(math.isnan(value) for value in values):
+        return ""
+    found = mean_over_games([np.array(values)])
+    if math.isnan(found.low):
+        return f"{found.value:.{digits}f}"
+    return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def aggregate_rows(group: Group, baseline: str) -> list[dict]:
+    """Per variant: median, IQM and mean of the normalised scores, on the games that all have."""
+    rows = []
+    (variants, games), known = group.comparable(), reference_scores()
+    scales = {"human-normalised": {game: known[game] for game in games if game in known}}
+    scales["baseline-normalised"] = {}
+    for game in games if baseline in variants else ():
+        curves = np.concatenate([run.measures[SCORE] for run in group.cells[baseline, game]])
+        low, high = np.nanmin(curves), np.nanmax(curves)
+        if high > low:
+            scales["baseline-normalised"][game] = (low, high)
+    for scale, ranges in scales.items():
+        for variant in variants if ranges else ():
+            scores = [
+                normalised(of, *ranges[game])
+                for game, of in zip(ranges, group.values(variant, list(ranges), SCORE), strict=True)
+            ]
+            found = {name: estimate(scores, of) for name, of in STATISTICS.items()}
+            rows.append({"scale": scale, "variant": variant, "games": len(ranges)} | found)
+    return rows
+
+
+def prediction_rows(group: Group) -> list[dict]:
+    """Per run with two branches: shares of dead neurons, and what independence would give."""
+    rows = []
+    for run in group.runs:
+        if not has_prediction(run):
+            continue
+        first, second = (at_the_end(run, tag) for tag in BRANCHES_DEAD)
+        row = {"game": run.game, "variant": run.variant, "seed": run.seed}
+        row |= {"branch 0, %": 100 * first, "branch 1, %": 100 * second}
+        row["predicted, %"] = 100 * predicted_share(run)
+        row["measured, %"] = 100 * at_the_end(run, DEAD)
+        rows.append(row)
+    return rows
+
+
+def run_rows(runs: list[Recorded]) -> list[dict]:
+    return [
+        {
+            "run": run.name,
+            "setting": run.setting,
+            "agent steps": f"{run.last_step:,} of {run.total:,}",
+            "counts": "yes" if counts(run) else "no score" if run.complete else "no: not complete",
+            "score at the end": f"{at_the_end(run, SCORE):.1f}" if counts(run) else "",
+            "commit": run.commit,
+        }
+        for run in runs
+    ]
+
+
+def claim_rows(findings: list[Finding]) -> list[dict]:
+    """Decided ones first, then those with something to show."""
+    return [
+        {
+            "claim": f.claim,
+            "verdict": f.verdict,
+            "here": f.ours,
+            "the paper's number": f.paper,
+            "of": f.setting,
+            "games": f.games,
+            "seeds": f.seeds,
+            "why": f.why,
+            "source": f.source,
+        }
+        for f in sorted(findings, key=lambda f: (f.verdict == OPEN, f.ours == ""))
+    ]
+
+
+def as_cells(rows: list[dict]) -> list[dict]:
+    """For the page: numbers to a digit, intervals in words."""
+
+    def cell(value):
+        if isinstance(value, Estimate):
+            return f"{value.value:.2f}" if math.isnan(value.low) else str(value)
+        return f"{value:.1f}" if isinstance(value, float) else value
+
+    return [{name: cell(value) for name, value in row.items()} for row in rows]
+
+
+def as_columns(rows: list[dict]) -> list[dict]:
+    """For CSV: an interval as three columns."""
+    return [
+        {
+            column: number
+            for name, value in row.items()
+            for column, number in (
+                [(name, value.value), (f"{name} low", value.low), (f"{name} high", value.high)]
+                if isinstance(value, Estimate)
+                else [(name, value)]
+            )
+        }
+        for row in rows
+    ]
