@@ -181,7 +181,7 @@ def test_a_command_that_fails_says_so_in_one_line(script):
 
 
 def test_a_benchmark_that_is_ended_leaves_nothing(tmp_path):
-    """SIGTERM in the middle of a command: the command and what it started end, too, and no folder is left."""
+    """SIGTERM in the middle of a command: it and what it started end, too; no folder is left."""
     waiting = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(1000)"
     waits = shlex.join([sys.executable, "-c", waiting, str(tmp_path / "started")])
     command = shlex.join(["sh", "-c", f"{waits}; true"])
