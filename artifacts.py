@@ -67,6 +67,30 @@ def unwound_by_sigterm():
 
 
 @contextlib.contextmanager
+def made_if_used(folder: Path, flag: str = "--output-dir"):
+    """The folder is there in the block, and gone after it if it is new and empty.
+
+    UsageError if it cannot be made; `flag` is the one that named it.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise unwritable(folder, flag, problem) from None
+        yield
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # refused unless it is empty
+
+
+def unwritable(folder: Path, flag: str, problem: OSError) -> UsageError:
+    reason = problem.strerror or problem
+    return UsageError(f"{flag} {folder}: {reason}; choose a folder one can write to")
+
+
+@contextlib.contextmanager
 def replacing(folder: Path, names: tuple[str, ...], flag: str = "--output-dir"):
     """A new folder, whose files take their places in `folder` if the block ends well.
 
@@ -75,35 +99,27 @@ def replacing(folder: Path, names: tuple[str, ...], flag: str = "--output-dir"):
     block does not end well, also by SIGTERM, nothing has changed. UsageError, at the start where it
     can be known there, if something cannot be written; `flag` is the one that named the folder.
     """
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    staged = None
-    unwound = contextlib.ExitStack()
-    unwound.enter_context(unwound_by_sigterm())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
-        for name in names:
-            target = folder / name
-            if target.exists() and target.is_dir() != name.endswith("/"):
-                kind = "file" if target.is_file() else "folder"
-                raise UsageError(
-                    f"{target} is a {kind} and in the way: remove it, or choose another {flag}"
-                )
-        yield staged
-        for new in [path for path in staged.rglob("*") if path.is_file()]:
-            target = folder / new.relative_to(staged)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if new.name.startswith("events.out.tfevents"):
-                for old in target.parent.glob("events.out.tfevents*"):
-                    old.unlink()
-            new.replace(target)
-    except OSError as problem:
-        reason = problem.strerror or problem
-        raise UsageError(f"{flag} {folder}: {reason}; choose a folder one can write to") from None
-    finally:
-        unwound.close()
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()  # refused unless it is empty
+    with unwound_by_sigterm(), made_if_used(folder, flag):
+        staged = None
+        try:
+            staged = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+            for name in names:
+                target = folder / name
+                if target.exists() and target.is_dir() != name.endswith("/"):
+                    kind = "file" if target.is_file() else "folder"
+                    raise UsageError(
+                        f"{target} is a {kind} and in the way: remove it, or choose another {flag}"
+                    )
+            yield staged
+            for new in [path for path in staged.rglob("*") if path.is_file()]:
+                target = folder / new.relative_to(staged)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if new.name.startswith("events.out.tfevents"):
+                    for old in target.parent.glob("events.out.tfevents*"):
+                        old.unlink()
+                new.replace(target)
+        except OSError as problem:
+            raise unwritable(folder, flag, problem) from None
+        finally:
+            if staged is not None:
+                shutil.rmtree(staged, ignore_errors=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from artifacts import unwound_by_sigterm
+from artifacts import made_if_used, unwound_by_sigterm
 from atari import AtariEnvs
 from checkpoint import written_whole
 from device import pick_device
@@ -305,22 +305,6 @@ def with_summaries(found: dict) -> dict:
         }
         for name, samples in found.items()
     }
-
-
-@contextlib.contextmanager
-def made_if_used(folder: Path):
-    """The folder is there in the block, and gone after it if it is new and empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--output-dir {folder}: {error.strerror}") from None
-        yield
-    finally:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()  # refused unless it is empty
 
 
 def main(args: Args) -> int:

@@ -147,13 +147,8 @@ def test_a_stopped_run_goes_on(algorithm, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["device"] == torch.cuda.get_device_name()
     curves = series(folder)
-    assert (
-        max(
-            step
-            for step, _ in curves["losses/q_values" if algorithm != "ppo" else "losses/entropy"]
-        )
-        >= 1024
-    )
+    loss = "losses/entropy" if algorithm == "ppo" else "losses/q_values"
+    assert max(step for step, _ in curves[loss]) >= 1024
     for tag, points in curves.items():
         steps, values = zip(*points, strict=True)
         if "episodic" not in tag:
