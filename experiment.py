@@ -390,7 +390,8 @@ class Run:
         then, step_then = self._rates[0]
         self._rates.append((now, step))
         rate = (step - step_then) / max(now - then, 1e-9)
-        self.board.scalar("charts/SPS", rate, step)
+        if rate > 0:  # none yet where a run goes on with the update that its stop had undone
+            self.board.scalar("charts/SPS", rate, step)
         if self.board.problem is not None and not self._warned:
             self._warn(f"the curves cannot be written: {self.board.problem.strerror}", step)
         if self.returns:
@@ -406,10 +407,11 @@ class Run:
 
     def _status(self, step: int, rate: float, brief: bool = False) -> str:
         """One line; the brief one fits a terminal of 80 columns."""
-        left = max(self.args.total_timesteps - step, 0) / max(rate, 1e-9)
-        eta = datetime.timedelta(seconds=int(min(left, 3e9)))
-        steps = f"{step:,}/{self.args.total_timesteps:,}" + ("" if brief else " steps")
-        status = f"{steps}  {rate:,.0f}/s  ETA {eta}"
+        status = f"{step:,}/{self.args.total_timesteps:,}" + ("" if brief else " steps")
+        if rate > 0:
+            left = max(self.args.total_timesteps - step, 0) / rate
+            eta = datetime.timedelta(seconds=int(min(left, 3e9)))
+            status += f"  {rate:,.0f}/s  ETA {eta}"
         if self.returns:
             status += f"  return {np.mean(self.returns):.1f}"
             status += "" if brief else f" (last {len(self.returns)} games)"

@@ -165,6 +165,22 @@ def test_progress_speed_is_that_of_the_last_seconds(make_run, capsys):
     assert "return 2.0 (last 2 games)" in lines[-1]
 
 
+def test_no_speed_is_told_before_a_step_was_taken(make_run, capsys, events):
+    """A run that was stopped in an update goes on with it: its steps are those of before."""
+    with make_run() as run:
+        start = run._rates[0][0]
+        run._rates[0] = (start, 4096)
+        run.returns.append(3.0)
+        run.progress(4096, now=start + 1)
+        run.progress(8192, now=start + 5)
+        folder = run.folder
+    line = capsys.readouterr().err.strip().split("\n")[0]
+    assert "4,096/10,000,000 steps  return 3.0" in line
+    log = events(folder)
+    assert [event.step for event in log.Scalars("charts/SPS")] == [8192]
+    assert [event.step for event in log.Scalars("charts/mean_return_100")] == [4096, 8192]
+
+
 def test_scores_are_means_over_the_last_100_games(make_run):
     with make_run() as run:
         for game in range(150):
