@@ -31,6 +31,10 @@ RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
 NAMED = ("activation", "branches", "combine", "latent_dim", "layer_norm", "apply_to")
 NAMED += ("env_id", "seed", "device", "resume", "checkpoint_every", "runs_dir", "track")
 NAMED += ("env_threads",)
+UNTOLD = ("runs_dir", "resume")  # flags that no table keeps: where the folder was
+# Of config.json beside the flags: on what a run was made, and where it was taken up again.
+MADE = ("num_parameters", "device", "processor", "torch_threads", "versions")
+MADE += ("git_commit", "git_has_changes", "resumed")
 
 
 class Curve(NamedTuple):
@@ -56,6 +60,7 @@ class Recorded:
     flags: dict
     steps: np.ndarray  # (points,)
     measures: dict[str, np.ndarray] = field(repr=False)  # name -> (points,)
+    made: dict = field(default_factory=dict, repr=False)  # MADE of its config.json, as far as there
     whole: bool = True  # whether none of its event files is damaged or cut off
     setting: str = ""  # the flags in which it differs from others of its algorithm
 
@@ -63,6 +68,19 @@ class Recorded:
     def complete(self) -> bool:
         """Whether it came to its end, but for the last hundredth, which may not be logged."""
         return self.last_step >= 0.99 * self.total
+
+    @property
+    def machines(self) -> list[str]:
+        """GPU, or else processor, on which it was begun and each on which it went on."""
+        device = self.made.get("device", "cpu")
+        times = (self.made, *self.made.get("resumed", ()))
+        found = {made.get("processor", "") if device == "cpu" else device for made in times}
+        return sorted(found - {""})
+
+    @property
+    def commits(self) -> list[str]:
+        """At which it was begun, and each at which it went on."""
+        return sorted({self.commit} | {commit_name(made) for made in self.made.get("resumed", ())})
 
 
 def trailing_return(curve: Curve, steps: np.ndarray) -> np.ndarray:
@@ -145,14 +163,19 @@ def as_text(value: float) -> str:
     return f"{value:.6g}"
 
 
+def commit_name(made: dict) -> str:
+    """The commit that config.json names, shortened; whether files had changed since."""
+    changed = bool(made.get("git_has_changes"))
+    return (made.get("git_commit") or "unknown")[:10] + "+ changes" * changed
+
+
 def read_run(folder: Path) -> Recorded:
     """A run folder. UsageError if it is none."""
     try:
         config = json.loads((folder / "config.json").read_text())
         flags = config["flags"]
         total = int(flags["total_timesteps"])
-        commit = (config.get("git_commit") or "unknown")[:10]
-        commit += "+ changes" * bool(config.get("git_has_changes"))
+        commit = commit_name(config)
         own = [str(config[name]) for name in ("algorithm", "game", "variant")]
         curves, whole = scalars(folder)
         last = max((int(curve.steps[-1]) for curve in curves.values()), default=0)
@@ -168,7 +191,12 @@ def read_run(folder: Path) -> Recorded:
             measures[name] = np.array([float(as_text(value)) for value in values])
         seed, started = int(flags["seed"]), str(config["started"])
         decided = (*own, seed, total, last, commit, started, flags)
-        return Recorded(folder.name, *decided, steps, measures, whole)
+        made = {name: config[name] for name in MADE if name in config}
+        made["resumed"] = [
+            {name: value for name, value in taken_up.items() if name != "command"}
+            for taken_up in made.get("resumed", [])
+        ]
+        return Recorded(folder.name, *decided, steps, measures, made, whole)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"{folder} is no run folder that can be read ({what})") from None
@@ -199,7 +227,7 @@ def find_runs(paths: list[str]) -> list[Path]:
 def table_rows(runs: list[Recorded]) -> tuple[list[dict], list[dict]]:
     """All that a report needs of the runs: one row per run, and one per run and point."""
     names = sorted({name for run in runs for name in run.measures})
-    flags = sorted({name for run in runs for name in run.flags})
+    flags = sorted({name for run in runs for name in run.flags} - set(UNTOLD))
     own = (
         "name",
         "algorithm",
@@ -214,6 +242,7 @@ def table_rows(runs: list[Recorded]) -> tuple[list[dict], list[dict]]:
     described = [
         {name: getattr(run, name) for name in own}
         | {f"flag_{name}": json.dumps(run.flags.get(name)) for name in flags}
+        | {"made": json.dumps(run.made)}
         for run in runs
     ]
     points = [
@@ -244,15 +273,15 @@ def read_tables(folder: Path) -> list[Recorded]:
                     if name.startswith("flag_")
                 }
                 numbers = {name: int(row.pop(name)) for name in ("seed", "total", "last_step")}
+                made = json.loads(row.pop("made", "{}"))
                 own = points[row["name"]]
                 columns = {name: np.array([point[name] for point in own]) for name in own[0]}
                 steps = columns.pop("agent_step").astype(int)
                 if len(own) != POINTS or steps[-1] != numbers["total"]:
                     raise ValueError(f"{row['name']} has {len(own)} points, not {POINTS}")
                 measures = {n: v for n, v in columns.items() if not np.isnan(v).all()}
-                found.append(
-                    Recorded(**row, **numbers, flags=flags, steps=steps, measures=measures)
-                )
+                own = {"flags": flags, "steps": steps, "measures": measures, "made": made}
+                found.append(Recorded(**row, **numbers, **own))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"{folder}: its tables of runs cannot be read ({what})") from None

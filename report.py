@@ -126,9 +126,15 @@ def remarks_on(group: Group) -> list[str]:
             f"No complete run of {', '.join(missing)}. What is told over games is of "
             f"{', '.join(variants)} in {', '.join(games)}."
         )
-    commits = sorted({run.commit for run in group.runs})
+    commits = sorted({commit for run in group.runs for commit in run.commits})
     if len(commits) > 1:
         found.append(f"Runs of several commits: {', '.join(commits)}.")
+    machines = sorted({machine for run in group.runs for machine in run.machines})
+    if machines:
+        found.append(f"Run on {' and '.join(machines)}.")
+    torches = {run.made.get("versions", {}).get("torch") for run in group.runs} - {None}
+    if len(torches) > 1:
+        found.append(f"Runs of several versions of torch: {', '.join(sorted(torches))}.")
     unknown = [game for game in group.games if game not in reference_scores()]
     if unknown:
         found.append(f"No human score is known for {', '.join(unknown)}.")

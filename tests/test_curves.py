@@ -141,8 +141,11 @@ def test_what_a_run_has_not_reached_is_not_there(tmp_path):
 
 def test_tables_bring_back_the_runs(tmp_path):
     measures = {"representation/dead_kde": [(100, 0.5), (500, 0.25)]}
+    flags = {"seed": 2, "runs_dir": "somewhere"}
+    config = {"git_commit": "f" * 40, "processor": "A", "versions": {"torch": "2"}}
+    config["resumed"] = [{"step": 9, "command": "python x.py", "git_commit": "e" * 40}]
     made = [
-        make_run(tmp_path / "a", measures=measures, flags={"seed": 2}, git_commit="f" * 40),
+        make_run(tmp_path / "a", measures=measures, flags=flags, command="python y.py", **config),
         make_run(tmp_path / "b", [], last=300, variant="relu"),
     ]
     runs = [read_run(folder) for folder in made]
@@ -153,7 +156,8 @@ def test_tables_bring_back_the_runs(tmp_path):
     assert find_runs([str(out)]) == [out]
     again = read_tables(out)
     for before, after in zip(runs, again, strict=True):
-        assert before.flags == after.flags
+        assert {**before.flags, "runs_dir": 0} == {**after.flags, "runs_dir": 0}
+        assert before.made == after.made
         assert (before.name, before.seed, before.last_step) == (
             after.name,
             after.seed,
@@ -164,6 +168,20 @@ def test_tables_bring_back_the_runs(tmp_path):
         for name, values in before.measures.items():
             assert np.allclose(values, after.measures[name], rtol=1e-5, equal_nan=True)
     assert again[0].commit == "f" * 10
+    assert again[0].commits == ["e" * 10, "f" * 10]
+    config["resumed"][0].pop("command")
+    assert again[0].made == config
+    text = (out / RUNS_CSV).read_text()
+    assert not [word for word in ("somewhere", "x.py", "y.py") if word in text]
+
+
+def test_where_a_run_was_made(tmp_path):
+    resumed = [{"step": 9, "processor": "B"}]
+    on_cpu = {"device": "cpu", "processor": "A", "resumed": resumed}
+    assert read_run(make_run(tmp_path / "a", **on_cpu)).machines == ["A", "B"]
+    on_gpu = on_cpu | {"device": "NVIDIA X"}
+    assert read_run(make_run(tmp_path / "b", **on_gpu)).machines == ["NVIDIA X"]
+    assert read_run(make_run(tmp_path / "c")).machines == []
 
 
 def test_a_table_that_is_cut_off_is_refused(tmp_path):

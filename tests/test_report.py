@@ -398,3 +398,19 @@ def test_tables_without_a_run_are_told_and_the_others_count(tmp_path, monkeypatc
     assert "empty: its tables hold no run" in capsys.readouterr().out
     with pytest.raises(UsageError, match="none of these runs can be read: empty: its tables hold"):
         main(Args(("empty",), out="other"))
+
+
+def test_a_group_tells_where_and_from_what_its_runs_were_made(tmp_path):
+    first = {"device": "cpu", "processor": "AMD, 2 cores", "versions": {"torch": "2.13.0"}}
+    first["git_commit"] = "a" * 40
+    make_run(tmp_path / "one", **first)
+    group = group_runs(read_all((str(tmp_path),))[0])[0]
+    assert report.remarks_on(group) == ["Run on AMD, 2 cores."]
+    resumed = [{"step": 500, "processor": "Intel, 4 cores", "git_commit": "b" * 40}]
+    versions = {"torch": "2.14.0"}
+    make_run(tmp_path / "two", **first | {"resumed": resumed, "versions": versions, "game": "Pong"})
+    group = group_runs(read_all((str(tmp_path),))[0])[0]
+    told = report.remarks_on(group)
+    assert "Runs of several commits: aaaaaaaaaa, bbbbbbbbbb." in told
+    assert "Run on AMD, 2 cores and Intel, 4 cores." in told
+    assert "Runs of several versions of torch: 2.13.0, 2.14.0." in told
