@@ -4,7 +4,7 @@
 #   make sweep   make the environment and train many runs by name: ARGS="--variants relu tanh-hr"
 #   make report  make the environment and write the page of the runs in ARGS (runs/)
 #   make demo    make the environment and check what needs no game, in a minute
-#   make test    make the environment and pass the tests
+#   make test    make the environment and pass the tests; test-long passes the two long ones
 #   make bench   make the environment and measure speed against this machine's own limit
 PYTHON ?= python3
 ALGO ?= dqn
@@ -12,7 +12,7 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train algo sweep report demo bench test soak lint format board clean
+.PHONY: train algo sweep report demo bench test test-long soak lint format board clean
 
 train: algo $(VENV)/.installed
 	@$(RUN) $(ALGO)_atari.py --resume auto $(ARGS)
@@ -34,7 +34,10 @@ bench: $(VENV)/.installed
 	@$(RUN) benchmark.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(VENV)/bin/pytest --numprocesses auto --dist loadfile
+	@$(VENV)/bin/pytest --numprocesses auto --dist loadfile -m "not long"
+
+test-long: $(VENV)/.installed-dev
+	@$(VENV)/bin/pytest --numprocesses auto --dist loadfile -m long
 
 soak: $(VENV)/.installed-dev
 	@$(RUN) tests/soak.py $(ARGS)

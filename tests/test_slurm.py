@@ -161,6 +161,7 @@ def submit(slurm, cwd, *flags):
     )
 
 
+@pytest.mark.long
 @needs_slurm
 def test_preempted_and_requeued_runs_are_those_without_a_break(slurm, tmp_path):
     """Both runs are preempted by a job of higher priority; then one of them is told that its time

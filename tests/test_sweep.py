@@ -156,6 +156,7 @@ def files(tmp_path):
     }
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(tmp_path):
     """Three real runs are stopped; the same command finishes two of them and leaves them alone from
     then on. The third, of which no checkpoint is whole any more, is given up after three tries."""
