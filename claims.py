@@ -246,15 +246,19 @@ def gap_to_prediction(variant: str, above: float = -0.05, below: float = 0.05) -
     return measure
 
 
+def dead_part(run: Recorded) -> float:
+    """Share of the magnitude that the head, of Q-values or value, gets from dead neurons."""
+    head = "value_contribution" if run.algorithm == "ppo" else "q_contribution"
+    dead, live = (at_the_end(run, f"{head}/{name}_abs") for name in ("dead", "live"))
+    return dead / max(dead + live, 1e-12)
+
+
 def hidden_bias(variant: str) -> Callable:
     """What dead neurons bring into the Q-values is at least a tenth of what all do."""
 
-    def share(run: Recorded) -> float:
-        dead, live = (at_the_end(run, f"q_contribution/{name}_abs") for name in ("dead", "live"))
-        return dead / max(dead + live, 1e-12)
-
     def measure(group: Group, games: list[str]) -> Measured:
-        shares = [np.array([share(run) for run in group.cells[variant, game]]) for game in games]
+        cells = [group.cells[variant, game] for game in games]
+        shares = [np.array([dead_part(run) for run in runs]) for runs in cells]
         found = mean_over_games(shares)
         shown = Estimate(*(100 * v for v in found))
         return Measured(found, f"{shown} % of the magnitude", above=0.1)

@@ -12,6 +12,7 @@ from claims import (
     Group,
     at_the_end,
     counts,
+    dead_part,
     has_prediction,
     predicted_share,
 )
@@ -22,7 +23,10 @@ SATURATED = "representation/saturated"
 
 
 def game_rows(group: Group) -> list[dict]:
-    """Per game and variant: seeds, score at the end, its mean over the run, measures of z."""
+    """Per game and variant: seeds, score at the end, its mean over the run, measures of z.
+
+    Also what the head gets from dead neurons, of all that it gets (`dead_part`).
+    """
     rows = []
     for game in group.games:
         for variant in group.variants:
@@ -39,6 +43,8 @@ def game_rows(group: Group) -> list[dict]:
                 ("saturated, %", SATURATED, 100),
             ):
                 row[name] = told([factor * at_the_end(run, tag) for run in runs], 1)
+            part = f"dead part of {'the value' if group.algorithm == 'ppo' else 'Q'}, %"
+            row[part] = told([100 * dead_part(run) for run in runs], 1)
             rows.append(row)
     return rows
 
@@ -76,16 +82,22 @@ def aggregate_rows(group: Group, baseline: str) -> list[dict]:
 
 
 def prediction_rows(group: Group) -> list[dict]:
-    """Per run with two branches: shares of dead neurons, and what independence would give."""
+    """Per run with two branches: shares of dead neurons, and what independence would give.
+
+    And the shares of those that are saturated, in each branch.
+    """
     rows = []
     for run in group.runs:
         if not has_prediction(run):
             continue
         first, second = (at_the_end(run, tag) for tag in BRANCHES_DEAD)
         row = {"game": run.game, "variant": run.variant, "seed": run.seed}
-        row |= {"branch 0, %": 100 * first, "branch 1, %": 100 * second}
+        row |= {"branch 0 dead, %": 100 * first, "branch 1 dead, %": 100 * second}
         row["predicted, %"] = 100 * predicted_share(run)
         row["measured, %"] = 100 * at_the_end(run, DEAD)
+        for branch in (0, 1):
+            saturated = at_the_end(run, f"representation/branch_{branch}/saturated")
+            row[f"branch {branch} saturated, %"] = 100 * saturated
         rows.append(row)
     return rows
 

@@ -19,7 +19,7 @@ from curves import POINTS, SCORE
 from flags import UsageError
 from pictures import t_interval
 from report import Args, group_runs, main, read_all
-from rows import prediction_rows
+from rows import game_rows, prediction_rows
 from verdicts import CONTRADICTED, OPEN, SUPPORTED, judge_all
 
 DEAD = "representation/dead_kde"
@@ -414,3 +414,31 @@ def test_a_group_tells_where_and_from_what_its_runs_were_made(tmp_path):
     assert "Runs of several commits: aaaaaaaaaa, bbbbbbbbbb." in told
     assert "Run on AMD, 2 cores and Intel, 4 cores." in told
     assert "Runs of several versions of torch: 2.13.0, 2.14.0." in told
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "head", "column"),
+    [
+        ("pqn", "q_contribution", "dead part of Q, %"),
+        ("ppo", "value_contribution", "dead part of the value, %"),
+    ],
+)
+def test_tables_tell_the_dead_part_and_the_saturation_of_branches(
+    tmp_path, algorithm, head, column
+):
+    """1 of 1 + 3 in one run and 2 of 2 + 2 in the other; the branches saturated by 10 and 20 %."""
+    for seed, dead in ((1, 1.0), (2, 2.0)):
+        tags = {f"{head}/dead_abs": dead, f"{head}/live_abs": 4 - dead, DEAD: 0.5}
+        for branch in (0, 1):
+            tags[f"representation/branch_{branch}/dead_kde"] = 0.5
+            tags[f"representation/branch_{branch}/saturated"] = 0.1 * (branch + 1)
+        measures = {tag: [(step, value) for step in ENDS] for tag, value in tags.items()}
+        named = {"algorithm": algorithm, "flags": {"seed": seed}}
+        make_run(tmp_path / f"run{seed}", measures=measures, **named)
+    group = group_runs(read_all((str(tmp_path),))[0])[0]
+    (row,) = game_rows(group)
+    low, high = stats.t.interval(0.95, 1, loc=37.5, scale=12.5)
+    assert row[column] == f"37.5 ({low:.1f} to {high:.1f})"
+    for row in prediction_rows(group):
+        assert row["branch 0 saturated, %"] == pytest.approx(10)
+        assert row["branch 1 saturated, %"] == pytest.approx(20)
