@@ -24,7 +24,9 @@ from flags import UsageError
 
 POINTS = 100  # of a curve, evenly spaced over the agent steps that the run was to take
 RETURNS, WINDOW = "charts/episodic_return", 100  # games
+LENGTHS = "charts/episodic_length"
 SCORE = "score"  # mean raw return of the newest 100 games
+FINISHED = "in_finished_games"  # share of all agent steps: what no game has ended with has no score
 KEPT = ("representation/", "q_contribution/", "value_contribution/")
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
 # Flags that variant, game and seed stand for, or that decide no number.
@@ -62,25 +64,43 @@ class Recorded:
     measures: dict[str, np.ndarray] = field(repr=False)  # name -> (points,)
     made: dict = field(default_factory=dict, repr=False)  # MADE of its config.json, as far as there
     whole: bool = True  # whether none of its event files is damaged or cut off
+    diverged: int | None = None  # the agent step, if it did
     setting: str = ""  # the flags in which it differs from others of its algorithm
 
     @property
     def complete(self) -> bool:
-        """Whether it came to its end, but for the last hundredth, which may not be logged."""
+        """Whether it came to its end, but for the last hundredth, which may not be logged.
+
+        One that has diverged has ended there.
+        """
+        return self.reached_total or self.diverged is not None
+
+    @property
+    def reached_total(self) -> bool:
         return self.last_step >= 0.99 * self.total
 
     @property
     def machines(self) -> list[str]:
         """GPU, or else processor, on which it was begun and each on which it went on."""
-        device = self.made.get("device", "cpu")
-        times = (self.made, *self.made.get("resumed", ()))
-        found = {made.get("processor", "") if device == "cpu" else device for made in times}
+        found = {
+            made.get("processor", "") if made.get("device", "cpu") == "cpu" else made["device"]
+            for made in self._times()
+        }
         return sorted(found - {""})
+
+    @property
+    def torches(self) -> list[str]:
+        """Versions of torch with which it was begun and went on."""
+        return sorted({made["versions"]["torch"] for made in self._times() if "versions" in made})
 
     @property
     def commits(self) -> list[str]:
         """At which it was begun, and each at which it went on."""
-        return sorted({self.commit} | {commit_name(made) for made in self.made.get("resumed", ())})
+        return sorted({self.commit} | {commit_name(made) for made in self._times()[1:]})
+
+    def _times(self) -> list[dict]:
+        """How it was made at its beginning, and each time that it went on."""
+        return [self.made, *(self.made | more for more in self.made.get("resumed", ()))]
 
 
 def trailing_return(curve: Curve, steps: np.ndarray) -> np.ndarray:
@@ -94,8 +114,17 @@ def trailing_return(curve: Curve, steps: np.ndarray) -> np.ndarray:
     return (sums[until] - sums[since]) / (until - since)
 
 
+def share_in_finished(lengths: Curve, steps: np.ndarray) -> np.ndarray:
+    """Share of these many agent steps that games have had which had ended by then."""
+    sums = np.concatenate([[0.0], np.cumsum(lengths.values)])
+    return sums[np.searchsorted(lengths.steps, steps, side="right")] / steps
+
+
 def newest(curve: Curve, steps: np.ndarray) -> np.ndarray:
-    """The newest value at these agent steps; nan before there is one."""
+    """The newest finite value at these agent steps; nan before there is one."""
+    curve = Curve(*(of[np.isfinite(curve.values)] for of in curve))
+    if not len(curve.steps):
+        return np.full(len(steps), np.nan)
     index = np.searchsorted(curve.steps, steps, side="right") - 1
     return np.where(index >= 0, curve.values[np.maximum(index, 0)], np.nan)
 
@@ -163,6 +192,14 @@ def as_text(value: float) -> str:
     return f"{value:.6g}"
 
 
+def diverged_at(folder: Path) -> int | None:
+    """The agent step of its report `diverged.json`; None without."""
+    try:
+        return int(json.loads((folder / "diverged.json").read_text())["step"])
+    except FileNotFoundError:
+        return None
+
+
 def commit_name(made: dict) -> str:
     """The commit that config.json names, shortened; whether files had changed since."""
     changed = bool(made.get("git_has_changes"))
@@ -180,14 +217,18 @@ def read_run(folder: Path) -> Recorded:
         curves, whole = scalars(folder)
         last = max((int(curve.steps[-1]) for curve in curves.values()), default=0)
         steps = np.linspace(0, total, POINTS + 1)[1:].astype(int)
-        measures = {
-            tag: newest(curve, steps) for tag, curve in curves.items() if tag.startswith(KEPT)
-        }
+        at = np.append(steps[:-1], max(total, last))  # the last rollout may end beyond the total
+        measures = {tag: newest(curve, at) for tag, curve in curves.items() if tag.startswith(KEPT)}
         if RETURNS in curves:
-            measures[SCORE] = trailing_return(curves[RETURNS], steps)
-        # A rollout may end a little before or after a point; beyond that there is nothing.
+            measures[SCORE] = trailing_return(curves[RETURNS], at)
+        if LENGTHS in curves:
+            measures[FINISHED] = share_in_finished(curves[LENGTHS], np.minimum(at, max(last, 1)))
+        diverged = diverged_at(folder)
+        # A rollout may end a little before or after a point; beyond that there is nothing, but what
+        # a run had when it diverged stays.
         for name, values in measures.items():
-            values[steps > last + 0.01 * total] = np.nan
+            if diverged is None:
+                values[steps > last + 0.01 * total] = np.nan
             measures[name] = np.array([float(as_text(value)) for value in values])
         seed, started = int(flags["seed"]), str(config["started"])
         decided = (*own, seed, total, last, commit, started, flags)
@@ -196,7 +237,7 @@ def read_run(folder: Path) -> Recorded:
             {name: value for name, value in taken_up.items() if name != "command"}
             for taken_up in made.get("resumed", [])
         ]
-        return Recorded(folder.name, *decided, steps, measures, made, whole)
+        return Recorded(folder.name, *decided, steps, measures, made, whole, diverged)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"{folder} is no run folder that can be read ({what})") from None
@@ -242,7 +283,7 @@ def table_rows(runs: list[Recorded]) -> tuple[list[dict], list[dict]]:
     described = [
         {name: getattr(run, name) for name in own}
         | {f"flag_{name}": json.dumps(run.flags.get(name)) for name in flags}
-        | {"made": json.dumps(run.made)}
+        | {name: json.dumps(getattr(run, name)) for name in ("made", "whole", "diverged")}
         for run in runs
     ]
     points = [
@@ -273,15 +314,19 @@ def read_tables(folder: Path) -> list[Recorded]:
                     if name.startswith("flag_")
                 }
                 numbers = {name: int(row.pop(name)) for name in ("seed", "total", "last_step")}
-                made = json.loads(row.pop("made", "{}"))
+                more = {
+                    name: json.loads(row.pop(name))
+                    for name in ("made", "whole", "diverged")
+                    if name in row
+                }
                 own = points[row["name"]]
                 columns = {name: np.array([point[name] for point in own]) for name in own[0]}
                 steps = columns.pop("agent_step").astype(int)
                 if len(own) != POINTS or steps[-1] != numbers["total"]:
                     raise ValueError(f"{row['name']} has {len(own)} points, not {POINTS}")
                 measures = {n: v for n, v in columns.items() if not np.isnan(v).all()}
-                own = {"flags": flags, "steps": steps, "measures": measures, "made": made}
-                found.append(Recorded(**row, **numbers, **own))
+                more |= {"flags": flags, "steps": steps, "measures": measures}
+                found.append(Recorded(**row, **numbers, **more))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"{folder}: its tables of runs cannot be read ({what})") from None

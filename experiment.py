@@ -248,7 +248,7 @@ class Run:
         self._rates[0] = (time.perf_counter(), step)
         self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
         try:
-            write_json(self.folder / "config.json", resumed_config(self.folder, self.args, step))
+            write_json(self.folder / "config.json", resumed_config(self.folder, self.config, step))
         except OSError as error:
             self._warn(f"config.json stays as it was: {error.strerror or error}", step)
         say(f"resumed at {step:,} agent steps")

@@ -1,7 +1,7 @@
 """The figures of a report: one group of runs in, one matplotlib figure out.
 
 Lines are means over seeds, bands 95 % intervals: Student's t over seeds where one game is shown,
-the stratified bootstrap of aggregate.py where several are.
+the stratified bootstrap of aggregate.py where several are, from 5 seeds in each game on.
 """
 
 import warnings
@@ -205,7 +205,7 @@ def improvement(group: Group, first: str, found: dict[str, Estimate]) -> Figure:
     """The chance that a run of `first` beats one of each other variant: `improvements`."""
     figure, (axes,) = _grid(1, height=0.4 * len(found) + 1.2)
     for i, (other, (value, low, high)) in enumerate(found.items()):
-        ends = np.nan_to_num([[value - low], [high - value]]).clip(min=0)
+        ends = np.nan_to_num([[value - low], [high - value]]).clip(min=0)  # none: no bar
         axes.errorbar(
             [value], [i], xerr=ends, fmt="o", color=color(other, group.variants), capsize=4
         )

@@ -1,6 +1,7 @@
 """The tables of a report: runs, findings or one group of runs in, a row for each line out."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,11 +16,13 @@ from claims import (
     dead_part,
     has_prediction,
     predicted_share,
+    told,
 )
-from curves import SCORE, Recorded
+from curves import FINISHED, SCORE, Recorded
 from verdicts import OPEN, Finding
 
 SATURATED = "representation/saturated"
+BRANCHES_SATURATED = tuple(f"representation/branch_{i}/saturated" for i in (0, 1))
 
 
 def game_rows(group: Group) -> list[dict]:
@@ -34,29 +37,26 @@ def game_rows(group: Group) -> list[dict]:
             if not runs:
                 continue
             row = {"game": game, "variant": variant, "seeds": len(runs)}
-            ends = [at_the_end(run, SCORE) for run in runs]
-            areas = [float(np.nanmean(run.measures[SCORE])) for run in runs]
-            row |= {"score": told(ends, 1), "mean score over the run": told(areas, 1)}
-            for name, tag, factor in (
-                ("dead, %", DEAD, 100),
-                ("rank", RANK, 1),
-                ("saturated, %", SATURATED, 100),
-            ):
-                row[name] = told([factor * at_the_end(run, tag) for run in runs], 1)
+
+            def over_seeds(measure: str | Callable[[Recorded], float]) -> Estimate:
+                return mean_over_games(group.values(variant, [game], measure))  # noqa: B023
+
+            row["score"] = over_seeds(SCORE)
+            row["mean score over the run"] = over_seeds(lambda run: np.nanmean(run.measures[SCORE]))
+            row["dead, %"] = over_seeds(DEAD).in_percent
+            row["rank"] = over_seeds(RANK)
+            row["saturated, %"] = over_seeds(SATURATED).in_percent
+            row["branches saturated, %"] = over_seeds(branches_saturated).in_percent
             part = f"dead part of {'the value' if group.algorithm == 'ppo' else 'Q'}, %"
-            row[part] = told([100 * dead_part(run) for run in runs], 1)
+            row[part] = over_seeds(dead_part).in_percent
+            row["steps in finished games, %"] = over_seeds(FINISHED).in_percent
             rows.append(row)
     return rows
 
 
-def told(values: list[float], digits: int) -> str:
-    """Mean and Student's 95 % interval; the mean alone with one seed, nothing without."""
-    if any(math.isnan(value) for value in values):
-        return ""
-    found = mean_over_games([np.array(values)])
-    if math.isnan(found.low):
-        return f"{found.value:.{digits}f}"
-    return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+def branches_saturated(run: Recorded) -> float:
+    """Share of saturated neurons in each branch of z, mean over the two; nan without."""
+    return np.mean([at_the_end(run, tag) for tag in BRANCHES_SATURATED])
 
 
 def aggregate_rows(group: Group, baseline: str) -> list[dict]:
@@ -95,9 +95,8 @@ def prediction_rows(group: Group) -> list[dict]:
         row |= {"branch 0 dead, %": 100 * first, "branch 1 dead, %": 100 * second}
         row["predicted, %"] = 100 * predicted_share(run)
         row["measured, %"] = 100 * at_the_end(run, DEAD)
-        for branch in (0, 1):
-            saturated = at_the_end(run, f"representation/branch_{branch}/saturated")
-            row[f"branch {branch} saturated, %"] = 100 * saturated
+        for branch, tag in enumerate(BRANCHES_SATURATED):
+            row[f"branch {branch} saturated, %"] = 100 * at_the_end(run, tag)
         rows.append(row)
     return rows
 
@@ -135,11 +134,14 @@ def claim_rows(findings: list[Finding]) -> list[dict]:
 
 
 def as_cells(rows: list[dict]) -> list[dict]:
-    """For the page: numbers to a digit, intervals in words."""
+    """For the page: numbers to a digit or two, intervals in words, nothing for nan."""
 
     def cell(value):
+        number = value.value if isinstance(value, Estimate) else value
+        if isinstance(number, float) and math.isnan(number):
+            return ""
         if isinstance(value, Estimate):
-            return f"{value.value:.2f}" if math.isnan(value.low) else str(value)
+            return told(value, digits=1 if abs(number) >= 10 else 2)
         return f"{value:.1f}" if isinstance(value, float) else value
 
     return [{name: cell(value) for name, value in row.items()} for row in rows]

@@ -269,11 +269,14 @@ def take_up(args, algorithm: str):
     return dataclasses.replace(given, **own)
 
 
-def resumed_config(folder: Path, args, step: int) -> dict:
-    """config.json of a run that goes on from this step; where and how is added to it."""
+def resumed_config(folder: Path, now: dict, step: int) -> dict:
+    """config.json of a run that goes on from this step; where and how is added to it.
+
+    `now` describes the run as it goes on (`describe`).
+    """
     config = read_config(folder)
-    config["flags"]["total_timesteps"] = args.total_timesteps
-    now = provenance(args)
-    kept = ("command", "git_commit", "git_has_changes", "processor", "torch_threads", "started")
+    config["flags"]["total_timesteps"] = now["flags"]["total_timesteps"]
+    kept = ("command", "git_commit", "git_has_changes", "device", "processor", "torch_threads")
+    kept += ("versions", "started")
     config.setdefault("resumed", []).append({"step": step} | {name: now[name] for name in kept})
     return config

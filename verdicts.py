@@ -61,7 +61,7 @@ def verdict(of: Measured, seeds: int) -> tuple[str, str]:
             return OPEN, f"p = {of.p:.3f}: {would_take(seeds, short)}"
         return (SUPPORTED if value > of.above else CONTRADICTED), ""
     if math.isnan(low):
-        return OPEN, "no interval"
+        return OPEN, "no interval: takes more seeds"
     if of.above < low and high < of.below:
         return SUPPORTED, ""
     if high < of.above or low > of.below:
@@ -83,22 +83,22 @@ def judge(claim: Claim, group: Group) -> Finding:
     games = group.common_games(*claim.variants)
     if claim.in_table:
         games = [game for game in games if game in reference_scores()]
+    if claim.only:
+        games = [game for game in games if game in claim.only]
     cells = [group.cells[variant, game] for variant in claim.variants for game in games]
     named = [claim.text, claim.source, claim.paper, group.title]
-    counts = sorted({len(cell) for cell in cells})
-    shown = (
-        "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
-    )
-    told = (str(len(games)), shown)
+    counts = sorted({len(cell) for cell in cells}) or [0]
+    span = f"{counts[0]}-{counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    told = (str(len(games)), span)
     if not games:
         missing = [name for name in claim.variants if name not in group.variants]
         what = f"no runs of {' and '.join(missing)}" if missing else "no game with runs of all"
-        what += f": takes {MIN_SEEDS} seeds in a game"
+        in_game = f"in {' or '.join(claim.only)}" if claim.only else "in a game"
+        what += f": takes {MIN_SEEDS} seeds {in_game}"
         return Finding(*named, "", OPEN, what, *told)
-    if any(
-        math.isnan(at_the_end(run, name)) for cell in cells for run in cell for name in claim.needs
-    ):
-        return Finding(*named, "", OPEN, f"a run has not measured {claim.needs[0]}", *told)
+    for name in claim.needs:
+        if any(math.isnan(at_the_end(run, name)) for cell in cells for run in cell):
+            return Finding(*named, "", OPEN, f"a run has not measured {name}", *told)
     measured = claim.measure(group, games)
     if counts[0] < measured.seeds:
         return Finding(*named, measured.ours, OPEN, f"fewer than {measured.seeds} seeds", *told)

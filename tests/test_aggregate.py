@@ -74,7 +74,7 @@ def test_intervals_are_those_of_all_possible_draws(statistic):
         for first in itertools.product(scores[0], repeat=3)
         for second in itertools.product(scores[1], repeat=2)
     ]
-    found = estimate(scores, statistic, repeats=100_000)
+    found = estimate(scores, statistic, repeats=100_000, fewest=2)
     ordered = np.sort(every)
     for end, share in ((found.low, 0.025), (found.high, 0.975)):
         # a percentile may fall on either of two neighbouring values
@@ -94,14 +94,16 @@ def test_draws_stay_within_their_game():
 
 @given(st.floats(-50, 50), st.floats(0.1, 50), st.sampled_from(sorted(STATISTICS)))
 def test_estimates_move_with_the_scores(shift, scale, name):
-    plain = estimate(SCORES, STATISTICS[name], repeats=200)
-    moved = estimate([scale * game + shift for game in SCORES], STATISTICS[name], repeats=200)
+    moved = [scale * game + shift for game in SCORES]
+    plain, moved = (
+        estimate(scores, STATISTICS[name], repeats=200, fewest=2) for scores in (SCORES, moved)
+    )
     expected = np.array(plain) * scale + shift
     assert np.array(moved) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def test_probability_of_improvement_is_mann_whitneys():
-    found = probability_of_improvement(SCORES, OTHERS)
+    found = probability_of_improvement(SCORES, OTHERS, fewest=2)
     each = [
         stats.mannwhitneyu(x, y).statistic / (len(x) * len(y))
         for x, y in zip(SCORES, OTHERS, strict=True)
@@ -113,7 +115,7 @@ def test_probability_of_improvement_is_mann_whitneys():
     reverse = probability_of_improvement(OTHERS, SCORES)
     assert reverse.value == pytest.approx(1 - found.value)
     above = [game + 100 for game in OTHERS]
-    assert probability_of_improvement(above, OTHERS) == (1.0, 1.0, 1.0)
+    assert probability_of_improvement(above, OTHERS, fewest=2) == (1.0, 1.0, 1.0)
 
 
 def test_permutation_test_is_that_of_all_labellings():
@@ -143,7 +145,7 @@ def test_permutation_test_keeps_its_level():
 
 def test_performance_profile_counts_runs():
     thresholds = np.linspace(-5, 11, 33)
-    share, low, high = performance_profile(SCORES, thresholds)
+    share, low, high = performance_profile(SCORES, thresholds, fewest=2)
     runs = np.concatenate(SCORES)
     for i, threshold in enumerate(thresholds):
         assert share[i] == sum(run > threshold for run in runs) / len(runs)
@@ -164,21 +166,31 @@ def test_difference_and_ratio():
     alone = mean_over_games(SCORES[:1])
     assert alone[1:] == pytest.approx(stats.ttest_1samp(SCORES[0], 0).confidence_interval())
     above = [game + 20 for game in OTHERS]
-    ratio = ratio_of_medians(SCORES, above)
+    ratio = ratio_of_medians(SCORES, above, fewest=2)
     assert ratio.value == pytest.approx(3.5 / np.median([game.mean() for game in above]))
     assert ratio.low < ratio.value < ratio.high
 
 
-def test_where_nothing_can_be_drawn_there_is_no_interval():
-    single = [np.array([1.0]), np.array([3.0])]
+def test_a_ratio_over_what_may_be_nothing_has_no_upper_end():
+    """Two seeds, -1 and 3: of the means of two draws one in four is -1, and three are above 0."""
+    ratio = ratio_of_medians([np.array([4.0, 4.0])], [np.array([-1.0, 3.0])], fewest=2)
+    assert ratio == (4.0, pytest.approx(4 / 3), np.inf)
+    nothing = ratio_of_medians([np.array([4.0, 4.0])], [np.array([-1.0, 1.0])], fewest=2)
+    assert np.isnan(nothing).all()
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_with_few_seeds_a_bootstrap_gives_no_interval(seeds):
+    few = [np.arange(seeds) + 1.0, np.arange(9) + 3.0]  # few in one game are enough for that
     for found in (
-        estimate(single, mean),
-        probability_of_improvement(single, single),
-        difference(single, single),
-        ratio_of_medians(single, single),
+        estimate(few, mean),
+        probability_of_improvement(few, few),
+        ratio_of_medians(few, few),
     ):
         assert np.isnan([found.low, found.high]).all()
-    assert np.isnan(performance_profile(single, np.array([0.0]))[1:]).all()
+        assert not np.isnan(found.value)
+    assert np.isnan(performance_profile(few, np.array([0.0]))[1:]).all()
+    assert np.isnan(difference(few, few).low) == (seeds == 1)
 
 
 # rliable 1.2.0 (arch 7.2.0) of these scores, columns are games: 50,000 draws for the aggregates,
@@ -203,7 +215,7 @@ def test_aggregates_are_rliables(name):
 
 
 def test_probability_of_improvement_is_rliables():
-    found = probability_of_improvement(list(RUNS_X.T), list(RUNS_Y.T), repeats=20_000)
+    found = probability_of_improvement(list(RUNS_X.T), list(RUNS_Y.T), repeats=20_000, fewest=2)
     assert found.value == pytest.approx(0.55)
     assert found[1:] == pytest.approx((0.35, 0.75), abs=0.02)
 

@@ -1,6 +1,7 @@
 """Runs read back: against TensorBoard's own reader and slow loops; damage does no harm."""
 
 import json
+import math
 import struct
 
 import numpy as np
@@ -13,6 +14,7 @@ from artifacts import write_csv
 from board import Board
 from curves import (
     CURVES_CSV,
+    FINISHED,
     POINTS,
     RUNS_CSV,
     SCORE,
@@ -148,6 +150,9 @@ def test_tables_bring_back_the_runs(tmp_path):
         make_run(tmp_path / "a", measures=measures, flags=flags, command="python y.py", **config),
         make_run(tmp_path / "b", [], last=300, variant="relu"),
     ]
+    (made[1] / "diverged.json").write_text('{"step": 300}')
+    cut_off = next(made[1].glob("events*"))
+    cut_off.write_bytes(cut_off.read_bytes()[:-1])
     runs = [read_run(folder) for folder in made]
     out = tmp_path / "out"
     out.mkdir()
@@ -157,7 +162,11 @@ def test_tables_bring_back_the_runs(tmp_path):
     again = read_tables(out)
     for before, after in zip(runs, again, strict=True):
         assert {**before.flags, "runs_dir": 0} == {**after.flags, "runs_dir": 0}
-        assert before.made == after.made
+        assert (before.made, before.whole, before.diverged) == (
+            after.made,
+            after.whole,
+            after.diverged,
+        )
         assert (before.name, before.seed, before.last_step) == (
             after.name,
             after.seed,
@@ -176,12 +185,38 @@ def test_tables_bring_back_the_runs(tmp_path):
 
 
 def test_where_a_run_was_made(tmp_path):
-    resumed = [{"step": 9, "processor": "B"}]
-    on_cpu = {"device": "cpu", "processor": "A", "resumed": resumed}
-    assert read_run(make_run(tmp_path / "a", **on_cpu)).machines == ["A", "B"]
-    on_gpu = on_cpu | {"device": "NVIDIA X"}
-    assert read_run(make_run(tmp_path / "b", **on_gpu)).machines == ["NVIDIA X"]
-    assert read_run(make_run(tmp_path / "c")).machines == []
+    begun = {"device": "cpu", "processor": "A", "versions": {"torch": "2.13.0+cpu"}}
+    resumed = [{"processor": "B"}, {"device": "NVIDIA X", "versions": {"torch": "2.11.0+cu130"}}]
+    run = read_run(make_run(tmp_path / "a", **begun, resumed=resumed))
+    assert run.machines == ["A", "B", "NVIDIA X"]
+    assert run.torches == ["2.11.0+cu130", "2.13.0+cpu"]
+    nothing_known = read_run(make_run(tmp_path / "c"))
+    assert (nothing_known.machines, nothing_known.torches) == ([], [])
+
+
+def test_a_run_that_diverged_counts_with_what_it_had(tmp_path):
+    measures = {"representation/dead_kde": [(100, 0.25), (500, math.nan)]}
+    folder = make_run(tmp_path / "run", [(100, 1.0), (300, 5.0)], last=500, measures=measures)
+    assert not read_run(folder).complete
+    (folder / "diverged.json").write_text('{"step": 500, "what": "a loss is nan"}')
+    run = read_run(folder)
+    assert (run.complete, run.reached_total, run.diverged) == (True, False, 500)
+    assert run.measures[SCORE][-1] == 3.0
+    assert run.measures["representation/dead_kde"][-1] == 0.25
+
+
+def test_the_last_point_is_the_end_also_where_the_last_rollout_goes_beyond_the_total(tmp_path):
+    run = read_run(make_run(tmp_path / "run", [(500, 1.0), (1004, 5.0)], last=1004))
+    assert run.measures[SCORE][-2:].tolist() == [1.0, 3.0]
+    assert run.steps[-1] == 1000
+
+
+def test_share_of_the_steps_in_games_that_have_ended(tmp_path):
+    """Two of 100 steps by step 500, one of 600 at 900: 200 of 500, 800 of 1,000."""
+    lengths = {"charts/episodic_length": [(300, 100), (500, 100), (900, 600)]}
+    run = read_run(make_run(tmp_path / "run", measures=lengths))
+    found = run.measures[FINISHED]
+    assert [found[i] for i in (0, 49, 99)] == [0, 0.4, 0.8]
 
 
 def test_a_table_that_is_cut_off_is_refused(tmp_path):

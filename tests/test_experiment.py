@@ -15,7 +15,7 @@ from conftest import ENV
 import dqn_atari
 import experiment
 import flags as flags_room
-from device import free_memory
+from device import free_memory, pick_device
 from dqn_atari import Args, QNetwork
 from experiment import Run, hidden_layers
 from flags import UsageError
@@ -88,6 +88,12 @@ def test_bad_input_is_one_line_and_status_2(flags, message, refused, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     monkeypatch.setattr(flags_room.importlib.util, "find_spec", lambda name: None)
     refused(dqn_atari, flags, message)
+
+
+def test_fp32_is_fp32_in_the_convolutions_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch has it
+    pick_device("auto")
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_cuda_without_a_device(script, tmp_path):

@@ -18,6 +18,7 @@ from test_resume import RUNS, SMALL
 import dqn_atari
 import ppo_atari
 import pqn_atari
+from device import pick_device
 from experiment import RESUME_ME
 from radam import RAdam
 from replay import Batch, ReplayBuffer, channels_last
@@ -33,8 +34,9 @@ TOLERANCES = {"fp32": 1e-2, "bf16": 0.2}
 
 @pytest.fixture(autouse=True)
 def exact_products(monkeypatch):
-    """fp32 all through, where the convolutions of a run round to TF32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    """fp32 all through, as `pick_device` has it in a run."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    pick_device("cuda")
 
 
 def random_obs(*shape):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ENV, ROOT, TIMEOUT
 from interruptions import differences, run_through, run_with_breaks, start
 
@@ -21,7 +22,7 @@ from checkpoint import FORMAT, Checkpoints, Footer, read_state
 from dqn_atari import Args
 from experiment import RESUME_ME
 from flags import UsageError, parse_flags
-from runfolder import lock, resumed_config, saved_with, take_up, unfinished
+from runfolder import describe, lock, resumed_config, saved_with, take_up, unfinished
 
 # As small as a run that learns, measures, wraps its memory and loses lives can be.
 SMALL = ("--latent-dim", 32, "--metrics-samples", 512, "--env-threads", 1)
@@ -293,11 +294,15 @@ def test_a_second_process_on_a_folder_is_refused(tmp_path):
 def test_config_keeps_every_resumption(run_folder):
     folder = run_folder()
     for step in (100, 200):
-        config = resumed_config(folder, Args(total_timesteps=2 * 10**7), step)
+        now = describe(Args(total_timesteps=2 * 10**7), "dqn", 1, torch.device("cpu"))
+        config = resumed_config(folder, now, step)
         (folder / "config.json").write_text(json.dumps(config))
     assert [entry["step"] for entry in config["resumed"]] == [100, 200]
     assert config["flags"]["total_timesteps"] == 2 * 10**7
     assert config["started"] == "2026"
+    for entry in config["resumed"]:  # a run may go on on another machine
+        assert entry["device"] == "cpu"
+        assert entry["versions"]["torch"] == torch.__version__
 
 
 SAVING = """

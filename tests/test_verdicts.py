@@ -113,7 +113,7 @@ def test_a_test_that_does_not_decide_says_how_many_seeds_it_would_take(p, seeds)
 
 def test_without_anything_to_go_by_the_reason_stands_alone():
     nothing = Estimate(0.5, np.nan, np.nan)
-    assert verdict(Measured(nothing, "", above=0.4), 3) == (OPEN, "no interval")
+    assert verdict(Measured(nothing, "", above=0.4), 3) == (OPEN, "no interval: takes more seeds")
     clear = Measured(Estimate(0.5, 0.5, 0.5), "", above=0.4, empty="hardly a neuron died")
     assert verdict(clear, 3) == (OPEN, "hardly a neuron died")
 
