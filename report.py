@@ -227,9 +227,9 @@ def summary(runs: list[Recorded], groups: list[Group], remarks: list[str]) -> li
     counting = sum(len(group.runs) for group in groups)
     parts = [
         paragraph(
-            f"{counted(len(runs), 'run')}. Those count that are complete and in which a game has "
-            f"ended: {counting}. A score is the mean raw return of the newest 100 games in "
-            "training, not a greedy evaluation; one agent step is 4 emulator frames."
+            f"{counted(len(runs), 'run')}. Those count that are complete, or have diverged, and in "
+            f"which a game has ended: {counting}. A score is the mean raw return of the newest "
+            "100 games in training, not a greedy evaluation; one agent step is 4 emulator frames."
         )
     ]
     if remarks:
@@ -250,8 +250,11 @@ def claims_part(findings: list[Finding]) -> list[str]:
             "that a run of a scores higher than one of b in the same game, is decided by a "
             "permutation test at 5 %. With fewer than 3 seeds in any game nothing is concluded, "
             "nor with fewer than 5 where a bootstrap gives the interval (a ratio of medians, and "
-            "that two score alike); nothing is corrected for the number of claims, so of 20 that "
-            "are not true about one will seem decided. Where the source is of DQN and the runs are "
+            "that two score alike)."
+        ),
+        paragraph(
+            "Nothing is corrected for the number of claims, so of 20 that are not true about one "
+            "will seem decided. Where the source is of DQN and the runs are "
             "of PQN, which is layer-normalised throughout, a verdict is of PQN alone. A median "
             "over few games is decided by those in which few points part human from random "
             "scores, such as Breakout. The paper's runs have 10,000,000 agent steps, 8 games, 5 "
