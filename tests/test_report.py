@@ -288,7 +288,10 @@ def test_a_single_run_has_a_report(tmp_path, monkeypatch):
     make_run(tmp_path / "runs" / "only", [(100, 2.0)])
     assert main(Args(("runs/only",))) == 0
     text = " ".join(Page(tmp_path / "report" / "index.html").text)
-    assert "1 run. Those count that are complete and in which a game has ended: 1." in text
+    assert (
+        "1 run. Those count that are complete, or have diverged, and in which a game has ended: 1."
+        in text
+    )
 
 
 def test_runs_without_any_game_that_ended(tmp_path, monkeypatch):
