@@ -3,8 +3,6 @@
 Writes OUT_STEM.csv (every score and every measure: tag, agent step, value) and OUT_STEM.png.
 """
 
-import csv
-import json
 import sys
 from pathlib import Path
 
@@ -12,7 +10,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, wherever this is called from
+from artifacts import replacing, write_csv
+from curves import RETURNS, Curve, Recorded, as_text, read_run, scalars
+from flags import UsageError
 
 KEPT = (
     *("charts/episodic", "charts/epsilon", "charts/learning_rate", "losses/", "representation/"),
@@ -28,6 +30,7 @@ MEASURES = {  # panel -> (tag, what it is called, factor)
             for i in (1, 2, 3)
         ),
         ("representation/dormant_0.1", "z, dormant at 0.1", 100),
+        ("representation/saturated", "z, saturated", 100),
         ("representation/branch_0/saturated", "branch 0, saturated", 100),
     ],
     "effective rank": [
@@ -38,28 +41,11 @@ MEASURES = {  # panel -> (tag, what it is called, factor)
 }
 
 
-def main(run: Path, stem: Path):
-    log = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    log.Reload()
-    curves = {
-        tag: np.array([(event.step, event.value) for event in log.Scalars(tag)])
-        for tag in sorted(log.Tags()["scalars"])
-        if tag.startswith(KEPT)
-    }
-    if "charts/episodic_return" not in curves:
-        print(f"curve.py: error: no game has ended in {run}", file=sys.stderr)
-        sys.exit(2)
-    with open(f"{stem}.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["tag", "agent_step", "value"])
-        for tag, points in curves.items():
-            writer.writerows((tag, int(step), f"{value:.6g}") for step, value in points)
-
-    config = json.loads((run / "config.json").read_text())
+def draw(run: Recorded, curves: dict[str, Curve]) -> Figure:
     figure = Figure(figsize=(14, 4), layout="constrained")
     FigureCanvasAgg(figure)
     score, *others = figure.subplots(1, 1 + len(MEASURES))
-    steps, returns = curves["charts/episodic_return"].T
+    steps, returns = curves[RETURNS]
     score.plot(steps, returns, ".", ms=2, color="0.7", label="each game")
     if len(returns) >= 100:
         means = np.convolve(returns, np.ones(100) / 100, mode="valid")
@@ -69,29 +55,48 @@ def main(run: Path, stem: Path):
         axes.set_title(title)
         for tag, label, factor in lines:
             if tag in curves:
-                axes.plot(curves[tag][:, 0], factor * curves[tag][:, 1], label=label)
+                axes.plot(curves[tag].steps, factor * curves[tag].values, label=label)
     for axes in (score, *others):
         axes.set_xlabel("agent steps")
         axes.xaxis.set_major_formatter(EngFormatter())
-        axes.legend(fontsize=7, framealpha=0.6)
+        if axes.lines:
+            axes.legend(fontsize=7, framealpha=0.6)
         axes.grid(alpha=0.3)
-    name = f"{config['game']}, {config['algorithm']}, {config['variant']}"
-    commit = (config["git_commit"] or "unknown")[:10] + "+ changes" * bool(
-        config["git_has_changes"]
-    )
-    figure.suptitle(f"{name}, seed {config['flags']['seed']}, commit {commit}")
-    figure.savefig(f"{stem}.png", dpi=90)
+    commits = f"commit {' and '.join(run.commits)}"
+    figure.suptitle(f"{run.game}, {run.algorithm}, {run.variant}, seed {run.seed}, {commits}")
+    return figure
+
+
+def write_curves(folder: Path, stem: Path):
+    """Table and picture, both or neither. UsageError for what is no run, or cannot be written."""
+    run = read_run(folder)
+    curves = {tag: of for tag, of in sorted(scalars(folder)[0].items()) if tag.startswith(KEPT)}
+    if RETURNS not in curves:
+        raise UsageError(f"no game has ended in {folder}: train it further, with --resume {folder}")
+    rows = [
+        {"tag": tag, "agent_step": step, "value": as_text(value)}
+        for tag, curve in curves.items()
+        for step, value in zip(*curve, strict=True)
+    ]
+    if not stem.parent.is_dir():
+        raise UsageError(f"{stem}: there is no folder {stem.parent}; make it first")
+    names = (f"{stem.name}.csv", f"{stem.name}.png")
+    with replacing(stem.parent, names, "OUT_STEM in") as staged:
+        write_csv(staged / names[0], rows)
+        draw(run, curves).savefig(staged / names[1], dpi=90)
+
+
+def main(arguments: list[str]) -> int:
+    """The status to exit with: 2, after a line, for what is no run."""
+    try:
+        if len(arguments) != 2:
+            raise UsageError("give a run folder and a stem: curve.py runs/NAME results/NAME")
+        write_curves(*map(Path, arguments))
+    except UsageError as error:
+        print(f"curve.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    problem = ""
-    if len(sys.argv) != 3:
-        problem = "give a run folder and a stem: curve.py runs/NAME results/NAME"
-    elif not (Path(sys.argv[1]) / "config.json").is_file():
-        problem = f"{sys.argv[1]} is no run folder: it has no config.json"
-    elif not Path(sys.argv[2]).parent.is_dir():
-        problem = f"there is no folder {Path(sys.argv[2]).parent} to write to"
-    if problem:
-        print(f"curve.py: error: {problem}", file=sys.stderr)
-        sys.exit(2)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(main(sys.argv[1:]))

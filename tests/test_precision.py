@@ -1,28 +1,17 @@
 """fp32 against bf16: areas and their interval, from run folders with known curves."""
 
 import csv
-import importlib.util
 import json
 import resource
 
 import pytest
-from conftest import ROOT
 from scipy import stats
 from test_curves import make_run
 
 
 @pytest.fixture
-def precision(tmp_path, monkeypatch, capsys):
-    """Call the script with these arguments: (status, what it printed, what it complained)."""
-    spec = importlib.util.spec_from_file_location("precision", ROOT / "results" / "precision.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        return (module.main(list(map(str, arguments))), *capsys.readouterr())
-
-    return call
+def precision(of_results):
+    return of_results("precision")
 
 
 def runs_of(folder, precision, ends):
