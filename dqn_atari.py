@@ -84,7 +84,8 @@ class Args:
     double_dqn: bool = False
     """let the online network choose the action that the target network values (v1 Eq. 3)"""
     metrics_every: int = 20_000
-    """steps between two measurements of the representation"""
+    """steps between two measurements of the representation; the first is made before, as soon as
+    --metrics-samples observations have been played"""
     metrics_samples: int = 2048
     """newest observations that a measurement uses (the KDE test depends on their number)"""
     device: str = "auto"
@@ -313,8 +314,9 @@ def main(args: Args) -> int:
                     losses, q_means = [], []
                 run.scalars(step, values)
                 run.progress(step)
-            measured = multiples(previous, step, args.metrics_every) > 0
-            if measured and len(buffer) >= args.metrics_samples:
+            due = multiples(previous, step, args.metrics_every) > 0
+            due |= previous < args.metrics_samples <= step  # what a network starts from
+            if due and len(buffer) >= args.metrics_samples:
                 newest = buffer.newest_obs(args.metrics_samples)
                 run.representation(step, newest, q_network.head)
         status = run.finish(step, parts, buffer)

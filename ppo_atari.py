@@ -105,7 +105,8 @@ class Args:
     target_kl: float | None = None
     """end an update once approx_kl has gone beyond this (the paper: None)"""
     metrics_every: int = 20_000
-    """steps between two measurements of the representation"""
+    """steps between two measurements of the representation; the first is made before, as soon as
+    --metrics-samples observations have been played"""
     metrics_samples: int = 2048
     """newest observations that a measurement uses (the KDE test depends on their number); there is
     none before as many have been played"""
@@ -456,6 +457,7 @@ def main(args: Args) -> int:
             run.progress(step)
             previous = step - args.num_envs * args.num_steps
             due = step // args.metrics_every > previous // args.metrics_every
+            due |= previous < args.metrics_samples <= step  # near what a network starts from
             if due and (newest := recent.newest()) is not None:
                 run.representation(step, newest, agent.critic, "value_contribution")
         status = run.finish(step, parts)

@@ -43,6 +43,7 @@ def game_rows(group: Group) -> list[dict]:
 
             row["score"] = over_seeds(SCORE)
             row["mean score over the run"] = over_seeds(lambda run: np.nanmean(run.measures[SCORE]))
+            row["dead at first, %"] = over_seeds(lambda run: first_measured(run, DEAD)).in_percent
             row["dead, %"] = over_seeds(DEAD).in_percent
             row["rank"] = over_seeds(RANK)
             row["saturated, %"] = over_seeds(SATURATED).in_percent
@@ -52,6 +53,12 @@ def game_rows(group: Group) -> list[dict]:
             row["steps in finished games, %"] = over_seeds(FINISHED).in_percent
             rows.append(row)
     return rows
+
+
+def first_measured(run: Recorded, measure: str) -> float:
+    """The first value of a measure in a run, at the first point of the curve that has one."""
+    values = run.measures.get(measure, np.array([math.nan]))
+    return values[np.argmax(~np.isnan(values))]
 
 
 def branches_saturated(run: Recorded) -> float:

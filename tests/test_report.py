@@ -435,17 +435,19 @@ def test_tables_tell_the_dead_part_and_the_saturation_of_branches(
 ):
     """1 of 1 + 3 in one run and 2 of 2 + 2 in the other; the branches saturated by 10 and 20 %."""
     for seed, dead in ((1, 1.0), (2, 2.0)):
-        tags = {f"{head}/dead_abs": dead, f"{head}/live_abs": 4 - dead, DEAD: 0.5}
+        tags = {f"{head}/dead_abs": dead, f"{head}/live_abs": 4 - dead}
         for branch in (0, 1):
             tags[f"representation/branch_{branch}/dead_kde"] = 0.5
             tags[f"representation/branch_{branch}/saturated"] = 0.1 * (branch + 1)
         measures = {tag: [(step, value) for step in ENDS] for tag, value in tags.items()}
+        measures[DEAD] = [(40, 0.25), (900, 0.5)]
         named = {"algorithm": algorithm, "flags": {"seed": seed}}
         make_run(tmp_path / f"run{seed}", measures=measures, **named)
     group = group_runs(read_all((str(tmp_path),))[0])[0]
     (row,) = game_rows(group)
     assert row[column] == pytest.approx((37.5, *stats.t.interval(0.95, 1, loc=37.5, scale=12.5)))
     assert row["branches saturated, %"] == pytest.approx((15, 15, 15))
+    assert (row["dead at first, %"].value, row["dead, %"].value) == pytest.approx((25, 50))
     for row in prediction_rows(group):
         assert row["branch 0 saturated, %"] == pytest.approx(10)
         assert row["branch 1 saturated, %"] == pytest.approx(20)

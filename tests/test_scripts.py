@@ -317,8 +317,12 @@ def test_what_lands_in_the_event_file(algorithm, in_process, only_run, events):
     assert ("conv_" in layout) == (algorithm == "pqn")
 
 
-def test_the_measured_observations_are_the_newest(tmp_path, monkeypatch):
-    """700 of rollouts of 256: the last three rollouts but for the oldest 68 steps, in order."""
+@pytest.mark.parametrize(("every", "expected"), [(1, [768, 1_024]), (10**6, [768])])
+def test_the_measured_observations_are_the_newest(tmp_path, monkeypatch, every, expected):
+    """700 of rollouts of 256: the last three rollouts but for the oldest 68 steps, in order.
+
+    The first time is when there are so many, also where it is not due.
+    """
     measured, played = [], []
 
     def representation(self, step, obs, *others):
@@ -337,14 +341,15 @@ def test_the_measured_observations_are_the_newest(tmp_path, monkeypatch):
         num_steps=32,
         update_epochs=1,
         metrics_samples=700,
-        metrics_every=1,
+        metrics_every=every,
         latent_dim=8,
         device="cpu",
         runs_dir=str(tmp_path),
     )
     assert ppo_atari.main(args) == 0
-    assert [step for step, _ in measured] == [768, 1_024]
-    assert torch.equal(measured[-1][1], torch.cat(played[1:])[-700:])
+    assert [step for step, _ in measured] == expected
+    until = measured[-1][0] // 256
+    assert torch.equal(measured[-1][1], torch.cat(played[until - 3 : until])[-700:])
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
