@@ -13,8 +13,10 @@ from flags import UsageError
 
 def pick_device(name: str) -> torch.device:
     """The device for auto, cpu or cuda; on the CPU, freed memory is kept for the next update."""
-    # By default torch rounds the factors of a GPU's convolutions to 10 bits: fp32 is to be fp32.
+    # By default torch rounds the factors of a GPU's convolutions to 10 bits, and where the
+    # environment says so those of matrix products: fp32 is to be fp32.
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu" and platform.libc_ver()[0] == "glibc":

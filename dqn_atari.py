@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from device import pick_device
-from experiment import Run, make_games
+from experiment import Run, make_games, measurement_due
 from flags import UsageError, check_shared_flags, launch, require, taking_memory
 from hadamard import HadamardConv2d, HadamardLinear, features, init_parameters
 from replay import Batch, ReplayBuffer
@@ -302,21 +302,19 @@ def main(args: Args) -> int:
                 loss, q_values = update(q_network, target_network, optimizer, batch, args)
                 losses.append(loss)
                 q_means.append(q_values)
-            if multiples(since, step, args.target_network_frequency) > 0:
+            for _ in range(multiples(since, step, args.target_network_frequency)):
                 update_target(target_network, q_network, args.tau)
 
             # 5. log
             if multiples(previous, step, LOG_EVERY) or step >= args.total_timesteps:
-                values = {"charts/epsilon": epsilon, "charts/learning_rate": args.learning_rate}
+                logs = {"charts/epsilon": epsilon, "charts/learning_rate": args.learning_rate}
                 if losses:
-                    values["losses/td_loss"] = torch.stack(losses).mean().item()
-                    values["losses/q_values"] = torch.stack(q_means).mean().item()
+                    logs["losses/td_loss"] = torch.stack(losses).mean().item()
+                    logs["losses/q_values"] = torch.stack(q_means).mean().item()
                     losses, q_means = [], []
-                run.scalars(step, values)
+                run.scalars(step, logs)
                 run.progress(step)
-            due = multiples(previous, step, args.metrics_every) > 0
-            due |= previous < args.metrics_samples <= step  # what a network starts from
-            if due and len(buffer) >= args.metrics_samples:
+            if measurement_due(args, previous, step) and len(buffer) >= args.metrics_samples:
                 newest = buffer.newest_obs(args.metrics_samples)
                 run.representation(step, newest, q_network.head)
         status = run.finish(step, parts, buffer)

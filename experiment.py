@@ -92,6 +92,19 @@ def hidden_layers(network, obs: torch.Tensor, convolutions: bool) -> dict[str, t
     return {name: torch.cat(layer) for name, layer in parts.items()}
 
 
+def measurement_due(args, previous: int, step: int) -> bool:
+    """Whether the layer is to be measured after the agent steps in (previous, step].
+
+    Where a multiple of --metrics-every lies in them, and when --metrics-samples observations are
+    there for the first time: near what the network starts from. A run that is shorter than
+    --metrics-every measures nothing.
+    """
+    if args.metrics_every > args.total_timesteps:
+        return False
+    first = previous < args.metrics_samples <= step
+    return first or step // args.metrics_every > previous // args.metrics_every
+
+
 class Run:
     """The outside of one training run; a context manager that leaves its files complete.
 
@@ -123,18 +136,13 @@ class Run:
         if args.resume:
             self.folder = Path(args.resume)
             self._lock = lock(self.folder)
+            self._tracked = self._track()
         else:
             with self._folder_or_nothing() as self.folder:
                 self._lock = lock(self.folder)
                 self._begin(losses)
+                self._tracked = self._track()
         self.checkpoints = Checkpoints(self.folder, saved_with(self.config["flags"]))
-        if args.track:
-            import wandb  # optional: only who asks for it needs it
-
-            name = self.folder.name
-            wandb.init(
-                project="hadamard-rl", name=name, id=name, config=self.config, resume="allow"
-            )
         self._handlers = {number: signal.signal(number, self._request_stop) for number in STOPS}
         say(
             f"{self.config['game']}, {algorithm}, {self.config['variant']}, seed {args.seed}: "
@@ -196,6 +204,32 @@ class Run:
             layout["every layer"] = [f"representation/(conv_[0-9]+/)?{name}$" for name in MEASURES]
         tags = ["charts/mean_return_100", *(f"representation/{name}" for name in MEASURES)]
         describe_run(self.board, columns, tags, layout)
+
+    def _track(self):
+        """The run of Weights & Biases that --track asks for, over agent steps; None without."""
+        if not self.args.track:
+            return None
+        import wandb  # optional: only who asks for it needs it
+
+        name = self.folder.name
+        try:
+            tracked = wandb.init(
+                project="hadamard-rl", name=name, id=name, config=self.config, resume="allow"
+            )
+            tracked.define_metric("global_step")
+            tracked.define_metric("*", step_metric="global_step")
+        except Exception as error:  # of many kinds, and no fault of the run
+            raise UsageError(
+                f"--track: Weights & Biases does not take the run ({error}); log in, set "
+                "WANDB_MODE=offline, or leave --track out"
+            ) from None
+        return tracked
+
+    def _scalar(self, tag: str, value: float, step: int):
+        """To TensorBoard and, with --track, to Weights & Biases."""
+        self.board.scalar(tag, value, step)
+        if self._tracked is not None:
+            self._tracked.log({tag: float(value), "global_step": step})
 
     def _request_stop(self, number, frame):
         if self._restoring:  # nothing to save yet, and the emulator is not waited for
@@ -335,12 +369,8 @@ class Run:
         UsageError if one of them, or a weight of the network, is NaN or inf: the run has diverged.
         """
         for tag, value in values.items():
-            self.board.scalar(tag, value, step)
+            self._scalar(tag, value, step)
         self._last_values |= values
-        if self.args.track:
-            import wandb
-
-            wandb.log(values | {"global_step": step})
         for tag, value in values.items():
             if not math.isfinite(value):
                 self.diverged(f"{tag} is {value}", step)
@@ -354,8 +384,8 @@ class Run:
         episode = infos["episode"]
         for i in np.flatnonzero(episode["_r"]):
             self.returns.append(float(episode["r"][i]))
-            self.board.scalar("charts/episodic_return", episode["r"][i], step)
-            self.board.scalar("charts/episodic_length", episode["l"][i], step)
+            self._scalar("charts/episodic_return", episode["r"][i], step)
+            self._scalar("charts/episodic_length", episode["l"][i], step)
 
     def representation(
         self,
@@ -391,11 +421,11 @@ class Run:
         self._rates.append((now, step))
         rate = (step - step_then) / max(now - then, 1e-9)
         if rate > 0:  # none yet where a run goes on with the update that its stop had undone
-            self.board.scalar("charts/SPS", rate, step)
+            self._scalar("charts/SPS", rate, step)
         if self.board.problem is not None and not self._warned:
             self._warn(f"the curves cannot be written: {self.board.problem.strerror}", step)
         if self.returns:
-            self.board.scalar("charts/mean_return_100", np.mean(self.returns), step)
+            self._scalar("charts/mean_return_100", np.mean(self.returns), step)
         if sys.stderr.isatty():
             self.bar.n = min(step, self.args.total_timesteps)
             with contextlib.suppress(OSError):
@@ -462,7 +492,5 @@ class Run:
         if self.board is not None:
             self.board.flush()
         self._lock.close()
-        if self.args.track:
-            import wandb
-
-            wandb.finish(exit_code=int(exception[0] is not None))
+        if self._tracked is not None:
+            self._tracked.finish(exit_code=int(exception[0] is not None))

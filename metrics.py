@@ -245,11 +245,15 @@ def q_contribution(z: Tensor, dead: Tensor, weight: Tensor, bias: Tensor) -> tup
     return (z * ~dead) @ weight.T, (z * dead) @ weight.T
 
 
-def measure_layer(z: Tensor) -> dict[str, float]:
-    """All MEASURES of z (samples, features): shares of neurons in [0, 1], and ranks."""
+def measure_layer(z: Tensor, dead: Tensor | None = None) -> dict[str, float]:
+    """All MEASURES of z (samples, features): shares of neurons in [0, 1], and ranks.
+
+    dead, bool (features,), are its `dead_neurons` where they are known.
+    """
     s = torch.linalg.svdvals(_checked(z))
+    dead = dead_neurons(z) if dead is None else dead
     return {
-        "dead_kde": dead_neurons(z).double().mean().item(),
+        "dead_kde": dead.double().mean().item(),
         "dormant_0": dormant_neurons(z, 0.0).double().mean().item(),
         "dormant_0.1": dormant_neurons(z, 0.1).double().mean().item(),
         "saturated": saturated_neurons(z).double().mean().item(),
@@ -271,8 +275,11 @@ def measure_representation(
     values = {}
     for name, layer in layers.items():
         prefix = "representation/" if name == "z" else f"representation/{name}/"
-        values |= {prefix + measure: value for measure, value in measure_layer(layer).items()}
-    live, dead = q_contribution(layers["z"], dead_neurons(layers["z"]), weight, bias)
+        dead_of = dead_neurons(layer)
+        found = measure_layer(layer, dead_of)
+        values |= {prefix + measure: value for measure, value in found.items()}
+        if name == "z":
+            live, dead = q_contribution(layer, dead_of, weight, bias)
     return values | {
         f"{contribution}/live": live.mean().item(),
         f"{contribution}/dead": dead.mean().item(),

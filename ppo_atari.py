@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from atari import AtariEnvs
 from device import pick_device, require_memory
-from experiment import Run, make_games
+from experiment import Run, make_games, measurement_due
 from flags import (
     UsageError,
     check_rollout_flags,
@@ -443,21 +443,20 @@ def main(args: Args) -> int:
             )
             rollout.returns[:] = rollout.advantages + rollout.values
             learning = {name: parts[name] for name in ("agent", "optimizer", "sampling")}
-            values = run.whole(
+            logs = run.whole(
                 learning, lambda seen: update(agent, optimizer, rollout, args, sampling, seen), step
             )
-            if values is None:
+            if logs is None:
                 break
             t = 0
             recent.add(rollout.obs)
 
             # 5. log
-            values["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-            run.scalars(step, values)
+            logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            run.scalars(step, logs)
             run.progress(step)
             previous = step - args.num_envs * args.num_steps
-            due = step // args.metrics_every > previous // args.metrics_every
-            due |= previous < args.metrics_samples <= step  # near what a network starts from
+            due = measurement_due(args, previous, step)
             if due and (newest := recent.newest()) is not None:
                 run.representation(step, newest, agent.critic, "value_contribution")
         status = run.finish(step, parts)

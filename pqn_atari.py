@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from atari import AtariEnvs
 from device import pick_device, require_memory
-from experiment import Run, make_games
+from experiment import Run, make_games, measurement_due
 from flags import (
     check_rollout_flags,
     check_shared_flags,
@@ -371,24 +371,23 @@ def main(args: Args) -> int:
                 args.q_lambda,
             )
             learning = {name: parts[name] for name in ("q_network", "optimizer", "sampling")}
-            values = run.whole(
+            logs = run.whole(
                 learning,
-                lambda run: update(q_network, optimizer, rollout, args, sampling, run),
+                lambda seen: update(q_network, optimizer, rollout, args, sampling, seen),
                 step,
             )
-            if values is None:
+            if logs is None:
                 break
             t = 0
             recent.add(rollout.obs)
 
             # 5. log
-            values["charts/epsilon"] = exploration(args, step - args.num_envs)
-            values["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-            run.scalars(step, values)
+            logs["charts/epsilon"] = exploration(args, step - args.num_envs)
+            logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            run.scalars(step, logs)
             run.progress(step)
             previous = step - args.num_envs * args.num_steps
-            due = step // args.metrics_every > previous // args.metrics_every
-            due |= previous < args.metrics_samples <= step  # near what a network starts from
+            due = measurement_due(args, previous, step)
             if due and (newest := recent.newest()) is not None:
                 run.representation(step, newest, q_network.head)
         status = run.finish(step, parts)

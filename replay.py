@@ -69,8 +69,8 @@ class ReplayBuffer:
     A ring of rows, one per vector step: row t holds the newest frame of obs t and the action,
     reward and termination of the step from obs t to obs t + 1, of each env. Stacks are read off the
     rows before, with zeros before the start of a game. The last frame of a truncated game, which
-    no later row holds, lies beside. `capacity` transitions (rounded up to a
-    multiple of num_envs) take 7,064 bytes each; memory is touched only as it fills.
+    no later row holds, lies beside. `capacity` transitions (rounded up to a multiple of num_envs)
+    take 7,064 bytes each; the CPU's memory is touched only as it fills.
 
     Raises UsageError, before taking any, if the free memory of the device cannot hold it.
     """

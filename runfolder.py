@@ -137,8 +137,10 @@ class Found(NamedTuple):
 def runs_of(args, algorithm: str) -> list[Found]:
     """The runs of this algorithm and these flags below --runs-dir."""
 
+    defaults = dataclasses.asdict(type(args)())  # for a flag that came in since
+
     def asked_for(flags: dict) -> dict:
-        return decisive(flags) | {"total_timesteps": flags.get("total_timesteps")}
+        return decisive(defaults | flags) | {"total_timesteps": flags.get("total_timesteps")}
 
     wanted, found = asked_for(dataclasses.asdict(args)), []
     for path in Path(args.runs_dir).glob("*/config.json"):

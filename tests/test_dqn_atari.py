@@ -115,9 +115,13 @@ def test_epsilon_greedy_frequencies():
     assert (act(network, many, 0.0, device, rng) == greedy).all()
 
 
-@pytest.mark.parametrize("num_envs", [1, 3, 8])
-@pytest.mark.parametrize("learning_starts", [120, 125])
-def test_one_gradient_step_per_4_agent_steps(num_envs, learning_starts, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("num_envs", "learning_starts", "every"),
+    [(1, 120, 40), (3, 125, 40), (8, 120, 40), (8, 125, 40), (1, 125, 2), (8, 120, 2)],
+)
+def test_one_gradient_step_per_4_agent_steps(
+    num_envs, learning_starts, every, tmp_path, monkeypatch
+):
     calls = {"updates": 0, "target": 0}
 
     def counted(name, function):
@@ -133,7 +137,7 @@ def test_one_gradient_step_per_4_agent_steps(num_envs, learning_starts, tmp_path
         total_timesteps=240,
         learning_starts=learning_starts,
         num_envs=num_envs,
-        target_network_frequency=40,
+        target_network_frequency=every,
         buffer_size=2_048,
         latent_dim=16,
         batch_size=2,
@@ -142,7 +146,8 @@ def test_one_gradient_step_per_4_agent_steps(num_envs, learning_starts, tmp_path
     )
     assert dqn_atari.main(args) == 0
     original_loop = [t for t in range(learning_starts + 1, 241) if t % 4 == 0]
-    assert calls == {"updates": len(original_loop), "target": 3}
+    targets = [t for t in range(learning_starts + 1, 241) if t % every == 0]
+    assert calls == {"updates": len(original_loop), "target": len(targets)}
 
 
 def test_the_loop_stores_what_the_games_did(tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """The outside of a run: names, refusals in one line, memory, folders that hold together."""
 
 import functools
+import importlib.machinery
 import os
 import re
 import resource
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from conftest import ENV
 import dqn_atari
 import experiment
 import flags as flags_room
+import ppo_atari
 from device import free_memory, pick_device
 from dqn_atari import Args, QNetwork
 from experiment import Run, hidden_layers
@@ -90,10 +93,12 @@ def test_bad_input_is_one_line_and_status_2(flags, message, refused, monkeypatch
     refused(dqn_atari, flags, message)
 
 
-def test_fp32_is_fp32_in_the_convolutions_of_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch has it
+def test_fp32_is_fp32_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
     pick_device("auto")
     assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_cuda_without_a_device(script, tmp_path):
@@ -185,6 +190,64 @@ def test_no_speed_is_told_before_a_step_was_taken(make_run, capsys, events):
     log = events(folder)
     assert [event.step for event in log.Scalars("charts/SPS")] == [8192]
     assert [event.step for event in log.Scalars("charts/mean_return_100")] == [4096, 8192]
+
+
+class FakeTracker(types.ModuleType):
+    """Stands in for wandb, which keeps what it is given."""
+
+    def __init__(self, broken=False):
+        super().__init__("wandb")
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+        self.logged, self.axes, self.ended, self.broken = [], {}, [], broken
+
+    def init(self, **config):
+        if self.broken:
+            raise RuntimeError("no API key")
+        return self
+
+    def define_metric(self, name, step_metric=None):
+        self.axes[name] = step_metric
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self, exit_code):
+        self.ended.append(exit_code)
+
+
+FEW = ("--total-timesteps", 2_048, "--num-steps", 64, "--latent-dim", 8, "--track")
+FEW += ("--metrics-samples", 512, "--metrics-every", 1_024)
+
+
+def test_weights_and_biases_has_every_scalar_of_tensorboard(
+    in_process, only_run, events, monkeypatch
+):
+    wandb = FakeTracker()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    in_process("ppo_atari.py", *FEW)
+    log = events(only_run())
+    expected = sorted(
+        (tag, event.step, event.value)
+        for tag in log.Tags()["scalars"]
+        for event in log.Scalars(tag)
+    )
+    found = sorted(
+        (tag, values["global_step"], float(np.float32(value)))
+        for values in wandb.logged
+        for tag, value in values.items()
+        if tag != "global_step"
+    )
+    assert found == expected
+    assert {"charts/episodic_return", "losses/entropy", "charts/SPS"} <= {tag for tag, *_ in found}
+    assert wandb.axes["*"] == "global_step"
+    assert wandb.ended == [0]
+
+
+def test_where_weights_and_biases_refuses_nothing_is_left(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeTracker(broken=True))
+    refused(
+        ppo_atari, FEW, r"--track: Weights & Biases does not take the run \(no API key\); log in"
+    )
 
 
 def test_scores_are_means_over_the_last_100_games(make_run):

@@ -36,6 +36,7 @@ TOLERANCES = {"fp32": 1e-2, "bf16": 0.2}
 def exact_products(monkeypatch):
     """fp32 all through, as `pick_device` has it in a run."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
     pick_device("cuda")
 
 

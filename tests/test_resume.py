@@ -345,3 +345,13 @@ def test_auto_takes_only_what_can_go_on(tmp_path, run_folder):
         run_folder(flags=flags | {"checkpoint_every": 3.0}, started=started).rename(tmp_path / name)
     assert unfinished(args, "dqn") == tmp_path / "new"
     assert unfinished(dataclasses.replace(args, gamma=0.5), "dqn") is None
+
+
+def test_auto_takes_a_run_from_before_a_flag_came_in(tmp_path, run_folder):
+    """It had what is the default now, so it is the run of these flags, and of no others."""
+    args = Args(seed=2, runs_dir=str(tmp_path))
+    flags = dataclasses.asdict(args)
+    del flags["double_dqn"]
+    run_folder(flags=flags).rename(tmp_path / "before")
+    assert unfinished(args, "dqn") == tmp_path / "before"
+    assert unfinished(dataclasses.replace(args, double_dqn=True), "dqn") is None

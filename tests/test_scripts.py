@@ -103,7 +103,7 @@ def test_names_of_the_settings_beyond():
 @pytest.mark.parametrize("algorithm", SCRIPTS)
 @pytest.mark.parametrize("init", ["torch", "orthogonal", "he_normal"])
 def test_the_init_is_that_of_the_flag(init, algorithm):
-    """Standard deviations of the weights of z, per branch; the heads of PPO and PQN are smaller."""
+    """Standard deviations of the weights of z, per branch, and the heads of PPO and PQN."""
     torch.manual_seed(0)
     network = NETWORKS[algorithm](4, SCRIPTS[algorithm].Args(init=init))
     fan_in = 64 * 7 * 7
@@ -121,6 +121,14 @@ def test_the_init_is_that_of_the_flag(init, algorithm):
             gram = network.actor.weight @ network.actor.weight.T
             assert torch.allclose(gram, 1e-4 * torch.eye(4), atol=1e-8)
             assert network.critic.weight.norm().item() == pytest.approx(1.0, abs=1e-4)
+    if algorithm == "pqn":
+        head = network.head.weight
+        if init == "orthogonal":
+            assert torch.allclose(head @ head.T, torch.eye(4), atol=1e-4)
+        else:  # 2,048 weights: a standard error of a standard deviation is 1.6 % of it
+            std = {"torch": (1 / 512) ** 0.5 / 3**0.5, "he_normal": (1 / 512) ** 0.5}[init]
+            assert head.std().item() == pytest.approx(std, rel=0.06)
+        assert init == "torch" or network.head.bias.abs().max() == 0
 
 
 def test_ppo_starts_from_a_nearly_uniform_policy():
@@ -272,7 +280,14 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
-def test_what_lands_in_the_event_file(algorithm, in_process, only_run, events):
+def test_what_lands_in_the_event_file(algorithm, in_process, only_run, events, monkeypatch):
+    acted, pqn_act = [], pqn_atari.act  # with which epsilon
+
+    def act(q_values, epsilon, generator):
+        acted.append(epsilon)
+        return pqn_act(q_values, epsilon, generator)
+
+    monkeypatch.setattr(pqn_atari, "act", act)
     in_process(
         *(f"{algorithm}_atari.py", "--total-timesteps", 2_000, "--num-envs", 8, "--num-steps", 64),
         *("--num-minibatches", 4, "--update-epochs", 1, "--metrics-every", 500, "--anneal-lr"),
@@ -309,19 +324,24 @@ def test_what_lands_in_the_event_file(algorithm, in_process, only_run, events):
     rates = [value for _, value in scalars["charts/learning_rate"]]
     assert rates == pytest.approx([1e-4 * (1 - step / 2_000) for step in (0, 512, 1_024, 1_536)])
     if algorithm == "pqn":
-        # As it was at the last step of each rollout: 1 to 0.001 over the first 1,600 steps.
-        expected = [1 - 0.999 * min(step / 1_600, 1) for step in (504, 1_016, 1_528, 2_040)]
+        # 1 to 0.001 over the first 1,600 steps; logged as it was at the last step of each rollout.
+        expected = [1 - 0.999 * min(step / 1_600, 1) for step in range(0, 2_048, 8)]
+        assert acted == pytest.approx(expected)
+        expected = expected[63::64]
         assert [value for _, value in scalars["charts/epsilon"]] == pytest.approx(expected)
     layout = log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0].decode("latin1")
     assert all(f"losses/{name}" in layout for name in LOSSES[algorithm])
     assert ("conv_" in layout) == (algorithm == "pqn")
 
 
-@pytest.mark.parametrize(("every", "expected"), [(1, [768, 1_024]), (10**6, [768])])
-def test_the_measured_observations_are_the_newest(tmp_path, monkeypatch, every, expected):
+@pytest.mark.parametrize(
+    ("samples", "every", "expected"),
+    [(700, 1, [768, 1_024]), (512, 1_000, [512, 1_024]), (512, 1_025, [])],
+)
+def test_the_measured_observations_are_the_newest(tmp_path, monkeypatch, samples, every, expected):
     """700 of rollouts of 256: the last three rollouts but for the oldest 68 steps, in order.
 
-    The first time is when there are so many, also where it is not due.
+    The first time is when there are so many, also where it is not due, in a run that measures.
     """
     measured, played = [], []
 
@@ -340,7 +360,7 @@ def test_the_measured_observations_are_the_newest(tmp_path, monkeypatch, every, 
         total_timesteps=1_024,
         num_steps=32,
         update_epochs=1,
-        metrics_samples=700,
+        metrics_samples=samples,
         metrics_every=every,
         latent_dim=8,
         device="cpu",
@@ -348,8 +368,8 @@ def test_the_measured_observations_are_the_newest(tmp_path, monkeypatch, every, 
     )
     assert ppo_atari.main(args) == 0
     assert [step for step, _ in measured] == expected
-    until = measured[-1][0] // 256
-    assert torch.equal(measured[-1][1], torch.cat(played[until - 3 : until])[-700:])
+    for step, obs in measured:
+        assert torch.equal(obs, torch.cat(played[: step // 256])[-samples:])
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])

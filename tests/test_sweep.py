@@ -217,7 +217,7 @@ class Stub:
         self.found_as = None
 
     def command(self, *more):
-        return [str(self.path)]
+        return [str(self.path), *more]
 
     def found(self):
         step = len(list(self.folder.glob("step*")))
@@ -340,15 +340,33 @@ def test_every_gpu_gets_its_share(monkeypatch, tmp_path):
     code = (
         "import os; (here / os.environ['CUDA_VISIBLE_DEVICES']).touch(); (here / 'done').touch()\n"
     )
-    code += (
-        "print(os.environ['OMP_NUM_THREADS']); time.sleep(1000) if 'wait' in str(here) else None"
-    )
     stubs = [Stub(code, tmp_path, f"s{i}") for i in range(4)]
     _, jobs = run_stubs(monkeypatch, tmp_path, *stubs)
     pool = sweep.Sweep(jobs, 4, ["1", "GPU-5"], 30.0)
     assert pool.run() == 0
     used = Counter(name for stub in stubs for name in os.listdir(stub.folder) if name != "done")
     assert used == {"1": 2, "GPU-5": 2}
+
+
+def test_every_run_gets_its_share_of_the_cores(monkeypatch, tmp_path):
+    """7 cores, 2 runs at a time: 3 threads of torch and of the emulator, unless they are given."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(sweep, "cores", lambda: 7)
+    code = (
+        "import os; told = [os.environ['OMP_NUM_THREADS'], *sys.argv[1:]]\n"
+        "(here / 'told').write_text(' '.join(told)); (here / 'done').touch()"
+    )
+    own, given = Stub(code, tmp_path, "own"), Stub(code, tmp_path, "given")
+    own.args = types.SimpleNamespace(env_threads=0)
+    pool, _ = run_stubs(monkeypatch, tmp_path, own, given)
+    assert pool.run() == 0
+    assert (own.folder / "told").read_text() == "3 --env-threads 3"
+    assert (given.folder / "told").read_text() == "3"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    asked = Stub(code, tmp_path, "asked")
+    pool, _ = run_stubs(monkeypatch, tmp_path, asked)
+    assert pool.run() == 0
+    assert (asked.folder / "told").read_text() == "1"
 
 
 def test_finished_runs_are_found_whatever_the_threads(tmp_path, monkeypatch):
