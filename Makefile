@@ -3,6 +3,8 @@
 #                ALGO= and ARGS= pass through
 #   make sweep   make the environment and train many runs by name: ARGS="--variants relu tanh-hr"
 #   make report  make the environment and write the page of the runs in ARGS (runs/)
+#   make evidence  make the environment and rebuild the page of results/evidence from its tables,
+#                with the runs in ARGS, if any
 #   make demo    make the environment and check what needs no game, in a minute
 #   make test    make the environment and pass the tests; test-long passes the two long ones
 #   make bench   make the environment and measure speed against this machine's own limit
@@ -12,7 +14,7 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train algo sweep report demo bench test test-long soak lint format board clean
+.PHONY: train algo sweep report evidence demo bench test test-long soak lint format board clean
 
 train: algo $(VENV)/.installed
 	@$(RUN) $(ALGO)_atari.py --resume auto $(ARGS)
@@ -26,6 +28,9 @@ sweep: $(VENV)/.installed
 
 report: $(VENV)/.installed
 	@$(RUN) report.py $(or $(ARGS),runs)
+
+evidence: $(VENV)/.installed
+	@$(RUN) report.py results/evidence $(ARGS) --out results/evidence
 
 demo: $(VENV)/.installed
 	@$(RUN) regression_demo.py $(ARGS)
