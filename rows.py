@@ -18,7 +18,7 @@ from claims import (
     predicted_share,
     told,
 )
-from curves import FINISHED, SCORE, Recorded
+from curves import FINISHED, SCORE, Recorded, as_text
 from verdicts import OPEN, Finding
 
 SATURATED = "representation/saturated"
@@ -155,10 +155,10 @@ def as_cells(rows: list[dict]) -> list[dict]:
 
 
 def as_columns(rows: list[dict]) -> list[dict]:
-    """For CSV: an interval as three columns."""
+    """For CSV: an interval as three columns, numbers to six digits."""
     return [
         {
-            column: number
+            column: as_text(number) if isinstance(number, float) else number
             for name, value in row.items()
             for column, number in (
                 [(name, value.value), (f"{name} low", value.low), (f"{name} high", value.high)]
