@@ -1,0 +1,47 @@
+"""What is committed about the paper's claims is what its runs say, in the tables and the README."""
+
+import csv
+import re
+
+import pytest
+from conftest import ROOT
+
+import report
+
+EVIDENCE = ROOT / "results" / "evidence"
+
+
+@pytest.fixture(scope="module")
+def anew(tmp_path_factory):
+    """The report of the committed runs, made again."""
+    out = tmp_path_factory.mktemp("evidence")
+    assert report.main(report.Args((str(EVIDENCE),), out=str(out))) == 0
+    return out
+
+
+def test_the_evidence_is_what_its_runs_say(anew):
+    tables = sorted(path.name for path in anew.glob("*.csv"))
+    assert tables == sorted(path.name for path in EVIDENCE.glob("*.csv"))
+    for name in tables:
+        assert (anew / name).read_text() == (EVIDENCE / name).read_text(), f"{name}: make evidence"
+    assert (anew / "index.html").exists()
+
+
+def test_the_readme_tells_the_numbers_of_the_tables(anew):
+    """Every row of its table of scores, in the words of the page."""
+    page = (anew / "index.html").read_text()
+    cells = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in cells]
+    with (EVIDENCE / "pqn_games.csv").open() as file:
+        columns = csv.DictReader(file).fieldnames
+    shown = [name for name in columns if not name.endswith((" low", " high"))]
+    told = {tuple(row[:2]): dict(zip(shown, row, strict=True)) for row in rows if len(row) == 12}
+    text = (ROOT / "README.md").read_text()
+    table = text.split("<!-- evidence -->")[1]
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    head, *body = lines
+    assert len(body) == len(told) > 0
+    for row in body:
+        found = dict(zip(head, row, strict=True))
+        of_page = told[found["game"], found["variant"]]
+        assert found == {name: of_page[name] for name in head}
