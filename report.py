@@ -74,8 +74,16 @@ class Args:
     """variant that is compared with all others"""
 
 
+def preference(run: Recorded) -> tuple:
+    """Of two runs of the same flags the one with the higher counts."""
+    return run.complete, run.whole, run.started, run.last_step
+
+
 def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
-    """The runs, the newest where there are two of the same; what is missing, in words."""
+    """The runs, and what is missing, in words.
+
+    Of two of the same the complete one, then the whole, the newer, the further, the first named.
+    """
     runs, remarks = [], []
     for folder in find_runs(list(paths)):
         try:
@@ -84,24 +92,47 @@ def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
             remarks.append(str(error))
     name_settings(runs)
     chosen = {}
-    for run in sorted(runs, key=lambda run: (run.complete, run.started)):
+    for run in runs:
         key = (run.algorithm, run.setting, run.variant, run.game, run.seed)
-        if key in chosen and chosen[key].name != run.name:
+        worse, kept = sorted((run, chosen.get(key, run)), key=preference)
+        if worse.name != kept.name:
             remarks.append(
-                f"{chosen[key].name} is left out: {run.name} is the same run, newer or further"
+                f"{worse.name} is left out: {kept.name} is the same run, and as good or better"
             )
-        chosen[key] = run
+        chosen[key] = kept
     found, seen = sorted(chosen.values(), key=lambda run: run.name), Counter()
     for run in found:  # folders of one name at two places: a name is one run in the tables
         seen[run.name] += 1
         run.name += f"-{seen[run.name]}" if seen[run.name] > 1 else ""
         if not run.whole:
-            told = f"an event file is cut off after agent step {run.last_step:,}"
-            remarks.append(f"{run.name}: {told}")
+            told = f"the last point there is at agent step {run.last_step:,}"
+            remarks.append(f"{run.name}: an event file is cut off, so points are missing; {told}")
         if run.diverged is not None:
             then = "it went on" if run.reached_total else "it counts with what it had"
             remarks.append(f"{run.name} has diverged at agent step {run.diverged:,}: {then}")
     return found, remarks
+
+
+def refuse_to_lose(folder: Path, runs: list[Recorded]):
+    """UsageError if a report in this folder has runs in its tables that are not among `runs`.
+
+    The tables may be all that is left of them.
+    """
+    if not is_source(folder):
+        return
+
+    def names(of: list[Recorded]) -> set:
+        return {(run.algorithm, run.game, run.variant, run.seed, run.total) for run in of}
+
+    try:
+        lost = sorted(names(read_tables(folder)) - names(runs))
+    except UsageError:  # it holds nothing that could be read again
+        return
+    if lost:
+        raise UsageError(
+            f"--out {folder} has the tables of {counted(len(lost), 'run')} not among those named "
+            f"(such as {lost[0][2]} in {lost[0][1]}): name {folder} as input, too, or another --out"
+        )
 
 
 def group_runs(runs: list[Recorded]) -> list[Group]:
@@ -125,7 +156,7 @@ def remarks_on(group: Group) -> list[str]:
     if missing:
         variants, games = group.comparable()
         found.append(
-            f"No complete run of {', '.join(missing)}. What is told over games is of "
+            f"No complete run with a score of {', '.join(missing)}. What is told over games is of "
             f"{', '.join(variants)} in {', '.join(games)}."
         )
     commits = sorted({commit for run in group.runs for commit in run.commits})
@@ -282,6 +313,7 @@ def main(args: Args) -> int:
     if not runs:
         raise UsageError(f"none of these runs can be read: {'; '.join(remarks)}")
     folder = Path(args.out)
+    refuse_to_lose(folder, runs)
     with replacing(folder, ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv"), "--out") as staged:
         write_report(staged, runs, remarks, args)
     counting = sum(map(counts, runs))

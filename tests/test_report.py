@@ -227,7 +227,7 @@ def test_the_page_holds_all_and_needs_nothing_else(tmp_path, monkeypatch, capsys
     page = Page(out / "index.html")
     text = " ".join(page.text)
     for told in (
-        "No complete run of tanh-hr in Pong. What is told over games is of relu, tanh-hr in Adv",
+        "No complete run with a score of tanh-hr in Pong. What is told over games is of relu, ",
         "No human score is known for Adventure.",
         "no: not complete",
         "half",
@@ -375,7 +375,10 @@ def test_damaged_event_files_are_told(tmp_path, monkeypatch, capsys):
     (path,) = folder.glob("events*")
     path.write_bytes(path.read_bytes()[:-20])
     assert main(Args(("runs",))) == 0
-    assert "bad: an event file is cut off after agent step 900" in capsys.readouterr().out
+    assert (
+        "bad: an event file is cut off, so points are missing; the last point there is at agent "
+        "step 900" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -551,3 +554,32 @@ def test_a_run_that_diverged_counts_and_is_told(tmp_path, monkeypatch, capsys):
         told = capsys.readouterr().out
         assert "1 run, of which 1 count" in told
         assert "one has diverged at agent step 300: it counts with what it had" in told
+
+
+def test_the_runs_in_a_report_are_not_lost_to_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_runs(tmp_path / "runs", "dqn", {"relu": 2.0}, games=("Pong",))
+    make_run(tmp_path / "one", variant="tanh")
+    assert main(Args(("runs",), out="all")) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()}
+    with pytest.raises(UsageError, match="--out all has the tables of 3 runs not among those"):
+        main(Args(("one",), out="all"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()} == before
+    assert main(Args(("all", "one"), out="all")) == 0
+    assert len(read_all(("all",))[0]) == 4
+
+
+@pytest.mark.parametrize("order", [("good", "bad"), ("bad", "good")])
+def test_a_damaged_copy_does_not_displace_the_whole_run(tmp_path, order):
+    good = make_run(tmp_path / "good", [(100, 1.0), (900, 9.0)])
+    shutil.copytree(good, tmp_path / "bad")
+    events = next((tmp_path / "bad").glob("events*"))
+    events.write_bytes(events.read_bytes()[:-1])
+    (run,), remarks = read_all(tuple(str(tmp_path / name) for name in order))
+    assert run.name == "good"
+    assert remarks == ["bad is left out: good is the same run, and as good or better"]
+
+
+def test_of_two_equal_copies_the_first_named_stays(tmp_path):
+    shutil.copytree(make_run(tmp_path / "b"), tmp_path / "a")
+    assert read_all((str(tmp_path / "b"), str(tmp_path / "a")))[0][0].name == "b"
