@@ -34,10 +34,13 @@ class Estimate(NamedTuple):
     def in_percent(self) -> "Estimate":
         return Estimate(*(100 * number for number in self))
 
+    def told(self, digits: int = 2) -> str:
+        """In words; the value alone where there is no interval."""
+        value, low, high = (f"{number:.{digits}f}" for number in self)
+        return value if math.isnan(self.low) else f"{value} ({low} to {high})"
+
     def __str__(self) -> str:
-        if math.isnan(self.low):
-            return f"{self.value:.2f} (no interval)"
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+        return self.told() + " (no interval)" * math.isnan(self.low)
 
 
 def reference_scores() -> dict[str, tuple[float, float]]:

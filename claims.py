@@ -127,19 +127,13 @@ class Claim(NamedTuple):
     only: tuple[str, ...] = ()  # these games alone, where the paper's line is of them
 
 
-def told(estimate: Estimate, digits: int = 2) -> str:
-    """In words; the value alone where there is no interval."""
-    value, low, high = (f"{number:.{digits}f}" for number in estimate)
-    return value if math.isnan(estimate.low) else f"{value} ({low} to {high})"
-
-
 def better(first: str, second: str) -> Callable:
     """A run of `first` scores higher than one of `second` more often than not."""
 
     def measure(group: Group, games: list[str]) -> Measured:
         scores = [group.values(name, games, SCORE) for name in (first, second)]
         found, p = probability_of_improvement(*scores), improvement_p(*scores)
-        return Measured(found, f"P({first} > {second}) = {told(found)}, p = {p:.3f}", 0.5, p=p)
+        return Measured(found, f"P({first} > {second}) = {found.told()}, p = {p:.3f}", 0.5, p=p)
 
     return measure
 
@@ -150,7 +144,7 @@ def alike(first: str, second: str) -> Callable:
     def measure(group: Group, games: list[str]) -> Measured:
         scores = (group.values(name, games, SCORE) for name in (first, second))
         found = probability_of_improvement(*scores)
-        ours = f"P({first} > {second}) = {told(found)}"
+        ours = f"P({first} > {second}) = {found.told()}"
         return Measured(found, ours, 0.35, 0.65, seeds=BOOTSTRAP_SEEDS)
 
     return measure
@@ -190,12 +184,12 @@ def more_than_double(first: str, second: str) -> Callable:
         scores = [group.human_normalised(name, games) for name in (first, second)]
         found = ratio_of_medians(*scores)
         each = [
-            f"{name} {told(estimate(of, median))}"
+            f"{name} {estimate(of, median).told()}"
             for name, of in zip((first, second), scores, strict=True)
         ]
         for game, ours, theirs in zip(games, *scores, strict=True):
             each += [f"{game} {ours.mean():.2f} and {theirs.mean():.2f}"] * (len(games) > 1)
-        ratio, empty = f"ratio {told(found)}", ""
+        ratio, empty = f"ratio {found.told()}", ""
         if math.isnan(found.value):
             ratio, empty = "no ratio", f"the median of {second} is not above 0"
         told_all = f"{ratio}: {', '.join(each)}"

@@ -29,6 +29,7 @@ SCORE = "score"  # mean raw return of the newest 100 games
 FINISHED = "in_finished_games"  # share of all agent steps: what no game has ended with has no score
 KEPT = ("representation/", "q_contribution/", "value_contribution/")
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
+AS_JSON = ("made", "whole", "diverged")  # columns of runs.csv; tables from before may lack them
 # Flags that variant, game and seed stand for, or that decide no number.
 NAMED = ("activation", "branches", "combine", "latent_dim", "layer_norm", "apply_to")
 NAMED += ("env_id", "seed", "device", "resume", "checkpoint_every", "runs_dir", "track")
@@ -122,7 +123,8 @@ def share_in_finished(lengths: Curve, steps: np.ndarray) -> np.ndarray:
 
 def newest(curve: Curve, steps: np.ndarray) -> np.ndarray:
     """The newest finite value at these agent steps; nan before there is one."""
-    curve = Curve(*(of[np.isfinite(curve.values)] for of in curve))
+    finite = np.isfinite(curve.values)
+    curve = Curve(curve.steps[finite], curve.values[finite])
     if not len(curve.steps):
         return np.full(len(steps), np.nan)
     index = np.searchsorted(curve.steps, steps, side="right") - 1
@@ -283,7 +285,7 @@ def table_rows(runs: list[Recorded]) -> tuple[list[dict], list[dict]]:
     described = [
         {name: getattr(run, name) for name in own}
         | {f"flag_{name}": json.dumps(run.flags.get(name)) for name in flags}
-        | {name: json.dumps(getattr(run, name)) for name in ("made", "whole", "diverged")}
+        | {name: json.dumps(getattr(run, name)) for name in AS_JSON}
         for run in runs
     ]
     points = [
@@ -314,11 +316,7 @@ def read_tables(folder: Path) -> list[Recorded]:
                     if name.startswith("flag_")
                 }
                 numbers = {name: int(row.pop(name)) for name in ("seed", "total", "last_step")}
-                more = {
-                    name: json.loads(row.pop(name))
-                    for name in ("made", "whole", "diverged")
-                    if name in row
-                }
+                more = {name: json.loads(row.pop(name)) for name in AS_JSON if name in row}
                 own = points[row["name"]]
                 columns = {name: np.array([point[name] for point in own]) for name in own[0]}
                 steps = columns.pop("agent_step").astype(int)

@@ -225,11 +225,12 @@ class Run:
             ) from None
         return tracked
 
-    def _scalar(self, tag: str, value: float, step: int):
-        """To TensorBoard and, with --track, to Weights & Biases."""
-        self.board.scalar(tag, value, step)
+    def _log(self, values: dict[str, float], step: int):
+        """Scalars to TensorBoard and, with --track, in one call to Weights & Biases."""
+        for tag, value in values.items():
+            self.board.scalar(tag, value, step)
         if self._tracked is not None:
-            self._tracked.log({tag: float(value), "global_step": step})
+            self._tracked.log(values | {"global_step": step})
 
     def _request_stop(self, number, frame):
         if self._restoring:  # nothing to save yet, and the emulator is not waited for
@@ -368,8 +369,7 @@ class Run:
 
         UsageError if one of them, or a weight of the network, is NaN or inf: the run has diverged.
         """
-        for tag, value in values.items():
-            self._scalar(tag, value, step)
+        self._log(values, step)
         self._last_values |= values
         for tag, value in values.items():
             if not math.isfinite(value):
@@ -383,9 +383,9 @@ class Run:
             return
         episode = infos["episode"]
         for i in np.flatnonzero(episode["_r"]):
-            self.returns.append(float(episode["r"][i]))
-            self._scalar("charts/episodic_return", episode["r"][i], step)
-            self._scalar("charts/episodic_length", episode["l"][i], step)
+            score, length = float(episode["r"][i]), float(episode["l"][i])
+            self.returns.append(score)
+            self._log({"charts/episodic_return": score, "charts/episodic_length": length}, step)
 
     def representation(
         self,
@@ -421,11 +421,11 @@ class Run:
         self._rates.append((now, step))
         rate = (step - step_then) / max(now - then, 1e-9)
         if rate > 0:  # none yet where a run goes on with the update that its stop had undone
-            self._scalar("charts/SPS", rate, step)
+            self._log({"charts/SPS": rate}, step)
         if self.board.problem is not None and not self._warned:
             self._warn(f"the curves cannot be written: {self.board.problem.strerror}", step)
         if self.returns:
-            self._scalar("charts/mean_return_100", np.mean(self.returns), step)
+            self._log({"charts/mean_return_100": float(np.mean(self.returns))}, step)
         if sys.stderr.isatty():
             self.bar.n = min(step, self.args.total_timesteps)
             with contextlib.suppress(OSError):

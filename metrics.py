@@ -272,14 +272,12 @@ def measure_representation(
     the tags below `contribution`, are means over samples and actions, those called `_abs` of the
     magnitudes.
     """
-    values = {}
+    values, dead_of = {}, {name: dead_neurons(layer) for name, layer in layers.items()}
     for name, layer in layers.items():
         prefix = "representation/" if name == "z" else f"representation/{name}/"
-        dead_of = dead_neurons(layer)
-        found = measure_layer(layer, dead_of)
+        found = measure_layer(layer, dead_of[name])
         values |= {prefix + measure: value for measure, value in found.items()}
-        if name == "z":
-            live, dead = q_contribution(layer, dead_of, weight, bias)
+    live, dead = q_contribution(layers["z"], dead_of["z"], weight, bias)
     return values | {
         f"{contribution}/live": live.mean().item(),
         f"{contribution}/dead": dead.mean().item(),

@@ -1,5 +1,6 @@
 """The tables of a report: runs, findings or one group of runs in, a row for each line out."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -16,7 +17,6 @@ from claims import (
     dead_part,
     has_prediction,
     predicted_share,
-    told,
 )
 from curves import FINISHED, SCORE, Recorded, as_text
 from verdicts import OPEN, Finding
@@ -37,10 +37,7 @@ def game_rows(group: Group) -> list[dict]:
             if not runs:
                 continue
             row = {"game": game, "variant": variant, "seeds": len(runs)}
-
-            def over_seeds(measure: str | Callable[[Recorded], float]) -> Estimate:
-                return mean_over_games(group.values(variant, [game], measure))  # noqa: B023
-
+            over_seeds = functools.partial(mean_over_seeds, group, variant, game)
             row["score"] = over_seeds(SCORE)
             row["mean score over the run"] = over_seeds(lambda run: np.nanmean(run.measures[SCORE]))
             row["dead at first, %"] = over_seeds(lambda run: first_measured(run, DEAD)).in_percent
@@ -53,6 +50,12 @@ def game_rows(group: Group) -> list[dict]:
             row["steps in finished games, %"] = over_seeds(FINISHED).in_percent
             rows.append(row)
     return rows
+
+
+def mean_over_seeds(
+    group: Group, variant: str, game: str, measure: str | Callable[[Recorded], float]
+) -> Estimate:
+    return mean_over_games(group.values(variant, [game], measure))
 
 
 def first_measured(run: Recorded, measure: str) -> float:
@@ -148,7 +151,7 @@ def as_cells(rows: list[dict]) -> list[dict]:
         if isinstance(number, float) and math.isnan(number):
             return ""
         if isinstance(value, Estimate):
-            return told(value, digits=1 if abs(number) >= 10 else 2)
+            return value.told(digits=1 if abs(number) >= 10 else 2)
         return f"{value:.1f}" if isinstance(value, float) else value
 
     return [{name: cell(value) for name, value in row.items()} for row in rows]
