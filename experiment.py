@@ -472,6 +472,9 @@ class Run:
                 raise UsageError(message)
             say(f"{message}; its last checkpoint is whole", sys.stderr)
         if self.stopped is None:
+            with contextlib.suppress(OSError, UsageError):  # the checkpoint says so, too
+                config = read_config(self.folder) | {"finished": step}
+                write_json(self.folder / "config.json", config)
             seconds = self._elapsed + time.monotonic() - self._start
             spent = datetime.timedelta(seconds=int(seconds))
             say(f"done: {step:,} agent steps in {spent}, {self.folder}")

@@ -124,14 +124,19 @@ def _unchanged_config(folder: Path, time_ns: int) -> dict:
 
 
 class Found(NamedTuple):
-    """A run that is there: when it was started, its folder, the end of its newest checkpoint."""
+    """A run that is there: when it was started, its folder, the end of its newest checkpoint.
+
+    And the agent step at which it finished, which stays where its checkpoints are taken away.
+    """
 
     started: str
     folder: Path
     footer: Footer | None
+    finished: int = 0
 
     def has_finished(self, args) -> bool:
-        return self.footer is not None and self.footer.step >= args.total_timesteps
+        saved = 0 if self.footer is None else self.footer.step
+        return max(saved, self.finished) >= args.total_timesteps
 
 
 def runs_of(args, algorithm: str) -> list[Found]:
@@ -147,7 +152,9 @@ def runs_of(args, algorithm: str) -> list[Found]:
         with contextlib.suppress(UsageError, OSError):
             config = _unchanged_config(path.parent, path.stat().st_mtime_ns)
             if config["algorithm"] == algorithm and asked_for(config["flags"]) == wanted:
-                found.append(Found(config["started"], path.parent, newest_footer(path.parent)))
+                finished = int(config.get("finished") or 0)
+                footer = newest_footer(path.parent)
+                found.append(Found(config["started"], path.parent, footer, finished))
     return found
 
 

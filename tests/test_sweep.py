@@ -385,3 +385,19 @@ def test_finished_runs_are_found_whatever_the_threads(tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(config))
     os.utime(folder / "config.json", ns=(1, 1))
     assert not wanted.has_finished()
+
+
+def test_a_finished_run_is_not_made_again_for_want_of_its_checkpoints(
+    tmp_path, monkeypatch, in_process
+):
+    """Which may be taken away when it has ended, as they are large."""
+    monkeypatch.chdir(tmp_path)
+    named = (("ppo",), ("tanh",), ("Pong",), (1,), "runs")
+    (wanted,) = plan(*named, (*TINY, "--total-timesteps", "64"))
+    in_process("ppo_atari", *wanted.command()[1:])
+    assert wanted.has_finished()
+    for path in wanted.found().folder.glob("*.pt"):
+        path.unlink()
+    assert wanted.has_finished()
+    (longer,) = plan(*named, (*TINY, "--total-timesteps", "65"))
+    assert not longer.has_finished()
