@@ -91,13 +91,19 @@ def unwritable(folder: Path, flag: str, problem: OSError) -> UsageError:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, names: tuple[str, ...], flag: str = "--output-dir"):
+def replacing(
+    folder: Path,
+    names: tuple[str, ...],
+    flag: str = "--output-dir",
+    outdated: tuple[str, ...] = (),
+):
     """A new folder, whose files take their places in `folder` if the block ends well.
 
     `names` are the files and, with a slash at the end, the folders that will be written. They are
-    replaced each at once, and TensorBoard files beside new ones, whose names hold the time. If the
-    block does not end well, also by SIGTERM, nothing has changed. UsageError, at the start where it
-    can be known there, if something cannot be written; `flag` is the one that named the folder.
+    replaced each at once, and TensorBoard files beside new ones, whose names hold the time. Files
+    of `outdated` patterns that are not written anew are taken away. If the block does not end well,
+    also by SIGTERM, nothing has changed. UsageError, at the start where it can be known there, if
+    something cannot be written; `flag` is the one that named the folder.
     """
     with unwound_by_sigterm(), made_if_used(folder, flag):
         staged = None
@@ -111,13 +117,17 @@ def replacing(folder: Path, names: tuple[str, ...], flag: str = "--output-dir"):
                         f"{target} is a {kind} and in the way: remove it, or choose another {flag}"
                     )
             yield staged
-            for new in [path for path in staged.rglob("*") if path.is_file()]:
+            written = [path for path in staged.rglob("*") if path.is_file()]
+            before = {path for pattern in outdated for path in folder.glob(pattern)}
+            for new in written:
                 target = folder / new.relative_to(staged)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if new.name.startswith("events.out.tfevents"):
                     for old in target.parent.glob("events.out.tfevents*"):
                         old.unlink()
                 new.replace(target)
+            for old in before - {folder / new.relative_to(staged) for new in written}:
+                old.unlink()
         except OSError as problem:
             raise unwritable(folder, flag, problem) from None
         finally:

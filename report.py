@@ -8,6 +8,7 @@ Runs of one algorithm that differ in other flags than game, seed and variant are
 such setting is reported by itself. A score is a mean raw return of 100 games in training.
 """
 
+import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from curves import (
 from flags import UsageError, check_folder, counted, launch, say, variant_flags
 from page import folded, paragraph, picture, svg, table, write_page
 from pictures import all_figures, improvements
+from plan import ALGORITHMS
 from rows import (
     aggregate_rows,
     as_cells,
@@ -58,6 +60,14 @@ CAPTIONS = {
     "prediction": "A point per run, means over its last tenth. On the line: as many dead products "
     "as if the branches died independently of one another.",
 }
+LEGEND = (
+    "Means over the seeds: the score at the end of a run; of z, which the head sees, means over "
+    "the last tenth. Dead: by v1's density test; at first: when it was measured first, hardly "
+    "trained. Rank: effective rank. Saturated: beyond 0.99 on 99 % of the samples. Dead part: what "
+    "dead neurons bring, of the magnitude that the head sums up. Steps in finished games: the "
+    "others were played in games that had not ended, which have no score."
+)
+GROUP_TABLES = ("games", "over_games", "improvement", "prediction")
 
 
 @dataclass
@@ -72,6 +82,11 @@ class Args:
     """variant whose runs give the range for the baseline-normalised scores (v1 D.1)"""
     first: str = "tanh-hr"
     """variant that is compared with all others"""
+
+
+def identity(run: Recorded) -> tuple:
+    """What two copies of a run have in common; settings as `name_settings` has told them apart."""
+    return run.algorithm, run.setting, run.variant, run.game, run.seed
 
 
 def preference(run: Recorded) -> tuple:
@@ -93,7 +108,7 @@ def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
     name_settings(runs)
     chosen = {}
     for run in runs:
-        key = (run.algorithm, run.setting, run.variant, run.game, run.seed)
+        key = identity(run)
         worse, kept = sorted((run, chosen.get(key, run)), key=preference)
         if worse.name != kept.name:
             remarks.append(
@@ -121,18 +136,36 @@ def refuse_to_lose(folder: Path, runs: list[Recorded]):
     if not is_source(folder):
         return
 
-    def names(of: list[Recorded]) -> set:
-        return {(run.algorithm, run.game, run.variant, run.seed, run.total) for run in of}
-
     try:
-        lost = sorted(names(read_tables(folder)) - names(runs))
+        before = read_tables(folder)
     except UsageError:  # it holds nothing that could be read again
         return
-    if lost:
+    name_settings(before + runs)  # what tells apart those of both
+    named = {identity(run) for run in runs}
+    name_settings(runs)
+    if lost := [run for run in before if identity(run) not in named]:
         raise UsageError(
             f"--out {folder} has the tables of {counted(len(lost), 'run')} not among those named "
-            f"(such as {lost[0][2]} in {lost[0][1]}): name {folder} as input, too, or another --out"
+            f"(such as {lost[0].name}): name {folder} as input, too, or another --out"
         )
+
+
+def compared(runs: list[Recorded], args: Args) -> list[str]:
+    """What --first and --baseline leave out, in words, as there is no run of them.
+
+    UsageError where they were given.
+    """
+    variants = sorted({run.variant for run in runs})
+    uses = {"first": "nothing is compared with the others", "baseline": "no baseline scores"}
+    remarks = []
+    for name, without in uses.items():
+        variant = getattr(args, name)
+        if variant in variants:
+            continue
+        if variant != getattr(Args, name):
+            raise UsageError(f"--{name} {variant}: no run of it; there are {', '.join(variants)}")
+        remarks.append(f"No run of {variant} (--{name}): {without}")
+    return remarks
 
 
 def group_runs(runs: list[Recorded]) -> list[Group]:
@@ -195,7 +228,7 @@ def group_section(
 
     parts.append("<h3>Scores</h3>")
     show("curves")
-    parts.append(table(as_cells(rows["games"])))
+    parts += [table(as_cells(rows["games"])), paragraph(LEGEND, quiet=True)]
     if rows["over_games"]:
         parts += ["<h3>Over games</h3>", table(as_cells(rows["over_games"]))]
         parts.append(
@@ -312,9 +345,13 @@ def main(args: Args) -> int:
     runs, remarks = read_all(args.runs)
     if not runs:
         raise UsageError(f"none of these runs can be read: {'; '.join(remarks)}")
+    remarks += compared(runs, args)
     folder = Path(args.out)
     refuse_to_lose(folder, runs)
-    with replacing(folder, ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv"), "--out") as staged:
+    names = ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv")
+    of_groups = itertools.product(ALGORITHMS, (*CAPTIONS, *GROUP_TABLES), ("png", "svg", "csv"))
+    outdated = tuple(f"{name}*_{which}.{kind}" for name, which, kind in of_groups)
+    with replacing(folder, names, "--out", outdated if is_source(folder) else ()) as staged:
         write_report(staged, runs, remarks, args)
     counting = sum(map(counts, runs))
     say(

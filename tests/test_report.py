@@ -569,6 +569,42 @@ def test_the_runs_in_a_report_are_not_lost_to_another(tmp_path, monkeypatch):
     assert len(read_all(("all",))[0]) == 4
 
 
+def test_a_run_that_differs_in_gamma_alone_is_not_lost_to_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for gamma in (0.9, 0.99):
+        make_run(tmp_path / f"gamma{gamma}", flags={"gamma": gamma})
+    assert main(Args(("gamma0.9",))) == 0
+    with pytest.raises(UsageError, match=r"the tables of 1 run .*such as gamma0.9\)"):
+        main(Args(("gamma0.99",)))
+    assert main(Args(("gamma0.9",))) == 0
+
+
+def test_of_groups_that_are_gone_nothing_stays(tmp_path, monkeypatch):
+    """Such as one setting whose name is another when it is the only one."""
+    monkeypatch.chdir(tmp_path)
+    for gamma in (0.9, 0.99):
+        make_run(tmp_path / "runs" / f"gamma{gamma}", flags={"gamma": gamma})
+    assert main(Args(("runs/gamma0.9",))) == 0
+    assert (tmp_path / "report" / "pqn_curves.png").exists()
+    (tmp_path / "report" / "notes.csv").write_text("mine")
+    assert main(Args(("runs",))) == 0
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert "pqn-gamma-0.9_games.csv" in names
+    assert "notes.csv" in names
+    assert not [name for name in names if name.startswith("pqn_")]
+
+
+@pytest.mark.parametrize("name", ["first", "baseline"])
+def test_a_variant_to_compare_with_is_there_or_missed(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "one", variant="tanh")
+    with pytest.raises(UsageError, match=f"--{name} selu: no run of it; there are tanh"):
+        main(Args(("one",), **{name: "selu"}))
+    assert not (tmp_path / "report").exists()
+    assert main(Args(("one",))) == 0
+    assert f"No run of {getattr(Args, name)} (--{name})" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("order", [("good", "bad"), ("bad", "good")])
 def test_a_damaged_copy_does_not_displace_the_whole_run(tmp_path, order):
     good = make_run(tmp_path / "good", [(100, 1.0), (900, 9.0)])
