@@ -194,12 +194,20 @@ def as_text(value: float) -> str:
     return f"{value:.6g}"
 
 
+def described(path: Path) -> dict:
+    """What a JSON file of a run folder says. UsageError if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is damaged ({error}): put it back, or leave that run out"
+        ) from None
+
+
 def diverged_at(folder: Path) -> int | None:
     """The agent step of its report `diverged.json`; None without."""
-    try:
-        return int(json.loads((folder / "diverged.json").read_text())["step"])
-    except FileNotFoundError:
-        return None
+    path = folder / "diverged.json"
+    return int(described(path)["step"]) if path.exists() else None
 
 
 def commit_name(made: dict) -> str:
@@ -211,7 +219,7 @@ def commit_name(made: dict) -> str:
 def read_run(folder: Path) -> Recorded:
     """A run folder. UsageError if it is none."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = described(folder / "config.json")
         flags = config["flags"]
         total = int(flags["total_timesteps"])
         commit = commit_name(config)

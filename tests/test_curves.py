@@ -248,9 +248,12 @@ def test_what_is_no_run_is_refused(tmp_path):
         find_runs([str(tmp_path)])
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"algorithm": "dqn"')
-    with pytest.raises(UsageError, match="no run folder that can be read"):
+    with pytest.raises(UsageError, match=r"broken/config.json is damaged .*leave that run out"):
         read_run(tmp_path / "broken")
     good = make_run(tmp_path / "good")
+    (good / "diverged.json").write_text("")
+    with pytest.raises(UsageError, match=r"good/diverged.json is damaged"):
+        read_run(good)
     assert find_runs([str(tmp_path), str(good)]) == [tmp_path / "broken", good]
     (tmp_path / RUNS_CSV).write_text("name\nx\n")
     (tmp_path / CURVES_CSV).write_text("name,agent_step\n")
