@@ -33,7 +33,16 @@ figcaption { color: var(--quiet); font-size: 0.9rem; max-width: 46rem; }
 .open { color: var(--quiet); }
 td:last-child { white-space: nowrap; }
 td:nth-last-child(2) { min-width: 6rem; }
-@media (max-width: 40rem) { body { font-size: 15px; } table { font-size: 0.8rem; } }
+figure { overflow-x: auto; }
+@media (max-width: 40rem) {
+  body { font-size: 15px; }
+  figure img { max-width: none; width: 46rem; }
+  thead, td:empty { display: none; }
+  table, tbody, tr, td { display: block; }
+  tr { border-bottom: 1px solid var(--line); padding: 0.4rem 0; }
+  td, td:last-child { border: 0; padding: 0 0 0.1rem; white-space: normal; }
+  td::before { content: attr(data-column) ": "; color: var(--quiet); font-weight: 400; }
+}
 """
 
 
@@ -48,18 +57,22 @@ def svg(figure: Figure) -> bytes:
 
 
 def table(rows: list[dict], classes: dict[str, str] | None = None) -> str:
-    """Rows as an HTML table; `classes`: cell text -> CSS class. It scrolls where it is too wide."""
+    """Rows as an HTML table; `classes`: cell text -> CSS class. It scrolls where it is too wide.
+
+    On a screen as narrow as a phone's every cell is a line that begins with the name of its column.
+    """
     if not rows:
         return "<p class=quiet>None.</p>"
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0])
     lines = []
     for row in rows:
         cells = []
-        for cell in row.values():
+        for name, cell in row.items():
             text = str(cell)
             kind = (classes or {}).get(text)
             mark = f' class="{kind}"' if kind else ""
-            cells.append(f"<td{mark}>{html.escape(text)}</td>")
+            column = html.escape(str(name), quote=True)
+            cells.append(f'<td{mark} data-column="{column}">{html.escape(text)}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     body = "\n".join(lines)
     return (
