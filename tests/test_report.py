@@ -316,8 +316,8 @@ def test_a_broken_run_is_named_and_the_others_count(tmp_path, monkeypatch, capsy
     (tmp_path / "runs" / "bad").mkdir()
     (tmp_path / "runs" / "bad" / "config.json").write_text("{")
     assert main(Args(("runs",))) == 0
-    assert "runs/bad is no run folder" in capsys.readouterr().out
-    assert "runs/bad is no run folder" in (tmp_path / "report" / "index.html").read_text()
+    assert "runs/bad/config.json is damaged" in capsys.readouterr().out
+    assert "runs/bad/config.json is damaged" in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_a_stray_run_takes_no_game_from_the_others(tmp_path, monkeypatch):
