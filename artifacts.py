@@ -100,9 +100,9 @@ def replacing(
     """A new folder, whose files take their places in `folder` if the block ends well.
 
     `names` are the files and, with a slash at the end, the folders that will be written. They are
-    replaced each at once, and TensorBoard files beside new ones, whose names hold the time. Files
-    of `outdated` patterns that are not written anew are taken away. If the block does not end well,
-    also by SIGTERM, nothing has changed. UsageError, at the start where it can be known there, if
+    replaced each at once, and TensorBoard files beside new ones, whose names hold the time; those
+    that are `outdated` and not written anew are taken away. If the block does not end well, also by
+    SIGTERM, nothing has changed. UsageError, at the start where it can be known there, if
     something cannot be written; `flag` is the one that named the folder.
     """
     with unwound_by_sigterm(), made_if_used(folder, flag):
@@ -118,7 +118,6 @@ def replacing(
                     )
             yield staged
             written = [path for path in staged.rglob("*") if path.is_file()]
-            before = {path for pattern in outdated for path in folder.glob(pattern)}
             for new in written:
                 target = folder / new.relative_to(staged)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,8 +125,9 @@ def replacing(
                     for old in target.parent.glob("events.out.tfevents*"):
                         old.unlink()
                 new.replace(target)
-            for old in before - {folder / new.relative_to(staged) for new in written}:
-                old.unlink()
+            for name in {*outdated} - {str(new.relative_to(staged)) for new in written}:
+                if (folder / name).is_file():
+                    (folder / name).unlink()
         except OSError as problem:
             raise unwritable(folder, flag, problem) from None
         finally:

@@ -194,11 +194,11 @@ def as_text(value: float) -> str:
     return f"{value:.6g}"
 
 
-def described(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     """What a JSON file of a run folder says. UsageError if it is damaged."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
         raise UsageError(
             f"{path} is damaged ({error}): put it back, or leave that run out"
         ) from None
@@ -207,7 +207,7 @@ def described(path: Path) -> dict:
 def diverged_at(folder: Path) -> int | None:
     """The agent step of its report `diverged.json`; None without."""
     path = folder / "diverged.json"
-    return int(described(path)["step"]) if path.exists() else None
+    return int(read_json(path)["step"]) if path.exists() else None
 
 
 def commit_name(made: dict) -> str:
@@ -219,7 +219,7 @@ def commit_name(made: dict) -> str:
 def read_run(folder: Path) -> Recorded:
     """A run folder. UsageError if it is none."""
     try:
-        config = described(folder / "config.json")
+        config = read_json(folder / "config.json")
         flags = config["flags"]
         total = int(flags["total_timesteps"])
         commit = commit_name(config)

@@ -471,10 +471,11 @@ class Run:
             if not going_on:
                 raise UsageError(message)
             say(f"{message}; its last checkpoint is whole", sys.stderr)
-        if self.stopped is None:
+        if problem is None and step >= self.args.total_timesteps:
             with contextlib.suppress(OSError, UsageError):  # the checkpoint says so, too
                 config = read_config(self.folder) | {"finished": step}
                 write_json(self.folder / "config.json", config)
+        if self.stopped is None:
             seconds = self._elapsed + time.monotonic() - self._start
             spent = datetime.timedelta(seconds=int(seconds))
             say(f"done: {step:,} agent steps in {spent}, {self.folder}")

@@ -33,9 +33,9 @@ figcaption { color: var(--quiet); font-size: 0.9rem; max-width: 46rem; }
 .open { color: var(--quiet); }
 td:last-child { white-space: nowrap; }
 td:nth-last-child(2) { min-width: 6rem; }
-figure { overflow-x: auto; }
 @media (max-width: 40rem) {
   body { font-size: 15px; }
+  figure div { overflow-x: auto; }
   figure img { max-width: none; width: 46rem; }
   thead, td:empty { display: none; }
   table, tbody, tr, td { display: block; }
@@ -59,7 +59,8 @@ def svg(figure: Figure) -> bytes:
 def table(rows: list[dict], classes: dict[str, str] | None = None) -> str:
     """Rows as an HTML table; `classes`: cell text -> CSS class. It scrolls where it is too wide.
 
-    On a screen as narrow as a phone's every cell is a line that begins with the name of its column.
+    On a screen as narrow as a phone's every cell that is not empty is a line, with the name of its
+    column.
     """
     if not rows:
         return "<p class=quiet>None.</p>"
@@ -86,8 +87,8 @@ def picture(content: bytes, caption: str) -> str:
     coded = base64.b64encode(content).decode()
     text = html.escape(caption)
     return (
-        f'<figure><img alt="{html.escape(caption, quote=True)}" '
-        f'src="data:image/svg+xml;base64,{coded}"><figcaption>{text}</figcaption></figure>'
+        f'<figure><div><img alt="{html.escape(caption, quote=True)}" '
+        f'src="data:image/svg+xml;base64,{coded}"></div><figcaption>{text}</figcaption></figure>'
     )
 
 

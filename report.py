@@ -35,7 +35,6 @@ from curves import (
 from flags import UsageError, check_folder, counted, launch, say, variant_flags
 from page import folded, paragraph, picture, svg, table, write_page
 from pictures import all_figures, improvements
-from plan import ALGORITHMS
 from rows import (
     aggregate_rows,
     as_cells,
@@ -61,13 +60,18 @@ CAPTIONS = {
     "as if the branches died independently of one another.",
 }
 LEGEND = (
-    "Means over the seeds: the score at the end of a run; of z, which the head sees, means over "
-    "the last tenth. Dead: by v1's density test; at first: when it was measured first, hardly "
-    "trained. Rank: effective rank. Saturated: beyond 0.99 on 99 % of the samples. Dead part: what "
-    "dead neurons bring, of the magnitude that the head sums up. Steps in finished games: the "
-    "others were played in games that had not ended, which have no score."
+    "All are means over the seeds. Score: at the end of a run. The measures are of z, which the "
+    "head sees, over the last tenth of a run. Dead: by v1's density test; at first: at the first "
+    "hundredth of a run that has a measurement. Rank: effective rank. Saturated: beyond 0.99 on "
+    "99 % of the samples; branches: the mean of the two. Dead part: of the magnitude that the head "
+    "sums up, what dead neurons bring. Steps in finished games: those in others have no score yet."
 )
-GROUP_TABLES = ("games", "over_games", "improvement", "prediction")
+WITHOUT = {
+    "first": "no probabilities that one improves on another",
+    "baseline": "no baseline-normalised scores",
+}
+KINDS = ("png", "svg", "csv")  # of files: figures twice, tables
+TABLES = ("games", "over_games", "improvement", "prediction")
 
 
 @dataclass
@@ -128,43 +132,46 @@ def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
     return found, remarks
 
 
-def refuse_to_lose(folder: Path, runs: list[Recorded]):
-    """UsageError if a report in this folder has runs in its tables that are not among `runs`.
-
-    The tables may be all that is left of them.
-    """
-    if not is_source(folder):
-        return
-
+def earlier(folder: Path) -> list[Recorded]:
+    """The runs in the tables of a report that is there; none where there is none to be read."""
     try:
-        before = read_tables(folder)
-    except UsageError:  # it holds nothing that could be read again
-        return
+        found = read_tables(folder) if is_source(folder) else []
+    except UsageError:
+        return []
+    name_settings(found)
+    return found
+
+
+def refuse_to_lose(folder: Path, before: list[Recorded], runs: list[Recorded]):
+    """UsageError if the report in this folder has runs, `before`, that are not among `runs`.
+
+    Or are there, but not complete or not whole. Its tables may be all that is left of them.
+    """
     name_settings(before + runs)  # what tells apart those of both
-    named = {identity(run) for run in runs}
-    name_settings(runs)
-    if lost := [run for run in before if identity(run) not in named]:
+    named = {identity(run): preference(run)[:2] for run in runs}
+    if lost := [run for run in before if preference(run)[:2] > named.get(identity(run), ())]:
         raise UsageError(
-            f"--out {folder} has the tables of {counted(len(lost), 'run')} not among those named "
+            f"--out {folder} has the tables of {counted(len(lost), 'run')} not among those named, "
+            "or not as far there "
             f"(such as {lost[0].name}): name {folder} as input, too, or another --out"
         )
 
 
 def compared(runs: list[Recorded], args: Args) -> list[str]:
-    """What --first and --baseline leave out, in words, as there is no run of them.
+    """What is left out for want of runs of --first and --baseline that count, in words.
 
-    UsageError where they were given.
+    UsageError where that is not a default.
     """
-    variants = sorted({run.variant for run in runs})
-    uses = {"first": "nothing is compared with the others", "baseline": "no baseline scores"}
+    variants = sorted({run.variant for run in runs if counts(run)})
     remarks = []
-    for name, without in uses.items():
+    for name, without in WITHOUT.items():
         variant = getattr(args, name)
         if variant in variants:
             continue
         if variant != getattr(Args, name):
-            raise UsageError(f"--{name} {variant}: no run of it; there are {', '.join(variants)}")
-        remarks.append(f"No run of {variant} (--{name}): {without}")
+            there = ", ".join(variants) or "no runs that count"
+            raise UsageError(f"--{name} {variant}: no run of it that counts; there are {there}")
+        remarks.append(f"{without}: no run of {variant} (--{name}) that counts")
     return remarks
 
 
@@ -175,6 +182,15 @@ def group_runs(runs: list[Recorded]) -> list[Group]:
         if counts(run):
             found.setdefault((run.algorithm, run.setting), []).append(run)
     return [Group(*key, members) for key, members in sorted(found.items())]
+
+
+def group_names(groups: list[Group]) -> list[str]:
+    """What the names of their files begin with, which are also anchors of the page."""
+    names = ["top", "claims"]
+    for group in groups:
+        name = re.sub(r"[^a-z0-9.]+", "-", group.title.lower())[:60].strip("-")
+        names.append(f"{name}-{len(names)}" if name in names else name)
+    return names[2:]
 
 
 def remarks_on(group: Group) -> list[str]:
@@ -259,10 +275,7 @@ def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: A
     tables["claims.csv"] = claim_rows(findings)
     sections = [("top", "", summary(runs, groups, remarks))]
     sections.append(("claims", "The paper's claims", claims_part(findings)))
-    for group in groups:
-        name = re.sub(r"[^a-z0-9.]+", "-", group.title.lower())[:60].strip("-")
-        if any(name == anchor for anchor, *_ in sections):
-            name += f"-{len(sections)}"
+    for name, group in zip(group_names(groups), groups, strict=True):
         found = improvements(group, args.first)
         drawn = {}
         for which, figure in all_figures(group, args.first, found).items():
@@ -270,15 +283,12 @@ def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: A
             figure.savefig(folder / f"{name}_{which}.png", dpi=110)
             drawn[which] = svg(figure)
             (folder / f"{name}_{which}.svg").write_bytes(drawn[which])
-        rows = {
-            "games": game_rows(group),
-            "over_games": aggregate_rows(group, args.baseline),
-            "improvement": [
-                {"of": args.first, "over": other, "probability of improvement": value}
-                for other, value in found.items()
-            ],
-            "prediction": prediction_rows(group),
-        }
+        improved = [
+            {"of": args.first, "over": other, "probability of improvement": value}
+            for other, value in found.items()
+        ]
+        of_games = game_rows(group), aggregate_rows(group, args.baseline)
+        rows = dict(zip(TABLES, (*of_games, improved, prediction_rows(group)), strict=True))
         tables |= {f"{name}_{which}.csv": as_columns(of) for which, of in rows.items() if of}
         sections.append(group_section(group, name, drawn, rows, args.baseline))
     sections.append(("runs", "Runs", [table(run_rows(runs))]))
@@ -347,11 +357,12 @@ def main(args: Args) -> int:
         raise UsageError(f"none of these runs can be read: {'; '.join(remarks)}")
     remarks += compared(runs, args)
     folder = Path(args.out)
-    refuse_to_lose(folder, runs)
+    before = earlier(folder)
+    outdated = itertools.product(group_names(group_runs(before)), (*CAPTIONS, *TABLES), KINDS)
+    refuse_to_lose(folder, before, runs)
     names = ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv")
-    of_groups = itertools.product(ALGORITHMS, (*CAPTIONS, *GROUP_TABLES), ("png", "svg", "csv"))
-    outdated = tuple(f"{name}*_{which}.{kind}" for name, which, kind in of_groups)
-    with replacing(folder, names, "--out", outdated if is_source(folder) else ()) as staged:
+    of_groups = tuple(f"{name}_{which}.{kind}" for name, which, kind in outdated)
+    with replacing(folder, names, "--out", of_groups) as staged:
         write_report(staged, runs, remarks, args)
     counting = sum(map(counts, runs))
     say(

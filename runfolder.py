@@ -102,6 +102,8 @@ def read_config(folder: Path, asked: str = "--resume ") -> dict:
         if not {"algorithm", "flags", "started"} <= config.keys():
             raise ValueError
         dict(**config["flags"])
+        if not isinstance(config.get("finished", 0), int):
+            raise ValueError
     except (OSError, ValueError, AttributeError, TypeError):
         raise UsageError(f"{asked}{folder}: it is no run, as it has no whole config.json") from None
     return config
@@ -152,8 +154,7 @@ def runs_of(args, algorithm: str) -> list[Found]:
         with contextlib.suppress(UsageError, OSError):
             config = _unchanged_config(path.parent, path.stat().st_mtime_ns)
             if config["algorithm"] == algorithm and asked_for(config["flags"]) == wanted:
-                finished = int(config.get("finished") or 0)
-                footer = newest_footer(path.parent)
+                footer, finished = newest_footer(path.parent), config.get("finished", 0)
                 found.append(Found(config["started"], path.parent, footer, finished))
     return found
 
@@ -237,6 +238,11 @@ def take_up(args, algorithm: str):
             f"{config['algorithm']}_atari.py"
         )
     footer = newest_footer(folder)
+    if footer is None and config.get("finished"):
+        raise UsageError(
+            f"--resume {folder}: it has finished ({config['finished']:,} agent steps), and the "
+            "checkpoints are gone from which it could be made longer"
+        )
     if footer is None:
         raise UsageError(f"--resume {folder}: it has no whole checkpoint.pt; start the run anew")
     if footer.format != FORMAT:
@@ -285,6 +291,7 @@ def resumed_config(folder: Path, now: dict, step: int) -> dict:
     """
     config = read_config(folder)
     config["flags"]["total_timesteps"] = now["flags"]["total_timesteps"]
+    config.pop("finished", None)
     kept = ("command", "git_commit", "git_has_changes", "device", "processor", "torch_threads")
     kept += ("versions", "started")
     config.setdefault("resumed", []).append({"step": step} | {name: now[name] for name in kept})

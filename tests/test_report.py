@@ -234,6 +234,7 @@ def test_the_page_holds_all_and_needs_nothing_else(tmp_path, monkeypatch, capsys
         "Tanh (HR) scores higher than ReLU",
     ):
         assert told in text, told
+    assert 'data-column="verdict"' in (out / "index.html").read_text()
     assert len(page.images) >= 7
     for source in page.images:
         assert source.startswith("data:image/svg+xml;base64,")
@@ -586,23 +587,35 @@ def test_of_groups_that_are_gone_nothing_stays(tmp_path, monkeypatch):
         make_run(tmp_path / "runs" / f"gamma{gamma}", flags={"gamma": gamma})
     assert main(Args(("runs/gamma0.9",))) == 0
     assert (tmp_path / "report" / "pqn_curves.png").exists()
-    (tmp_path / "report" / "notes.csv").write_text("mine")
+    (tmp_path / "report" / "pqn_mine_curves.png").write_text("mine")
     assert main(Args(("runs",))) == 0
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert "pqn-gamma-0.9_games.csv" in names
-    assert "notes.csv" in names
-    assert not [name for name in names if name.startswith("pqn_")]
+    assert [name for name in names if name.startswith("pqn_")] == ["pqn_mine_curves.png"]
+
+
+def test_a_complete_run_is_not_lost_to_one_cut_off(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_run(tmp_path / "one")
+    assert main(Args(("one",))) == 0
+    events = next(folder.glob("events*"))
+    events.write_bytes(events.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=r"tables of 1 run .* not as far there \(such as one\)"):
+        main(Args(("one",)))
+    assert main(Args(("one", "report"))) == 0
 
 
 @pytest.mark.parametrize("name", ["first", "baseline"])
 def test_a_variant_to_compare_with_is_there_or_missed(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "one", variant="tanh")
-    with pytest.raises(UsageError, match=f"--{name} selu: no run of it; there are tanh"):
+    with pytest.raises(
+        UsageError, match=f"--{name} selu: no run of it that counts; there are tanh"
+    ):
         main(Args(("one",), **{name: "selu"}))
     assert not (tmp_path / "report").exists()
     assert main(Args(("one",))) == 0
-    assert f"No run of {getattr(Args, name)} (--{name})" in capsys.readouterr().out
+    assert f"no run of {getattr(Args, name)} (--{name})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("order", [("good", "bad"), ("bad", "good")])

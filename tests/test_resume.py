@@ -127,6 +127,7 @@ def test_a_finished_run_says_so_and_goes_on_when_there_is_more_to_do(uninterrupt
     assert "done: 1,152 agent steps" in out
     config = json.loads((folder / "config.json").read_text())
     assert config["flags"]["total_timesteps"] == 1152
+    assert config["finished"] == 1152
     assert config["resumed"][0]["step"] == 1024
     assert read_state(folder / "checkpoint.pt")["state"]["step"] == 1152
 

@@ -395,9 +395,18 @@ def test_a_finished_run_is_not_made_again_for_want_of_its_checkpoints(
     named = (("ppo",), ("tanh",), ("Pong",), (1,), "runs")
     (wanted,) = plan(*named, (*TINY, "--total-timesteps", "64"))
     in_process("ppo_atari", *wanted.command()[1:])
+    folder = wanted.found().folder
+    for name in ("checkpoint.pt", "previous.pt"):
+        (folder / name).unlink(missing_ok=True)
     assert wanted.has_finished()
-    for path in wanted.found().folder.glob("*.pt"):
-        path.unlink()
-    assert wanted.has_finished()
-    (longer,) = plan(*named, (*TINY, "--total-timesteps", "65"))
+    gone = in_process("ppo_atari", "--resume", str(folder), check=False)
+    assert gone.returncode == 2
+    assert "it has finished (64 agent steps), and the checkpoints are gone" in gone.stderr
+    # As one that is made longer and has not come to its end.
+    (longer,) = plan(*named, (*TINY, "--total-timesteps", "128"))
+    config = json.loads((folder / "config.json").read_text())
+    config["flags"]["total_timesteps"] = 128
+    (folder / "config.json").write_text(json.dumps(config))
+    os.utime(folder / "config.json", ns=(1, 1))
+    assert [run.folder for run in longer.runs()] == [folder]
     assert not longer.has_finished()
