@@ -1,6 +1,7 @@
 """The figures of a report: one group of runs in, one matplotlib figure out.
 
 Lines are means over seeds, bands 95 % intervals: Student's t over seeds where one game is shown,
+from 3 seeds on (of fewer each is drawn, as the interval of two is a dozen times their distance),
 the stratified bootstrap of aggregate.py where several are, from 5 seeds in each game on.
 """
 
@@ -20,7 +21,7 @@ from aggregate import (
     probability_of_improvement,
     reference_scores,
 )
-from claims import DEAD, RANK, Group, at_the_end, has_prediction, predicted_share
+from claims import DEAD, MIN_SEEDS, RANK, Group, at_the_end, has_prediction, predicted_share
 from curves import SCORE
 
 # Of colours that the colour-blind tell apart (Okabe and Ito), then matplotlib's own.
@@ -82,18 +83,22 @@ def _legend(figure: Figure, panels):
 
 
 def _line(axes, group: Group, game: str, tag: str, variant: str, branch: bool = False):
-    """Mean over seeds, with its interval; a branch dotted and without."""
+    """Mean over seeds, with its interval or, with few, each seed; a branch dotted, by itself."""
     runs = [run for run in group.cells.get((variant, game), ()) if tag in run.measures]
     axes.xaxis.set_major_formatter(EngFormatter())
     if not runs:
         return
-    middle, low, high = t_interval(np.stack([run.measures[tag] for run in runs]))
+    values = np.stack([run.measures[tag] for run in runs])
+    middle, low, high = t_interval(values)
     steps, line = runs[0].steps, color(variant, group.variants)
     if branch:
         axes.plot(steps, middle, color=line, ls=":", lw=1)
         return
     axes.plot(steps, middle, color=line, label=variant)
-    axes.fill_between(steps, low, high, color=line, alpha=0.15, lw=0)
+    if len(runs) >= MIN_SEEDS:
+        axes.fill_between(steps, low, high, color=line, alpha=0.15, lw=0)
+    elif len(runs) > 1:
+        axes.plot(steps, values.T, color=line, alpha=0.4, lw=0.8)
 
 
 def curves(group: Group) -> Figure:

@@ -49,8 +49,8 @@ from verdicts import CONTRADICTED, OPEN, SUPPORTED, Finding, judge_all
 CLASSES = {SUPPORTED: "supported", CONTRADICTED: "contradicted", OPEN: "open"}
 CAPTIONS = {
     "curves": "Mean raw return of the newest 100 games; line: mean over seeds, band: 95 % interval "
-    "(Student's t over seeds; none with one seed).",
-    "representation": "z solid, its branches dotted; means over seeds, bands of z as above. "
+    "(Student's t over seeds), with two seeds thin lines: each.",
+    "representation": "z solid, its branches dotted; means over seeds, bands or seeds as above. "
     "dead: v1's density test; saturated: beyond 0.99 on 99 % of the samples.",
     "efficiency": "Interquartile mean over all runs and games.",
     "profiles": "Higher is better.",

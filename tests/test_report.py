@@ -17,7 +17,7 @@ import claims
 import report
 from curves import POINTS, SCORE
 from flags import UsageError
-from pictures import t_interval
+from pictures import curves, t_interval
 from report import Args, group_runs, main, read_all
 from rows import game_rows, prediction_rows
 from verdicts import CONTRADICTED, OPEN, SUPPORTED, judge_all
@@ -544,6 +544,13 @@ def test_two_that_score_alike(tmp_path, scores, expected):
     make_runs(tmp_path, "dqn", {"tanh-3hr": three, "tanh-hr": two}, seeds=16)
     claim = "The product of three scores like that of two (wins 35 to 65 % of the pairs)"
     assert findings(tmp_path)["DQN", claim].verdict == expected
+
+
+@pytest.mark.parametrize(("seeds", "lines", "bands"), [(1, 1, 0), (2, 3, 0), (3, 1, 1)])
+def test_of_few_seeds_each_is_drawn_and_of_more_their_interval(tmp_path, seeds, lines, bands):
+    make_runs(tmp_path, "pqn", {"tanh": 5.0}, games=("Pong",), seeds=seeds)
+    (axes,) = curves(group_runs(read_all((str(tmp_path),))[0])[0]).axes
+    assert (len(axes.lines), len(axes.collections)) == (lines, bands)
 
 
 def test_a_run_that_diverged_counts_and_is_told(tmp_path, monkeypatch, capsys):
