@@ -35,7 +35,6 @@ td:last-child { white-space: nowrap; }
 td:nth-last-child(2) { min-width: 6rem; }
 @media (max-width: 40rem) {
   body { font-size: 15px; }
-  figure div { overflow-x: auto; }
   figure img { max-width: none; width: 46rem; }
   thead, td:empty { display: none; }
   table, tbody, tr, td { display: block; }
@@ -64,16 +63,16 @@ def table(rows: list[dict], classes: dict[str, str] | None = None) -> str:
     """
     if not rows:
         return "<p class=quiet>None.</p>"
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0])
+    names = [html.escape(str(name)) for name in rows[0]]
+    head = "".join(f"<th>{name}</th>" for name in names)
     lines = []
     for row in rows:
         cells = []
-        for name, cell in row.items():
+        for name, cell in zip(names, row.values(), strict=True):
             text = str(cell)
             kind = (classes or {}).get(text)
             mark = f' class="{kind}"' if kind else ""
-            column = html.escape(str(name), quote=True)
-            cells.append(f'<td{mark} data-column="{column}">{html.escape(text)}</td>')
+            cells.append(f'<td{mark} data-column="{name}">{html.escape(text)}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     body = "\n".join(lines)
     return (
@@ -87,7 +86,7 @@ def picture(content: bytes, caption: str) -> str:
     coded = base64.b64encode(content).decode()
     text = html.escape(caption)
     return (
-        f'<figure><div><img alt="{html.escape(caption, quote=True)}" '
+        f'<figure><div class=scroll><img alt="{text}" '
         f'src="data:image/svg+xml;base64,{coded}"></div><figcaption>{text}</figcaption></figure>'
     )
 

@@ -287,8 +287,9 @@ def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: A
             {"of": args.first, "over": other, "probability of improvement": value}
             for other, value in found.items()
         ]
-        of_games = game_rows(group), aggregate_rows(group, args.baseline)
-        rows = dict(zip(TABLES, (*of_games, improved, prediction_rows(group)), strict=True))
+        over_games = aggregate_rows(group, args.baseline)
+        found_rows = (game_rows(group), over_games, improved, prediction_rows(group))
+        rows = dict(zip(TABLES, found_rows, strict=True))
         tables |= {f"{name}_{which}.csv": as_columns(of) for which, of in rows.items() if of}
         sections.append(group_section(group, name, drawn, rows, args.baseline))
     sections.append(("runs", "Runs", [table(run_rows(runs))]))
