@@ -111,6 +111,7 @@ def test_bounds_follow_from_the_parts(monkeypatch):
     assert of["ratio_overlapped"] == pytest.approx([0.5, 0.5])
 
 
+@pytest.mark.long
 def test_a_real_benchmark(tmp_path, monkeypatch, capsys):
     """Of one script, small: every number is there, and kept."""
     small = ("--latent-dim", "8", "--num-envs", "4", "--num-steps", "16", "--branches", "1")
