@@ -5,7 +5,7 @@ How a verdict is reached is in verdicts.py.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -127,13 +127,21 @@ class Claim(NamedTuple):
     only: tuple[str, ...] = ()  # these games alone, where the paper's line is of them
 
 
+def per_game(games: list[str], numbers: Iterable[float], digits: int = 2) -> str:
+    """What a mean over games consists of, to be told beside it; nothing of a single game."""
+    each = (f"{game} {number:.{digits}f}" for game, number in zip(games, numbers, strict=True))
+    return f": {', '.join(each)}" if len(games) > 1 else ""
+
+
 def better(first: str, second: str) -> Callable:
     """A run of `first` scores higher than one of `second` more often than not."""
 
     def measure(group: Group, games: list[str]) -> Measured:
         scores = [group.values(name, games, SCORE) for name in (first, second)]
         found, p = probability_of_improvement(*scores), improvement_p(*scores)
-        return Measured(found, f"P({first} > {second}) = {found.told()}, p = {p:.3f}", 0.5, p=p)
+        alone = [probability_of_improvement([x], [y]).value for x, y in zip(*scores, strict=True)]
+        ours = f"P({first} > {second}) = {found.told()}, p = {p:.3f}{per_game(games, alone)}"
+        return Measured(found, ours, 0.5, p=p)
 
     return measure
 
@@ -154,11 +162,12 @@ def more(name: str, first: str, second: str, percent: bool = False) -> Callable:
     """A measure is higher in `first` than in `second`: mean difference over games."""
 
     def measure(group: Group, games: list[str]) -> Measured:
-        values = (group.values(variant, games, name) for variant in (first, second))
+        values = [group.values(variant, games, name) for variant in (first, second)]
         found = difference(*values)
-        shown = found.in_percent if percent else found
-        unit = " points" if percent else ""
-        return Measured(found, f"{first} - {second} = {shown}{unit}", above=0.0)
+        shown, unit, scale = (found.in_percent, " points", 100) if percent else (found, "", 1)
+        alone = [scale * (x.mean() - y.mean()) for x, y in zip(*values, strict=True)]
+        ours = f"{first} - {second} = {shown}{unit}{per_game(games, alone)}"
+        return Measured(found, ours, above=0.0)
 
     return measure
 
@@ -167,8 +176,10 @@ def about(variant: str, name: str, share: float, give: float = 0.1) -> Callable:
     """A share is within 10 points of the paper's."""
 
     def measure(group: Group, games: list[str]) -> Measured:
-        found = mean_over_games(group.values(variant, games, name))
-        return Measured(found, f"{found.in_percent} %", share - give, share + give)
+        values = group.values(variant, games, name)
+        found = mean_over_games(values)
+        alone = per_game(games, (100 * of.mean() for of in values))
+        return Measured(found, f"{found.in_percent} %{alone}", share - give, share + give)
 
     return measure
 

@@ -492,6 +492,20 @@ def test_the_higher_rank_is_told(tmp_path, ours, theirs, expected):
     assert plant(tmp_path, planted)[RANKS].verdict == expected
 
 
+def test_games_that_point_apart_are_told_beside_their_mean(tmp_path):
+    """Seeds are 1, 1.001 and 1.002 times what is planted; every run scores alike."""
+    dead = {("tanh", "Pong"): 0.1, ("tanh-hr", "Pong"): 0.3}
+    dead |= {("tanh", "Qbert"): 0.8, ("tanh-hr", "Qbert"): 0.2}
+    found = plant(tmp_path, {cell: {DEAD: share} for cell, share in dead.items()})
+    gap = found["Tanh (HR) has fewer dead neurons than tanh"]
+    assert gap.verdict == SUPPORTED  # of the mean
+    assert gap.ours.endswith("points: Pong -20.02, Qbert 60.06")
+    share = found["Dead neurons in z of tanh: within 10 points of the paper's share"]
+    assert share.ours.endswith("%: Pong 10.01, Qbert 80.08")
+    scores = found["Tanh (HR) scores higher than Tanh"]
+    assert scores.ours.endswith("p = 1.000: Pong 0.50, Qbert 0.50")
+
+
 @pytest.mark.parametrize(
     ("dead", "seaquest", "breakout", "expected", "why"),
     [
