@@ -57,13 +57,20 @@ def write_summary(
 
 
 @contextlib.contextmanager
-def unwound_by_sigterm():
-    """SIGTERM ends the block as an exception does, so that what it has made is taken away."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def unwound_by_signals():
+    """SIGTERM and SIGHUP end the block as an exception does: what it has made is taken away.
+
+    Not one that is ignored, as SIGHUP is under nohup.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = {number: old for number, old in before.items() if old != signal.SIG_IGN}
+    for number in heard:
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in heard.items():
+            signal.signal(number, old)
 
 
 @contextlib.contextmanager
@@ -102,10 +109,10 @@ def replacing(
     `names` are the files and, with a slash at the end, the folders that will be written. They are
     replaced each at once, and TensorBoard files beside new ones, whose names hold the time; those
     that are `outdated` and not written anew are taken away. If the block does not end well, also by
-    SIGTERM, nothing has changed. UsageError, at the start where it can be known there, if
+    SIGTERM or SIGHUP, nothing has changed. UsageError, at the start where it can be known there, if
     something cannot be written; `flag` is the one that named the folder.
     """
-    with unwound_by_sigterm(), made_if_used(folder, flag):
+    with unwound_by_signals(), made_if_used(folder, flag):
         staged = None
         try:
             staged = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))

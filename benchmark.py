@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from artifacts import made_if_used, unwound_by_sigterm
+from artifacts import made_if_used, unwound_by_signals
 from atari import AtariEnvs
 from checkpoint import written_whole
 from device import pick_device
@@ -310,7 +310,7 @@ def with_summaries(found: dict) -> dict:
 def main(args: Args) -> int:
     check(args)
     folder = Path(args.output_dir) if args.output_dir else None
-    with unwound_by_sigterm(), made_if_used(folder) if folder else contextlib.nullcontext():
+    with unwound_by_signals(), made_if_used(folder) if folder else contextlib.nullcontext():
         return measure(args, folder)
 
 

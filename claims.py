@@ -127,10 +127,19 @@ class Claim(NamedTuple):
     only: tuple[str, ...] = ()  # these games alone, where the paper's line is of them
 
 
-def per_game(games: list[str], numbers: Iterable[float], digits: int = 2) -> str:
-    """What a mean over games consists of, to be told beside it; nothing of a single game."""
-    each = (f"{game} {number:.{digits}f}" for game, number in zip(games, numbers, strict=True))
+def per_game(games: list[str], numbers: Iterable[float]) -> str:
+    """The numbers behind a mean over games: ": Pong 0.10, Qbert 0.30"; empty for one game."""
+    each = (f"{game} {number:.2f}" for game, number in zip(games, numbers, strict=True))
     return f": {', '.join(each)}" if len(games) > 1 else ""
+
+
+def told_probability(first: str, second: str, games: list[str], scores: list[Scores]) -> str:
+    """How often a run of `first` beats one of `second`, over the games and in each."""
+    found = probability_of_improvement(*scores)
+    by_game = [
+        probability_of_improvement([x], [y], repeats=1).value for x, y in zip(*scores, strict=True)
+    ]
+    return f"P({first} > {second}) = {found.told()}{per_game(games, by_game)}"
 
 
 def better(first: str, second: str) -> Callable:
@@ -139,8 +148,7 @@ def better(first: str, second: str) -> Callable:
     def measure(group: Group, games: list[str]) -> Measured:
         scores = [group.values(name, games, SCORE) for name in (first, second)]
         found, p = probability_of_improvement(*scores), improvement_p(*scores)
-        alone = [probability_of_improvement([x], [y]).value for x, y in zip(*scores, strict=True)]
-        ours = f"P({first} > {second}) = {found.told()}, p = {p:.3f}{per_game(games, alone)}"
+        ours = f"{told_probability(first, second, games, scores)}; p = {p:.3f}"
         return Measured(found, ours, 0.5, p=p)
 
     return measure
@@ -150,9 +158,9 @@ def alike(first: str, second: str) -> Callable:
     """Neither beats the other in more than 65 % of the pairs."""
 
     def measure(group: Group, games: list[str]) -> Measured:
-        scores = (group.values(name, games, SCORE) for name in (first, second))
+        scores = [group.values(name, games, SCORE) for name in (first, second)]
         found = probability_of_improvement(*scores)
-        ours = f"P({first} > {second}) = {found.told()}"
+        ours = told_probability(first, second, games, scores)
         return Measured(found, ours, 0.35, 0.65, seeds=BOOTSTRAP_SEEDS)
 
     return measure
@@ -165,8 +173,8 @@ def more(name: str, first: str, second: str, percent: bool = False) -> Callable:
         values = [group.values(variant, games, name) for variant in (first, second)]
         found = difference(*values)
         shown, unit, scale = (found.in_percent, " points", 100) if percent else (found, "", 1)
-        alone = [scale * (x.mean() - y.mean()) for x, y in zip(*values, strict=True)]
-        ours = f"{first} - {second} = {shown}{unit}{per_game(games, alone)}"
+        by_game = [scale * (x.mean() - y.mean()) for x, y in zip(*values, strict=True)]
+        ours = f"{first} - {second} = {shown}{unit}{per_game(games, by_game)}"
         return Measured(found, ours, above=0.0)
 
     return measure
@@ -178,8 +186,9 @@ def about(variant: str, name: str, share: float, give: float = 0.1) -> Callable:
     def measure(group: Group, games: list[str]) -> Measured:
         values = group.values(variant, games, name)
         found = mean_over_games(values)
-        alone = per_game(games, (100 * of.mean() for of in values))
-        return Measured(found, f"{found.in_percent} %{alone}", share - give, share + give)
+        by_game = [100 * of.mean() for of in values]
+        ours = f"{found.in_percent} %{per_game(games, by_game)}"
+        return Measured(found, ours, share - give, share + give)
 
     return measure
 

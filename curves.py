@@ -270,7 +270,10 @@ def find_runs(paths: list[str]) -> list[Path]:
             inside += sorted(config.parent for config in path.glob("*/config.json"))
             inside += sorted(table.parent for table in path.glob(f"*/{RUNS_CSV}"))
         if not inside:
-            raise UsageError(f"{path}: no run folder there (one has config.json), nor below it")
+            raise UsageError(
+                f"{path}: no run folder there (one has config.json) and no report ({RUNS_CSV} and "
+                f"{CURVES_CSV}), nor below it"
+            )
         found |= dict.fromkeys(inside)
     return list(found)
 
@@ -325,19 +328,32 @@ def read_tables(folder: Path) -> list[Recorded]:
                 }
                 numbers = {name: int(row.pop(name)) for name in ("seed", "total", "last_step")}
                 more = {name: json.loads(row.pop(name)) for name in AS_JSON if name in row}
-                own = points[row["name"]]
-                columns = {name: np.array([point[name] for point in own]) for name in own[0]}
-                steps = columns.pop("agent_step").astype(int)
-                if len(own) != POINTS or steps[-1] != numbers["total"]:
+                if not isinstance(more.get("made", {}), dict):
+                    raise ValueError(f"of {row['name']}, made is no JSON object")
+                own = points.pop(row["name"], [])
+                if len(own) != POINTS:
                     raise ValueError(f"{row['name']} has {len(own)} points, not {POINTS}")
+                columns = {name: np.array([point[name] for point in own]) for name in own[0]}
+                if any(np.isinf(values).any() for values in columns.values()):
+                    raise ValueError(f"{row['name']} has a value that is infinite")
+                steps = columns.pop("agent_step").astype(int)
+                if (np.diff(steps, prepend=0) < 0).any() or steps[-1] != numbers["total"]:
+                    raise ValueError(
+                        f"the agent steps of {row['name']} do not rise to its {numbers['total']}"
+                    )
                 measures = {n: v for n, v in columns.items() if not np.isnan(v).all()}
                 more |= {"flags": flags, "steps": steps, "measures": measures}
                 found.append(Recorded(**row, **numbers, **more))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{folder}: its tables of runs cannot be read ({what})") from None
+        raise UsageError(
+            f"{folder}: its tables of runs cannot be read ({what}): put {RUNS_CSV} and "
+            f"{CURVES_CSV} back as a report wrote them"
+        ) from None
     if not found:
         raise UsageError(f"{folder}: its tables hold no run")
+    if points:
+        raise UsageError(f"{folder}: {CURVES_CSV} has a run that {RUNS_CSV} lacks, {min(points)}")
     return found
 
 

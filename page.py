@@ -36,11 +36,13 @@ td:nth-last-child(2) { min-width: 6rem; }
 @media (max-width: 40rem) {
   body { font-size: 15px; }
   figure img { max-width: none; width: 46rem; }
-  thead, td:empty { display: none; }
+  /* Out of sight, not display: none, which would take them from a screen reader, too. */
+  thead { position: absolute; left: -100rem; }
   table, tbody, tr, td { display: block; }
   tr { border-bottom: 1px solid var(--line); padding: 0.4rem 0; }
   td, td:last-child { border: 0; padding: 0 0 0.1rem; white-space: normal; }
-  td::before { content: attr(data-column) ": "; color: var(--quiet); font-weight: 400; }
+  td:not(:empty)::before { content: attr(data-column) ": "; color: var(--quiet); font-weight: 400; }
+  td:empty { padding: 0; }
 }
 """
 

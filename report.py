@@ -133,11 +133,17 @@ def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
 
 
 def earlier(folder: Path) -> list[Recorded]:
-    """The runs in the tables of a report that is there; none where there is none to be read."""
+    """The runs in the tables of a report that is there.
+
+    UsageError if they cannot be read, as they may be all that is left of these runs.
+    """
     try:
         found = read_tables(folder) if is_source(folder) else []
-    except UsageError:
-        return []
+    except UsageError as error:
+        raise UsageError(
+            f"--out {error}; what they still hold would be lost: choose another --out, or remove "
+            "them"
+        ) from None
     name_settings(found)
     return found
 

@@ -230,6 +230,34 @@ def test_a_table_that_is_cut_off_is_refused(tmp_path):
         read_tables(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "cell", "message"),
+    [
+        (0, "made", "[]", "of run, made is no JSON object"),
+        (0, "name", "other", "other has 0 points, not 100"),
+        (1, SCORE, "inf", "run has a value that is infinite"),
+        (1, "agent_step", "-10", "the agent steps of run do not rise to its 1000"),
+        (1, "agent_step", "999", "the agent steps of run do not rise to its 1000"),
+    ],
+)
+def test_a_cell_that_no_report_writes_is_refused(tmp_path, table, column, cell, message):
+    tables = table_rows([read_run(make_run(tmp_path / "run"))])
+    tables[table][0][column] = cell
+    for name, rows in zip((RUNS_CSV, CURVES_CSV), tables, strict=True):
+        write_csv(tmp_path / name, rows)
+    with pytest.raises(UsageError, match=message):
+        read_tables(tmp_path)
+
+
+def test_curves_of_a_run_that_is_not_listed_are_refused(tmp_path):
+    runs = [read_run(make_run(tmp_path / name)) for name in ("a", "b")]
+    listed, points = table_rows(runs)
+    write_csv(tmp_path / RUNS_CSV, listed[:1])
+    write_csv(tmp_path / CURVES_CSV, points)
+    with pytest.raises(UsageError, match=r"curves.csv has a run that runs.csv lacks, b"):
+        read_tables(tmp_path)
+
+
 def test_runs_with_other_flags_are_other_settings(tmp_path):
     named = {"seed": 5, "env_id": "Pong", "runs_dir": "elsewhere", "device": "cuda"}
     folders = [

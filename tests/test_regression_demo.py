@@ -235,7 +235,7 @@ def test_demo_and_sweep_share_a_folder(monkeypatch, tmp_path, events):
         assert set(events(tmp_path / "tensorboard" / run).Tags()["images"]) == pictures
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path, number):
     command = [sys.executable, str(ROOT / "regression_demo.py"), "--steps", "1000000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -22,7 +22,7 @@ from report import Args, group_runs, main, read_all
 from rows import game_rows, prediction_rows
 from verdicts import CONTRADICTED, OPEN, SUPPORTED, judge_all
 
-DEAD = "representation/dead_kde"
+DEAD, RANK = "representation/dead_kde", "representation/effective_rank"
 ENDS = (50, *range(100, 1001, 100))  # agent steps at which something is logged
 
 
@@ -98,7 +98,7 @@ def test_planted_truths_are_found(tmp_path):
     assert of("The effective rank of tanh is higher than that of relu") == OPEN
     line = found["DQN", "Tanh (HR) scores higher than ReLU"]
     assert (line.games, line.seeds) == ("2", "3")
-    assert line.ours.startswith("P(tanh-hr > relu) = 1.00, p = 0.0")
+    assert line.ours.startswith("P(tanh-hr > relu) = 1.00: Breakout 1.00, Seaquest 1.00; p = 0.0")
     assert found["PPO", "Tanh (HR) scores higher than ReLU"].why == (
         "no complete runs: takes 3 seeds of tanh-hr and relu"
     )
@@ -185,11 +185,13 @@ class Page(html.parser.HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.images, self.links, self.text, self.open = [], [], [], []
+        self.roles = {}
         self.feed(path.read_text())
         self.close()
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
+        self.roles.setdefault(tag, set()).add(attributes.get("role"))
         if tag == "img":
             self.images.append(attributes["src"])
             assert attributes["alt"]
@@ -235,6 +237,13 @@ def test_the_page_holds_all_and_needs_nothing_else(tmp_path, monkeypatch, capsys
     ):
         assert told in text, told
     assert 'data-column="verdict"' in (out / "index.html").read_text()
+    roles = {
+        "table": "table",
+        "thead": "rowgroup",
+        "tbody": "rowgroup",
+    }  # lost on a phone if not told
+    roles |= {"tr": "row", "th": "columnheader", "td": "cell"}
+    assert {tag: page.roles[tag] for tag in roles} == {tag: {role} for tag, role in roles.items()}
     assert len(page.images) >= 7
     for source in page.images:
         assert source.startswith("data:image/svg+xml;base64,")
@@ -487,23 +496,36 @@ def plant(folder, of, algorithm="pqn", seeds=3):
     ("ours", "theirs", "expected"), [(300, 200, SUPPORTED), (200, 300, CONTRADICTED)]
 )
 def test_the_higher_rank_is_told(tmp_path, ours, theirs, expected):
-    rank = "representation/effective_rank"
-    planted = {("tanh-hr", "Pong"): {rank: ours}, ("tanh", "Pong"): {rank: theirs}}
+    planted = {("tanh-hr", "Pong"): {RANK: ours}, ("tanh", "Pong"): {RANK: theirs}}
     assert plant(tmp_path, planted)[RANKS].verdict == expected
 
 
 def test_games_that_point_apart_are_told_beside_their_mean(tmp_path):
-    """Seeds are 1, 1.001 and 1.002 times what is planted; every run scores alike."""
+    """Seeds are 1, 1.001 and 1.002 times what is planted."""
     dead = {("tanh", "Pong"): 0.1, ("tanh-hr", "Pong"): 0.3}
     dead |= {("tanh", "Qbert"): 0.8, ("tanh-hr", "Qbert"): 0.2}
-    found = plant(tmp_path, {cell: {DEAD: share} for cell, share in dead.items()})
+    planted = {cell: {DEAD: share, RANK: 1000 * share} for cell, share in dead.items()}
+    found = plant(tmp_path, planted)
     gap = found["Tanh (HR) has fewer dead neurons than tanh"]
     assert gap.verdict == SUPPORTED  # of the mean
     assert gap.ours.endswith("points: Pong -20.02, Qbert 60.06")
+    assert found[RANKS].ours.endswith(": Pong 200.20, Qbert -600.60")
     share = found["Dead neurons in z of tanh: within 10 points of the paper's share"]
-    assert share.ours.endswith("%: Pong 10.01, Qbert 80.08")
-    scores = found["Tanh (HR) scores higher than Tanh"]
-    assert scores.ours.endswith("p = 1.000: Pong 0.50, Qbert 0.50")
+    assert share.ours.endswith(" %: Pong 10.01, Qbert 80.08")
+
+
+def test_scores_are_told_per_game_where_there_is_more_than_one(tmp_path):
+    """Won in Pong, lost in Qbert."""
+    ours, theirs = {"Pong": 9.0, "Qbert": 3.0}, {"Pong": 2.0, "Qbert": 8.0}
+    for game in ours:
+        scores = {"tanh-hr": ours[game], "tanh": theirs[game]}
+        make_runs(tmp_path / "both", "pqn", scores, games=(game,))
+        make_runs(tmp_path / game, "pqn", scores, games=(game,))
+    claim = "PQN", "Tanh (HR) scores higher than Tanh"
+    one = findings(tmp_path / "Pong")[claim].ours
+    assert re.fullmatch(r"P\(tanh-hr > tanh\) = 1.00; p = 0.1\d\d", one)  # 1 of 20 orders, twice
+    both = findings(tmp_path / "both")[claim].ours
+    assert both.startswith("P(tanh-hr > tanh) = 0.50: Pong 1.00, Qbert 0.00; p = ")
 
 
 @pytest.mark.parametrize(
@@ -599,6 +621,22 @@ def test_a_run_that_differs_in_gamma_alone_is_not_lost_to_the_other(tmp_path, mo
     with pytest.raises(UsageError, match=r"the tables of 1 run .*such as gamma0.9\)"):
         main(Args(("gamma0.99",)))
     assert main(Args(("gamma0.9",))) == 0
+
+
+@pytest.mark.parametrize("others", [(), ("more",)])
+def test_tables_that_cannot_be_read_are_not_written_over(tmp_path, monkeypatch, others):
+    """Named as input or not: what they still hold may be there and nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "one")
+    make_run(tmp_path / "more", flags={"seed": 2})
+    assert main(Args(("one",))) == 0
+    table = tmp_path / "report" / "curves.csv"
+    table.write_text(table.read_text()[:1000])
+    before = {path: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    for named in (("one", *others), ("report", *others)):
+        with pytest.raises(UsageError, match="report: its tables of runs cannot be read"):
+            main(Args(named))
+    assert {path: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
 
 
 def test_of_groups_that_are_gone_nothing_stays(tmp_path, monkeypatch):
