@@ -56,7 +56,11 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(
     ("algorithm", "number", "more"),
     # A kill in the middle of a checkpoint once, where there is most to write; `make soak` has all.
-    [("dqn", "SIGTERM", ["writing"]), ("ppo", "SIGUSR1", []), ("pqn", "SIGINT", [])],
+    [
+        ("dqn", "SIGTERM", ["writing"]),
+        ("ppo", "SIGUSR1", []),
+        pytest.param("pqn", "SIGINT", [], marks=pytest.mark.long),
+    ],
 )
 def test_interrupted_runs_are_the_uninterrupted_run(
     algorithm, number, more, uninterrupted, tmp_path
