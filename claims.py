@@ -109,7 +109,6 @@ class Measured(NamedTuple):
     above: float = -math.inf
     below: float = math.inf
     p: float | None = None  # of a test that decides in place of the interval
-    seeds: int = MIN_SEEDS  # fewest that decide
     empty: str = ""  # why it decides nothing, whatever the interval
 
 
@@ -125,6 +124,7 @@ class Claim(NamedTuple):
     needs: tuple[str, ...] = (SCORE,)  # measures
     in_table: bool = False  # only games with a human score
     only: tuple[str, ...] = ()  # these games alone, where the paper's line is of them
+    seeds: int = MIN_SEEDS  # fewest in each game that decide
 
 
 def per_game(games: list[str], numbers: Iterable[float]) -> str:
@@ -161,7 +161,7 @@ def alike(first: str, second: str) -> Callable:
         scores = [group.values(name, games, SCORE) for name in (first, second)]
         found = probability_of_improvement(*scores)
         ours = told_probability(first, second, games, scores)
-        return Measured(found, ours, 0.35, 0.65, seeds=BOOTSTRAP_SEEDS)
+        return Measured(found, ours, 0.35, 0.65)
 
     return measure
 
@@ -211,9 +211,10 @@ def more_than_double(first: str, second: str) -> Callable:
             each += [f"{game} {ours.mean():.2f} and {theirs.mean():.2f}"] * (len(games) > 1)
         ratio, empty = f"ratio {found.told()}", ""
         if math.isnan(found.value):
-            ratio, empty = "no ratio", f"the median of {second} is not above 0"
+            ratio = "no ratio"
+            empty = f"the median of {second} is not above 0: takes runs of it above random play"
         told_all = f"{ratio}: {', '.join(each)}"
-        return Measured(found, told_all, above=2.0, seeds=BOOTSTRAP_SEEDS, empty=empty)
+        return Measured(found, told_all, above=2.0, empty=empty)
 
     return measure
 
@@ -265,10 +266,11 @@ def gap_to_prediction(variant: str, above: float = -0.05, below: float = 0.05) -
         shares = [mean_over_games(of).value for of in (dead, expected)]
         empty = ""
         if max(shares) < 0.05 or min(shares) > 0.95:
-            how = "hardly a neuron" if max(shares) < 0.05 else "nearly every neuron"
-            empty = f"{how} died, so nothing is told apart"
+            few = max(shares) < 0.05
+            how, takes = ("hardly a", "at least 5 %") if few else ("nearly every", "at most 95 %")
+            empty = f"{how} neuron died, so nothing is told apart: takes runs in which {takes} do"
         elif above < found.value < below and not all(above < gap.mean() < below for gap in gaps):
-            empty = "the games disagree"
+            empty = "the games disagree: takes more games"
         each = [
             f"{game} {100 * x.mean():.1f} and {100 * y.mean():.1f} %"
             for game, x, y in zip(games, dead, expected, strict=True)
@@ -296,7 +298,7 @@ def hidden_bias(variant: str) -> Callable:
         found = mean_over_games(group.values(variant, games, dead_part))
         dead = mean_over_games(group.values(variant, games, DEAD)).value
         ours = f"{found.in_percent} % of the magnitude, from {100 * dead:.1f} % of the neurons"
-        empty = "hardly a neuron died" if dead < 0.01 else ""
+        empty = "hardly a neuron died: takes runs in which at least 1 % do" * (dead < 0.01)
         return Measured(found, ours, above=0.1, empty=empty)
 
     return measure
@@ -339,10 +341,12 @@ def _score_claims() -> list[Claim]:
     text = "Tanh (HR) more than doubles the median human-normalised score of Tanh"
     names = ("tanh-hr", "tanh")
     doubles = more_than_double(*names)
-    found.append(Claim(text, "v4 Fig. 1", "> 2", "pqn", names, doubles, in_table=True))
+    named = (text, "v4 Fig. 1", "> 2", "pqn", names, doubles)
+    found.append(Claim(*named, in_table=True, seeds=BOOTSTRAP_SEEDS))
     text = "The product of three scores like that of two (wins 35 to 65 % of the pairs)"
     names = ("tanh-3hr", "tanh-hr")
-    return [*found, Claim(text, "v1 Fig. 7", "", "dqn", names, alike(*names))]
+    named = (text, "v1 Fig. 7", "", "dqn", names, alike(*names))
+    return [*found, Claim(*named, seeds=BOOTSTRAP_SEEDS)]
 
 
 # What the paper measured in DQN alone is asked of PQN, too.

@@ -311,6 +311,17 @@ def table_rows(runs: list[Recorded]) -> tuple[list[dict], list[dict]]:
     return described, points
 
 
+def is_made(made) -> bool:
+    """Whether it has the form of `Recorded.made`, in what is read of it."""
+    if not isinstance(made, dict) or not isinstance(made.get("resumed", []), list):
+        return False
+    times = [made, *made.get("resumed", [])]
+    if not all(isinstance(of, dict) for of in times):
+        return False
+    versions = [of["versions"] for of in times if "versions" in of]
+    return all(isinstance(of, dict) and "torch" in of for of in versions)
+
+
 def read_tables(folder: Path) -> list[Recorded]:
     """The runs of `table_rows`. UsageError if they are not whole."""
     try:
@@ -328,8 +339,8 @@ def read_tables(folder: Path) -> list[Recorded]:
                 }
                 numbers = {name: int(row.pop(name)) for name in ("seed", "total", "last_step")}
                 more = {name: json.loads(row.pop(name)) for name in AS_JSON if name in row}
-                if not isinstance(more.get("made", {}), dict):
-                    raise ValueError(f"of {row['name']}, made is no JSON object")
+                if not is_made(more.get("made", {})):
+                    raise ValueError(f"of {row['name']}, made is not as a report writes it")
                 own = points.pop(row["name"], [])
                 if len(own) != POINTS:
                     raise ValueError(f"{row['name']} has {len(own)} points, not {POINTS}")
@@ -353,7 +364,10 @@ def read_tables(folder: Path) -> list[Recorded]:
     if not found:
         raise UsageError(f"{folder}: its tables hold no run")
     if points:
-        raise UsageError(f"{folder}: {CURVES_CSV} has a run that {RUNS_CSV} lacks, {min(points)}")
+        raise UsageError(
+            f"{folder}: {CURVES_CSV} has a run that {RUNS_CSV} lacks, {min(points)}: put "
+            f"{RUNS_CSV} back as a report wrote it"
+        )
     return found
 
 

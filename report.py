@@ -64,7 +64,8 @@ LEGEND = (
     "head sees, over the last tenth of a run. Dead: by v1's density test; at first: at the first "
     "hundredth of a run that has a measurement. Rank: effective rank. Saturated: beyond 0.99 on "
     "99 % of the samples; branches: the mean of the two. Dead part: of the magnitude that the head "
-    "sums up, what dead neurons bring. Steps in finished games: those in others have no score yet."
+    "sums up, what dead neurons bring. Steps in finished games: those in others have no score yet. "
+    "Curves before the first game has ended: its return."
 )
 WITHOUT = {
     "first": "no probabilities that one improves on another",

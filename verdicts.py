@@ -14,7 +14,7 @@ from typing import NamedTuple
 from scipy import stats
 
 from aggregate import reference_scores
-from claims import CLAIMS, MIN_SEEDS, Claim, Group, Measured, at_the_end
+from claims import CLAIMS, Claim, Group, Measured, at_the_end
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough data"
 
@@ -42,6 +42,12 @@ def would_take(seeds: int, short: float) -> str:
     needed = max(seeds * short**2, seeds + 1)
     told = f"takes up to about {math.ceil(needed - 1e-9)}" if needed <= 100 else "may take over 100"
     return f"{told} seeds if value and spread stay"
+
+
+def needed(claim: Claim) -> str:
+    """The fewest runs that decide a claim."""
+    where = f"in {' and '.join(claim.only)}" if claim.only else "in a game"
+    return f"{claim.seeds} seeds of {' and '.join(claim.variants)} {where}"
 
 
 def verdict(of: Measured, seeds: int) -> tuple[str, str]:
@@ -93,15 +99,15 @@ def judge(claim: Claim, group: Group) -> Finding:
     if not games:
         missing = [name for name in claim.variants if name not in group.variants]
         what = f"no runs of {' and '.join(missing)}" if missing else "no game with runs of all"
-        in_game = f"in {' or '.join(claim.only)}" if claim.only else "in a game"
-        what += f": takes {MIN_SEEDS} seeds {in_game}"
-        return Finding(*named, "", OPEN, what, *told)
+        return Finding(*named, "", OPEN, f"{what}: takes {needed(claim)}", *told)
     for name in claim.needs:
         if any(math.isnan(at_the_end(run, name)) for cell in cells for run in cell):
-            return Finding(*named, "", OPEN, f"a run has not measured {name}", *told)
+            what = f"a run has not measured {name}: takes runs that have, or a report without it"
+            return Finding(*named, "", OPEN, what, *told)
     measured = claim.measure(group, games)
-    if counts[0] < measured.seeds:
-        return Finding(*named, measured.ours, OPEN, f"fewer than {measured.seeds} seeds", *told)
+    if counts[0] < claim.seeds:
+        what = f"fewer than {claim.seeds} seeds: takes {claim.seeds} in each game"
+        return Finding(*named, measured.ours, OPEN, what, *told)
     return Finding(*named, measured.ours, *verdict(measured, counts[-1]), *told)
 
 
@@ -114,6 +120,6 @@ def judge_all(groups: list[Group]) -> list[Finding]:
             found.append(judge(claim, group))
         if not of_algorithm:
             named = (claim.text, claim.source, claim.paper, claim.algorithm.upper())
-            what = f"no complete runs: takes {MIN_SEEDS} seeds of {' and '.join(claim.variants)}"
+            what = f"no complete runs: takes {needed(claim)}"
             found.append(Finding(*named, "", OPEN, what, "0", "0"))
     return found

@@ -233,7 +233,15 @@ def test_a_table_that_is_cut_off_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("table", "column", "cell", "message"),
     [
-        (0, "made", "[]", "of run, made is no JSON object"),
+        *(
+            (0, "made", made, "of run, made is not as a report writes it")
+            for made in (
+                "[]",
+                '{"resumed": 4}',
+                '{"versions": 3}',
+                '{"resumed": [{"versions": 3}]}',
+            )
+        ),
         (0, "name", "other", "other has 0 points, not 100"),
         (1, SCORE, "inf", "run has a value that is infinite"),
         (1, "agent_step", "-10", "the agent steps of run do not rise to its 1000"),

@@ -93,21 +93,24 @@ def test_planted_truths_are_found(tmp_path):
     )
     assert of("SELU is worse than Tanh (HR)") == OPEN
     assert found["DQN", "SELU is worse than Tanh (HR)"].why == (
-        "no runs of selu: takes 3 seeds in a game"
+        "no runs of selu: takes 3 seeds of tanh-hr and selu in a game"
     )
     assert of("The effective rank of tanh is higher than that of relu") == OPEN
     line = found["DQN", "Tanh (HR) scores higher than ReLU"]
     assert (line.games, line.seeds) == ("2", "3")
     assert line.ours.startswith("P(tanh-hr > relu) = 1.00: Breakout 1.00, Seaquest 1.00; p = 0.0")
     assert found["PPO", "Tanh (HR) scores higher than ReLU"].why == (
-        "no complete runs: takes 3 seeds of tanh-hr and relu"
+        "no complete runs: takes 3 seeds of tanh-hr and relu in a game"
     )
 
 
 def test_doubling_is_judged_on_human_normalised_scores(tmp_path):
     """Breakout: random play scores 1.7. 9 is less than twice 5, but 7.3 more than twice 3.3."""
     claim = "Tanh (HR) more than doubles the median human-normalised score of Tanh"
-    for seeds, expected, why in ((3, OPEN, "fewer than 5 seeds"), (5, SUPPORTED, "")):
+    for seeds, expected, why in (
+        (3, OPEN, "fewer than 5 seeds: takes 5 in each game"),
+        (5, SUPPORTED, ""),
+    ):
         folder = tmp_path / str(seeds)
         make_runs(folder, "pqn", {"tanh": 5.0, "tanh-hr": 9.0}, games=("Breakout",), seeds=seeds)
         line = findings(folder)["PQN", claim]
@@ -141,7 +144,7 @@ def test_few_seeds_decide_nothing(tmp_path):
     make_runs(tmp_path, "dqn", {"relu": 20.0, "tanh-hr": 30.0}, seeds=2)
     line = findings(tmp_path)["DQN", "Tanh (HR) scores higher than ReLU"]
     assert line.verdict == OPEN
-    assert line.why == "fewer than 3 seeds"
+    assert line.why == "fewer than 3 seeds: takes 3 in each game"
 
 
 def test_equal_runs_decide_nothing(tmp_path):
@@ -533,7 +536,7 @@ def test_scores_are_told_per_game_where_there_is_more_than_one(tmp_path):
     [
         (0.07, 0.2, 0.0, SUPPORTED, ""),  # in Breakout, of which the paper does not say it, not
         (0.07, 0.05, 0.9, CONTRADICTED, ""),
-        (0.0, 0.0, 0.9, OPEN, "hardly a neuron died"),
+        (0.0, 0.0, 0.9, OPEN, "hardly a neuron died: takes runs in which at least 1 % do"),
     ],
 )
 def test_a_hidden_bias_is_judged_in_the_game_of_the_paper(
@@ -567,7 +570,7 @@ def test_dead_products_against_those_of_independent_branches(
     assert (found[INDEPENDENT].verdict, found[FEWER].verdict) == (independent, fewer)
     assert f"Breakout {100.1 * breakout:.1f} and 16.0 %" in found[FEWER].ours
     if independent == OPEN:
-        assert found[INDEPENDENT].why == "the games disagree"
+        assert found[INDEPENDENT].why == "the games disagree: takes more games"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,16 @@ def test_the_evidence_is_what_its_runs_say(anew):
     assert (anew / "index.html").exists()
 
 
+def test_every_claim_is_decided_or_says_what_that_would_take():
+    with (EVIDENCE / "claims.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 50
+    for row in rows:
+        decided = row["verdict"] in ("supported", "contradicted")
+        assert decided or re.search(r"\btakes? ", row["why"]), row
+        assert not decided or row["here"]
+
+
 def test_the_readme_tells_the_numbers_of_the_tables(anew):
     """Every row of its table of scores, in the words of the page."""
     page = (anew / "index.html").read_text()
