@@ -133,6 +133,17 @@ def performance_profile(
     return share, *np.array(ends).T
 
 
+def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """x (..., seeds), y (..., seeds) -> (...)"""
+    difference = x[..., :, None] - y[..., None, :]
+    return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(-1, -2))
+
+
+def shares_won(ours: Scores, theirs: Scores) -> list[float]:
+    """Chance per game that a run of ours beats one of theirs, ties half."""
+    return [float(_wins(x, y)) for x, y in zip(ours, theirs, strict=True)]
+
+
 def probability_of_improvement(
     ours: Scores,
     theirs: Scores,
@@ -144,18 +155,12 @@ def probability_of_improvement(
 
     `ours` and `theirs` have the same games in the same order.
     """
-
-    def wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """x (..., seeds), y (..., seeds) -> (...)"""
-        difference = x[..., :, None] - y[..., None, :]
-        return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(-1, -2))
-
-    value = float(np.mean([wins(x, y) for x, y in zip(ours, theirs, strict=True)]))
+    value = float(np.mean(shares_won(ours, theirs)))
     if _too_few(fewest, ours, theirs):
         return Estimate(value, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     drawn = [
-        wins(*(z[rng.integers(len(z), size=(repeats, len(z)))] for z in (x, y)))
+        _wins(*(z[rng.integers(len(z), size=(repeats, len(z)))] for z in (x, y)))
         for x, y in zip(ours, theirs, strict=True)
     ]
     return Estimate(value, *interval(np.mean(drawn, axis=0)))

@@ -63,14 +63,14 @@ def unwound_by_signals():
     Not one that is ignored, as SIGHUP is under nohup.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    heard = {number: old for number, old in before.items() if old != signal.SIG_IGN}
-    for number in heard:
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         yield
     finally:
-        for number, old in heard.items():
-            signal.signal(number, old)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

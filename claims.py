@@ -24,6 +24,7 @@ from aggregate import (
     probability_of_improvement,
     ratio_of_medians,
     reference_scores,
+    shares_won,
 )
 from curves import POINTS, SCORE, Recorded
 from flags import PAPER_VARIANTS
@@ -133,13 +134,16 @@ def per_game(games: list[str], numbers: Iterable[float]) -> str:
     return f": {', '.join(each)}" if len(games) > 1 else ""
 
 
-def told_probability(first: str, second: str, games: list[str], scores: list[Scores]) -> str:
-    """How often a run of `first` beats one of `second`, over the games and in each."""
+def told_probability(
+    first: str, second: str, games: list[str], scores: list[Scores]
+) -> tuple[Estimate, str]:
+    """How often a run of `first` beats one of `second`: over the games, and that and each in words.
+
+    `scores`: of both, per game.
+    """
     found = probability_of_improvement(*scores)
-    by_game = [
-        probability_of_improvement([x], [y], repeats=1).value for x, y in zip(*scores, strict=True)
-    ]
-    return f"P({first} > {second}) = {found.told()}{per_game(games, by_game)}"
+    by_game = per_game(games, shares_won(*scores))
+    return found, f"P({first} > {second}) = {found.told()}{by_game}"
 
 
 def better(first: str, second: str) -> Callable:
@@ -147,9 +151,9 @@ def better(first: str, second: str) -> Callable:
 
     def measure(group: Group, games: list[str]) -> Measured:
         scores = [group.values(name, games, SCORE) for name in (first, second)]
-        found, p = probability_of_improvement(*scores), improvement_p(*scores)
-        ours = f"{told_probability(first, second, games, scores)}; p = {p:.3f}"
-        return Measured(found, ours, 0.5, p=p)
+        found, told = told_probability(first, second, games, scores)
+        p = improvement_p(*scores)
+        return Measured(found, f"{told}; p = {p:.3f}", 0.5, p=p)
 
     return measure
 
@@ -159,9 +163,7 @@ def alike(first: str, second: str) -> Callable:
 
     def measure(group: Group, games: list[str]) -> Measured:
         scores = [group.values(name, games, SCORE) for name in (first, second)]
-        found = probability_of_improvement(*scores)
-        ours = told_probability(first, second, games, scores)
-        return Measured(found, ours, 0.35, 0.65)
+        return Measured(*told_probability(first, second, games, scores), 0.35, 0.65)
 
     return measure
 
@@ -265,10 +267,11 @@ def gap_to_prediction(variant: str, above: float = -0.05, below: float = 0.05) -
         found = mean_over_games(gaps)
         shares = [mean_over_games(of).value for of in (dead, expected)]
         empty = ""
-        if max(shares) < 0.05 or min(shares) > 0.95:
-            few = max(shares) < 0.05
-            how, takes = ("hardly a", "at least 5 %") if few else ("nearly every", "at most 95 %")
-            empty = f"{how} neuron died, so nothing is told apart: takes runs in which {takes} do"
+        undecided = "neuron died, so nothing is told apart: takes runs in which"
+        if max(shares) < 0.05:
+            empty = f"hardly a {undecided} at least 5 % do"
+        elif min(shares) > 0.95:
+            empty = f"nearly every {undecided} at most 95 % do"
         elif above < found.value < below and not all(above < gap.mean() < below for gap in gaps):
             empty = "the games disagree: takes more games"
         each = [
@@ -298,7 +301,7 @@ def hidden_bias(variant: str) -> Callable:
         found = mean_over_games(group.values(variant, games, dead_part))
         dead = mean_over_games(group.values(variant, games, DEAD)).value
         ours = f"{found.in_percent} % of the magnitude, from {100 * dead:.1f} % of the neurons"
-        empty = "hardly a neuron died: takes runs in which at least 1 % do" * (dead < 0.01)
+        empty = "hardly a neuron died: takes runs in which at least 1 % do" if dead < 0.01 else ""
         return Measured(found, ours, above=0.1, empty=empty)
 
     return measure

@@ -47,6 +47,17 @@ class Curve(NamedTuple):
     values: np.ndarray
 
 
+def is_made(made) -> bool:
+    """Whether it has the form of `Recorded.made`, in what is read of it."""
+    if not isinstance(made, dict) or not isinstance(made.get("resumed", []), list):
+        return False
+    times = [made, *made.get("resumed", [])]
+    if not all(isinstance(of, dict) for of in times):
+        return False
+    versions = [of["versions"] for of in times if "versions" in of]
+    return all(isinstance(of, dict) and "torch" in of for of in versions)
+
+
 @dataclass
 class Recorded:
     """One run: what decided it, and its measures at POINTS agent steps; nan where there is none."""
@@ -67,6 +78,10 @@ class Recorded:
     whole: bool = True  # whether none of its event files is damaged or cut off
     diverged: int | None = None  # the agent step, if it did
     setting: str = ""  # the flags in which it differs from others of its algorithm
+
+    def __post_init__(self):
+        if not is_made(self.made):
+            raise ValueError(f"of {self.name}, made is not as a report writes it")
 
     @property
     def complete(self) -> bool:
@@ -311,15 +326,26 @@ def table_rows(runs: list[Recorded]) -> tuple[list[dict], list[dict]]:
     return described, points
 
 
-def is_made(made) -> bool:
-    """Whether it has the form of `Recorded.made`, in what is read of it."""
-    if not isinstance(made, dict) or not isinstance(made.get("resumed", []), list):
-        return False
-    times = [made, *made.get("resumed", [])]
-    if not all(isinstance(of, dict) for of in times):
-        return False
-    versions = [of["versions"] for of in times if "versions" in of]
-    return all(isinstance(of, dict) and "torch" in of for of in versions)
+def from_rows(row: dict[str, str], points: list[dict[str, float]]) -> Recorded:
+    """A run of its row and its points in the tables. ValueError if they are not whole."""
+    name = row["name"]
+    flags = {
+        column.removeprefix("flag_"): json.loads(row.pop(column))
+        for column in list(row)
+        if column.startswith("flag_")
+    }
+    numbers = {column: int(row.pop(column)) for column in ("seed", "total", "last_step")}
+    more = {column: json.loads(row.pop(column)) for column in AS_JSON if column in row}
+    if len(points) != POINTS:
+        raise ValueError(f"{name} has {len(points)} points, not {POINTS}")
+    columns = {column: np.array([point[column] for point in points]) for column in points[0]}
+    if any(np.isinf(values).any() for values in columns.values()):
+        raise ValueError(f"{name} has a value that is infinite")
+    steps = columns.pop("agent_step").astype(int)
+    if (np.diff(steps, prepend=0) < 0).any() or steps[-1] != numbers["total"]:
+        raise ValueError(f"the agent steps of {name} do not rise to its {numbers['total']}")
+    measures = {tag: values for tag, values in columns.items() if not np.isnan(values).all()}
+    return Recorded(**row, **numbers, **more, flags=flags, steps=steps, measures=measures)
 
 
 def read_tables(folder: Path) -> list[Recorded]:
@@ -329,32 +355,8 @@ def read_tables(folder: Path) -> list[Recorded]:
             points = defaultdict(list)
             for row in csv.DictReader(file):
                 points[row.pop("name")].append({name: float(cell) for name, cell in row.items()})
-        found = []
         with (folder / RUNS_CSV).open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                flags = {
-                    name.removeprefix("flag_"): json.loads(row.pop(name))
-                    for name in list(row)
-                    if name.startswith("flag_")
-                }
-                numbers = {name: int(row.pop(name)) for name in ("seed", "total", "last_step")}
-                more = {name: json.loads(row.pop(name)) for name in AS_JSON if name in row}
-                if not is_made(more.get("made", {})):
-                    raise ValueError(f"of {row['name']}, made is not as a report writes it")
-                own = points.pop(row["name"], [])
-                if len(own) != POINTS:
-                    raise ValueError(f"{row['name']} has {len(own)} points, not {POINTS}")
-                columns = {name: np.array([point[name] for point in own]) for name in own[0]}
-                if any(np.isinf(values).any() for values in columns.values()):
-                    raise ValueError(f"{row['name']} has a value that is infinite")
-                steps = columns.pop("agent_step").astype(int)
-                if (np.diff(steps, prepend=0) < 0).any() or steps[-1] != numbers["total"]:
-                    raise ValueError(
-                        f"the agent steps of {row['name']} do not rise to its {numbers['total']}"
-                    )
-                measures = {n: v for n, v in columns.items() if not np.isnan(v).all()}
-                more |= {"flags": flags, "steps": steps, "measures": measures}
-                found.append(Recorded(**row, **numbers, **more))
+            found = [from_rows(row, points.pop(row["name"], [])) for row in csv.DictReader(file)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(

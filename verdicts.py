@@ -44,7 +44,7 @@ def would_take(seeds: int, short: float) -> str:
     return f"{told} seeds if value and spread stay"
 
 
-def needed(claim: Claim) -> str:
+def fewest_runs(claim: Claim) -> str:
     """The fewest runs that decide a claim."""
     where = f"in {' and '.join(claim.only)}" if claim.only else "in a game"
     return f"{claim.seeds} seeds of {' and '.join(claim.variants)} {where}"
@@ -99,7 +99,7 @@ def judge(claim: Claim, group: Group) -> Finding:
     if not games:
         missing = [name for name in claim.variants if name not in group.variants]
         what = f"no runs of {' and '.join(missing)}" if missing else "no game with runs of all"
-        return Finding(*named, "", OPEN, f"{what}: takes {needed(claim)}", *told)
+        return Finding(*named, "", OPEN, f"{what}: takes {fewest_runs(claim)}", *told)
     for name in claim.needs:
         if any(math.isnan(at_the_end(run, name)) for cell in cells for run in cell):
             what = f"a run has not measured {name}: takes runs that have, or a report without it"
@@ -120,6 +120,6 @@ def judge_all(groups: list[Group]) -> list[Finding]:
             found.append(judge(claim, group))
         if not of_algorithm:
             named = (claim.text, claim.source, claim.paper, claim.algorithm.upper())
-            what = f"no complete runs: takes {needed(claim)}"
+            what = f"no complete runs: takes {fewest_runs(claim)}"
             found.append(Finding(*named, "", OPEN, what, "0", "0"))
     return found

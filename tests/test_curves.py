@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import struct
 
 import numpy as np
@@ -290,6 +291,10 @@ def test_what_is_no_run_is_refused(tmp_path):
     (good / "diverged.json").write_text("")
     with pytest.raises(UsageError, match=r"good/diverged.json is damaged"):
         read_run(good)
+    made = make_run(tmp_path / "made", versions=3)
+    with pytest.raises(UsageError, match=r"made is no run folder that can be read .*made is not"):
+        read_run(made)
+    shutil.rmtree(made)
     assert find_runs([str(tmp_path), str(good)]) == [tmp_path / "broken", good]
     (tmp_path / RUNS_CSV).write_text("name\nx\n")
     (tmp_path / CURVES_CSV).write_text("name,agent_step\n")
