@@ -134,6 +134,11 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         self._log = np.zeros((num_envs, log_length), dtype=np.uint8)
         self._log_lengths = np.zeros(num_envs, dtype=np.int64)
 
+    @property
+    def obs(self) -> np.ndarray:
+        """The newest observations (num_envs, 4, 84, 84)."""
+        return self._obs
+
     @staticmethod
     def _check_seed(seed, num_envs):
         if not 0 <= seed <= 2**31 - 1 - num_envs:

@@ -200,6 +200,8 @@ def measure_costs(name: tuple[str, ...], args: Args, device: torch.device, rate:
     # Beside the project, as runs are: the system's folder for such files may lie in memory.
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=Path(__file__).parent) as folder:
         flags = (*VARIANTS[variant], "--precision", precision, "--env-id", args.env_id)
+        # Measured after every step.
+        flags += ("--metrics-every", "1")
         of_script = script_args(algorithm, "--runs-dir", folder, *flags)
         kernel, memory, segments = kernels(algorithm, of_script, device), None, range(0)
         games = AtariEnvs(args.env_id, of_script.num_envs, 1)
@@ -209,8 +211,10 @@ def measure_costs(name: tuple[str, ...], args: Args, device: torch.device, rate:
             memory = ReplayBuffer(of_script.buffer_size, of_script.num_envs, device)
             parts["buffer"] = memory
             segments = range(min(int(600 * rate), of_script.buffer_size) // SEGMENT)
-        else:
-            parts["recent"] = RecentObs(of_script.metrics_samples, device)
+        recent = RecentObs(of_script.metrics_samples, device)
+        recent.add(kernel.obs.unsqueeze(0))
+        if algorithm != "dqn":
+            parts["recent"] = recent
         losses = {f"losses/{i}": 0.0 for i in range(7)}
         network = next(iter(kernel.parts.values()))
         with quiet(), Run(of_script, algorithm, network, tuple(losses)) as run:
@@ -220,18 +224,19 @@ def measure_costs(name: tuple[str, ...], args: Args, device: torch.device, rate:
                     for part in memory.segment(index) if repeat == 0 else ():
                         part.zero_()  # the system gives the memory only now
                 calls = (
-                    ("logging", lambda step: (run.scalars(step, losses), run.progress(step))),
-                    ("metrics", lambda step: run.representation(step, kernel.obs, kernel.head)),
-                    ("checkpoint", lambda step: run.checkpoint(step, parts, memory, now=True)),
+                    ("logging", lambda: run.log(losses)),
+                    ("metrics", lambda: run.measure(recent, kernel.head)),
+                    ("checkpoint", lambda: run.checkpoint(parts, now=True)),
                 )
+                run.count_step({})
                 for what, call in calls:
                     start = time.perf_counter()
-                    call(repeat)
+                    call()
                     if repeat > 0:  # the first warms up, and draws the picture
                         found[what].append(time.perf_counter() - start)
                 if run.stopped is not None:
                     sys.exit(128 + run.stopped)
-                if run.checkpoints.step != repeat:
+                if run.checkpoints.step != run.step:
                     raise UsageError(f"no checkpoint could be written to {folder}")
         games.close()
     return found

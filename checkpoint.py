@@ -7,7 +7,6 @@ overwritten: a checkpoint names those that belong to it.
 """
 
 import contextlib
-import copy
 import io
 import os
 import pickle
@@ -23,9 +22,9 @@ import torch
 
 from flags import UsageError
 
-# 2: rollouts lie in memory as the networks want them and PQN's optimizer is another, so runs of
-# format 1 would go on with other bits.
-FORMAT = 2
+# 3: a run stops between two rollouts, so that a checkpoint holds no part of one. A run of format 1
+# or 2 is refused, with the commit to resume it with.
+FORMAT = 3
 FOOTER = re.compile(rb"(\nhadamard-checkpoint +(\d+) +(\d+) ([0-9a-f]{8}) )([0-9a-f]{8})\n")
 FOOTER_BYTES = 59
 NEWEST, PREVIOUS, DAMAGED = "checkpoint.pt", "previous.pt", "damaged.pt"
@@ -106,8 +105,13 @@ def plain(value):
     return value
 
 
+def replay_memory(parts: dict):
+    """Return the part whose content is kept in segments of its own, the replay memory, or None."""
+    return next((part for part in parts.values() if hasattr(part, "segment")), None)
+
+
 def capture(parts: dict) -> dict:
-    """The state of each part: module, optimizer, random generator, or function of no argument.
+    """Return the state of each part: a module, an optimizer, a random generator, or the like.
 
     Nothing is copied: it is to be written before anything goes on.
     """
@@ -119,23 +123,18 @@ def _state(part):
         return part.get_state()
     if isinstance(part, np.random.Generator):
         return part.bit_generator.state
-    return part.state_dict() if hasattr(part, "state_dict") else part()
+    return part.state_dict()
 
 
 def restore(parts: dict, saved: dict):
-    """Bring the parts back to their states; what functions returned is left to who reads it."""
+    """Bring the parts back to their states."""
     for name, part in parts.items():
         if isinstance(part, torch.Generator):
             part.set_state(saved[name])
         elif isinstance(part, np.random.Generator):
             part.bit_generator.state = saved[name]
-        elif hasattr(part, "load_state_dict"):
+        else:
             part.load_state_dict(saved[name])
-
-
-def copied(parts: dict) -> dict:
-    """The state of each part, as `capture` has it, of its own: the parts may go on."""
-    return copy.deepcopy(capture(parts))
 
 
 def tensors(value, name: str = ""):

@@ -8,6 +8,7 @@ One step is one agent step, which is 4 emulator frames. Reads top to bottom: fla
 memory, loss, training loop; the layer, the measures, the games and the run folder are imported.
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from device import pick_device
-from experiment import Run, make_games, measurement_due
-from flags import UsageError, check_shared_flags, launch, require, taking_memory
+from experiment import Means, Run, launch, make_envs
+from flags import UsageError, check_shared_flags, require
 from hadamard import HadamardConv2d, HadamardLinear, features, init_parameters
 from replay import Batch, ReplayBuffer
-from runfolder import take_up
 
 LOSSES = ("td_loss", "q_values")
 LOG_EVERY = 1_000  # agent steps between two points of the loss curves
@@ -103,7 +103,7 @@ class Args:
 
 
 def check(args: Args):
-    """UsageError for a flag that cannot work, before anything is made."""
+    """Raise UsageError for a flag that cannot work, before anything is made."""
     check_shared_flags(args)
     counts = ("buffer_size", "target_network_frequency", "batch_size", "train_frequency")
     require(args, "at least 1", lambda value: value >= 1, *counts)
@@ -176,19 +176,14 @@ class QNetwork(nn.Module):
 
 
 def linear_schedule(start: float, end: float, duration: float, step: int) -> float:
-    """From start to end over `duration` steps, then constant."""
+    """Return the value at a step: from start to end over `duration` steps, then constant."""
     return start + (end - start) * min(step / duration, 1.0)
-
-
-def multiples(since: int, now: int, every: int) -> int:
-    """How many multiples of `every` lie in (since, now]: what falls due in a vector step."""
-    return max(now // every - since // every, 0)
 
 
 def td_loss(
     q_network: nn.Module, target_network: nn.Module, batch: Batch, gamma: float, double_dqn: bool
 ) -> tuple[Tensor, Tensor]:
-    """L = |Y - Q(s, a)|^2 (v1 Eq. 4), mean over the batch, and the Q(s, a) (batch,).
+    """Return L = |Y - Q(s, a)|^2 (v1 Eq. 4), mean over the batch, and the Q(s, a) (batch,).
 
     Y = r + gamma (1 - d) max_a Q'(s', a) (Mnih et al. 2015), or with double_dqn
     Y = r + gamma (1 - d) Q'(s', argmax_a Q(s', a)) (v1 Eq. 3); d: life lost or game over.
@@ -208,18 +203,18 @@ def update(
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     args: Args,
-) -> tuple[Tensor, Tensor]:
-    """One gradient step; the loss and the mean Q(s, a), both scalars."""
+) -> dict[str, Tensor]:
+    """Take one gradient step; return the loss and the mean Q(s, a), scalars, by tag."""
     loss, q_values = td_loss(q_network, target_network, batch, args.gamma, args.double_dqn)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.detach(), q_values.detach().mean()
+    return {"losses/td_loss": loss.detach(), "losses/q_values": q_values.detach().mean()}
 
 
 @torch.no_grad()
 def update_target(target_network: nn.Module, q_network: nn.Module, tau: float):
-    """Q' <- tau Q + (1 - tau) Q'."""
+    """Move the target network by Q' <- tau Q + (1 - tau) Q'."""
     for target, online in zip(target_network.parameters(), q_network.parameters(), strict=True):
         target.lerp_(online, tau)
 
@@ -228,7 +223,7 @@ def update_target(target_network: nn.Module, q_network: nn.Module, tau: float):
 def act(
     q_network: nn.Module, obs: np.ndarray, epsilon: float, device: torch.device, rng
 ) -> np.ndarray:
-    """Epsilon-greedy actions, int64 (num_envs,), each env on its own."""
+    """Return epsilon-greedy actions, int64 (num_envs,), each env on its own."""
     explore = rng.random(len(obs)) < epsilon
     actions = rng.integers(q_network.head.out_features, size=len(obs))
     if not explore.all():
@@ -238,30 +233,22 @@ def act(
 
 
 def main(args: Args) -> int:
-    args = take_up(args, "dqn")
-    if args is None:
-        return 0
-    check(args)
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
     sampling = torch.Generator(device).manual_seed(args.seed)
-    envs, obs = make_games(args)
-    num_actions = int(envs.single_action_space.n)
-    with taking_memory("this network: choose smaller --latent-dim or --branches"):
-        q_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
-        target_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
-    target_network.load_state_dict(q_network.state_dict())
+    envs, obs = make_envs(args)
+    q_network = QNetwork(int(envs.single_action_space.n), args)
+    q_network.to(device, memory_format=torch.channels_last)
+    target_network = copy.deepcopy(q_network)
     optimizer = torch.optim.Adam(
         q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True
     )
-
-    step = 0
     buffer.start(obs)
-    losses, q_means = [], []  # since they were last logged
+    losses = Means(device)  # of the updates since the last log
 
-    parts = {  # of a checkpoint
+    parts = {  # all that a checkpoint holds
         "q_network": q_network,
         "target_network": target_network,
         "optimizer": optimizer,
@@ -269,58 +256,43 @@ def main(args: Args) -> int:
         "sampling": sampling,
         "games": envs,
         "buffer": buffer,
-        "losses": lambda: losses,
-        "q_means": lambda: q_means,
+        "losses": losses,
     }
     with Run(args, "dqn", q_network, LOSSES) as run:
-        if (saved := run.resume(parts, buffer)) is not None:
-            step, obs = saved["step"], saved["games"]["obs"].numpy()
-            losses, q_means = (
-                [x.to(device) for x in saved[name]] for name in ("losses", "q_means")
-            )
-        while step < args.total_timesteps and run.stopped is None:
-            run.checkpoint(step, parts, buffer)
+        if run.resume(parts):
+            obs = envs.obs
+        while run.goes_on():
+            run.checkpoint(parts)
 
             # 1. act
             duration = args.exploration_fraction * args.total_timesteps
-            epsilon = linear_schedule(args.start_e, args.end_e, duration, step)
+            epsilon = linear_schedule(args.start_e, args.end_e, duration, run.step)
             actions = act(q_network, obs, epsilon, device, rng)
 
             # 2. step the games
             obs, rewards, terminations, _, infos = envs.step(actions)
-            previous, step = step, step + args.num_envs
-            run.episodes(step, infos)
+            run.count_step(infos)
 
             # 3. store what was played, which after a life loss is FIRE
             played, final_obs = infos["executed_actions"], infos.get("final_obs")
             buffer.add(obs, played, rewards, terminations, infos["game_over"], final_obs)
 
             # 4. learn: whatever the number of games, one update per train_frequency steps
-            since = max(previous, args.learning_starts)
-            for _ in range(multiples(since, step, args.train_frequency)):
+            for _ in range(run.times_due(args.train_frequency, after=args.learning_starts)):
                 batch = buffer.sample(args.batch_size, sampling)
-                loss, q_values = update(q_network, target_network, optimizer, batch, args)
-                losses.append(loss)
-                q_means.append(q_values)
-            for _ in range(multiples(since, step, args.target_network_frequency)):
+                losses.add(update(q_network, target_network, optimizer, batch, args))
+            for _ in range(run.times_due(args.target_network_frequency, args.learning_starts)):
                 update_target(target_network, q_network, args.tau)
 
             # 5. log
-            if multiples(previous, step, LOG_EVERY) or step >= args.total_timesteps:
+            if run.times_due(LOG_EVERY) or run.step >= args.total_timesteps:
                 logs = {"charts/epsilon": epsilon, "charts/learning_rate": args.learning_rate}
-                if losses:
-                    logs["losses/td_loss"] = torch.stack(losses).mean().item()
-                    logs["losses/q_values"] = torch.stack(q_means).mean().item()
-                    losses, q_means = [], []
-                run.scalars(step, logs)
-                run.progress(step)
-            if measurement_due(args, previous, step) and len(buffer) >= args.metrics_samples:
-                newest = buffer.newest_obs(args.metrics_samples)
-                run.representation(step, newest, q_network.head)
-        status = run.finish(step, parts, buffer)
+                run.log(logs | losses.pop())
+            run.measure(buffer, q_network.head)
+        status = run.finish(parts)
     envs.close()
     return status
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    launch(main, Args, check, "dqn")

@@ -45,31 +45,18 @@ def counted(number: int, noun: str) -> str:
 def launch(main, args_class):
     """Parse the command line into `args_class`, run `main(args)` and exit with what it returns.
 
-    A `UsageError`, a flag that does not parse and memory that runs out end in one line on stderr
-    and status 2.
+    A `UsageError` and a flag that does not parse end in one line on stderr and status 2.
     """
     for stream in (sys.stdout, sys.stderr):  # where the terminal knows only ASCII
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        with taking_memory("this run: choose smaller batches or a smaller network"):
-            sys.exit(main(parse_flags(args_class)))
+        sys.exit(main(parse_flags(args_class)))
     except UsageError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-
-
-@contextlib.contextmanager
-def taking_memory(what: str):
-    """UsageError for an allocation in this block that the system refuses."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error) + type(error).__name__:
-            raise
-        raise UsageError(f"not enough memory for {what} (the system refused it)") from None
 
 
 def parse_flags(args_class, argv=None, default=None):

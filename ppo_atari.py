@@ -9,7 +9,6 @@ advantages, loss, update, training loop; the layer, the measures, the games and 
 imported.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,19 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from atari import AtariEnvs
-from device import pick_device, require_memory
-from experiment import Run, make_games, measurement_due
-from flags import (
-    UsageError,
-    check_rollout_flags,
-    check_shared_flags,
-    launch,
-    require,
-    taking_memory,
-)
+from device import pick_device
+from experiment import Run, launch, make_envs
+from flags import UsageError, check_rollout_flags, check_shared_flags, require
 from hadamard import HadamardConv2d, HadamardLinear, features, init_parameters
-from replay import FRAMES, RecentObs, channels_last, empty_obs, take_steps
-from runfolder import take_up
+from replay import RecentObs, channels_last, empty_obs, take_steps
 
 LOSSES = (
     "policy_loss",
@@ -125,7 +116,7 @@ class Args:
 
 
 def check(args: Args):
-    """UsageError for a flag that cannot work, before anything is made."""
+    """Raise UsageError for a flag that cannot work, before anything is made."""
     check_shared_flags(args)
     check_rollout_flags(args)
     coefficients = ("learning_rate", "ent_coef", "vf_coef")
@@ -208,11 +199,8 @@ class Rollout(NamedTuple):
 
 
 def empty_rollout(args: Args, device: torch.device) -> Rollout:
-    """Room for num_steps steps of all games. UsageError if the device has not that much memory."""
+    """Return room for num_steps steps of all games."""
     shape = (args.num_steps, args.num_envs)
-    steps = args.num_steps * args.num_envs
-    what = f"--num-envs {args.num_envs} times --num-steps {args.num_steps}, {steps} observations,"
-    require_memory(what, steps, math.prod(FRAMES), device)
     obs = empty_obs(*shape, device=device)
     actions = torch.empty(shape, dtype=torch.int64, device=device)
     dones = torch.empty(shape, dtype=torch.bool, device=device)
@@ -221,15 +209,15 @@ def empty_rollout(args: Args, device: torch.device) -> Rollout:
 
 
 def draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
-    """One action each from log-probabilities (batch, actions): int64 (batch,)."""
+    """Draw an action from each row of log-probabilities (batch, actions): int64 (batch,)."""
     # Of clocks that ring at exponential times with rates p_a, clock a rings first with chance p_a.
     # torch.multinomial does the same, but waits for the device to check its input.
     clocks = torch.empty_like(log_probs).exponential_(generator=generator)
     return (log_probs.exp() / clocks).argmax(dim=1)
 
 
-def taken(log_probs: Tensor, actions: Tensor) -> Tensor:
-    """The log-probabilities (batch,) of these actions (batch,), out of all (batch, actions)."""
+def select_actions(log_probs: Tensor, actions: Tensor) -> Tensor:
+    """Select the log-probabilities (batch,) of actions (batch,) out of all (batch, actions)."""
     return log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
 
 
@@ -239,16 +227,11 @@ def play(
     envs: AtariEnvs,
     obs: np.ndarray,
     rollout: Rollout,
-    run: Run,
-    step: int,
-    start: int,
     args: Args,
     generator: torch.Generator,
-) -> tuple[np.ndarray, int, int]:
-    """Fill the rollout (steps, envs, ...) from its row `start` on, with play from obs on.
-
-    Returns the obs and the step after it, and how many rows are full: fewer if the run has to stop,
-    unless these steps are its last.
+    run: Run,
+) -> np.ndarray:
+    """Fill the rollout (steps, envs, ...) with play from obs on; return the obs after it.
 
     FIRE after a life loss is a move of the game here: the policy's own action, which it replaced,
     is stored. A policy gradient needs actions that the policy drew, and as this one had no
@@ -256,23 +239,18 @@ def play(
     """
     device = rollout.rewards.device
     with agent.autocast(device.type):
-        for t in range(start, len(rollout.obs)):
-            if run.stopped is not None and step < args.total_timesteps:
-                return obs, step, t
-
+        for t in range(args.num_steps):
             # 1. act
             rollout.obs[t] = channels_last(torch.from_numpy(obs))
             logits, rollout.values[t] = agent(rollout.obs[t])
             log_probs = logits.log_softmax(dim=1)
             rollout.actions[t] = draw(log_probs, generator)
-            rollout.log_probs[t] = taken(log_probs, rollout.actions[t])
+            rollout.log_probs[t] = select_actions(log_probs, rollout.actions[t])
 
             # 2. step the games
-            obs, rewards, terminations, truncations, infos = envs.step(
-                rollout.actions[t].cpu().numpy()
-            )
-            step += envs.num_envs
-            run.episodes(step, infos)
+            actions = rollout.actions[t].cpu().numpy()
+            obs, rewards, terminations, truncations, infos = envs.step(actions)
+            run.count_step(infos)
 
             # 3. store what came of it
             cut = truncations & ~terminations
@@ -281,7 +259,7 @@ def play(
                 rewards[cut] += args.gamma * agent(final_obs)[1].cpu().numpy()
             rollout.rewards[t] = torch.from_numpy(rewards)
             rollout.dones[t] = torch.from_numpy(terminations | truncations)
-    return obs, step, len(rollout.obs)
+    return obs
 
 
 def gae(
@@ -292,7 +270,7 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Generalised advantage estimates (Schulman et al. 2016, Eq. 16), (steps, envs).
+    """Return generalised advantage estimates (Schulman et al. 2016, Eq. 16), (steps, envs).
 
     delta_t = r_t + gamma (1 - d_t) V(s_{t+1}) - V(s_t)
     A_t     = delta_t + gamma lambda (1 - d_t) A_{t+1}
@@ -313,14 +291,14 @@ def gae(
 
 
 def ppo_loss(agent: nn.Module, batch: Rollout, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped surrogate loss of a minibatch (Schulman et al. 2017, Eq. 7 and 9), and its parts.
+    """Return the clipped surrogate loss (Schulman et al. 2017, Eq. 7 and 9) and its parts.
 
     L = -min(r A, clip(r, 1 - eps, 1 + eps) A) + c_v 1/2 max((V - R)^2, (V_clip - R)^2) - c_e S
     with r = pi(a|s) / pi_old(a|s) and V_clip = V_old + clip(V - V_old, -eps, eps).
     """
     logits, values = agent(batch.obs)
     log_probs = logits.log_softmax(dim=1)
-    log_ratio = taken(log_probs, batch.actions) - batch.log_probs
+    log_ratio = select_actions(log_probs, batch.actions) - batch.log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     advantages = batch.advantages
@@ -355,20 +333,16 @@ def update(
     rollout: Rollout,
     args: Args,
     generator: torch.Generator,
-    run: Run | None = None,
-) -> dict[str, float] | None:
-    """Learn from a rollout (steps, envs, ...); the parts of the loss, as CleanRL reports them.
+) -> dict[str, float]:
+    """Learn from a rollout (steps, envs, ...); return the parts of the loss, as CleanRL has them.
 
-    Those are of the last minibatch, but clipfrac, which is the mean over all. None if the run has
-    to stop in the middle.
+    Those are of the last minibatch, but clipfrac, which is the mean over all.
     """
     steps = Rollout(*(field.flatten(0, 1) for field in rollout))
     clipfracs = []
     for _ in range(args.update_epochs):
         order = torch.randperm(len(steps.obs), generator=generator, device=generator.device)
         for index in order.chunk(args.num_minibatches):
-            if run is not None and run.stopped is not None:
-                return None
             loss, parts = ppo_loss(agent, take_steps(steps, index), args)
             optimizer.zero_grad()
             loss.backward()
@@ -386,49 +360,36 @@ def update(
 
 
 def main(args: Args) -> int:
-    args = take_up(args, "ppo")
-    if args is None:
-        return 0
-    check(args)
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
     sampling = torch.Generator(device).manual_seed(args.seed)
     rollout = empty_rollout(args, device)
     recent = RecentObs(args.metrics_samples, device)
-    envs, obs = make_games(args)
-    num_actions = int(envs.single_action_space.n)
-    with taking_memory("this network: choose smaller --latent-dim or --branches"):
-        agent = Agent(num_actions, args).to(device, memory_format=torch.channels_last)
+    envs, obs = make_envs(args)
+    agent = Agent(int(envs.single_action_space.n), args)
+    agent.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(
         agent.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True
     )
 
-    step = t = 0  # agent steps; rows of the rollout that are full
-
-    parts = {  # of a checkpoint
+    parts = {  # all that a checkpoint holds
         "agent": agent,
         "optimizer": optimizer,
         "sampling": sampling,
         "games": envs,
         "recent": recent,
-        "rollout": lambda: [field[:t].clone() for field in rollout],
     }
     with Run(args, "ppo", agent, LOSSES) as run:
-        if (saved := run.resume(parts)) is not None:
-            step, obs = saved["step"], saved["games"]["obs"].numpy()
-            t = len(saved["rollout"][0])
-            for field, played in zip(rollout, saved["rollout"], strict=True):
-                field[:t] = played
-        while step < args.total_timesteps and run.stopped is None:
-            run.checkpoint(step, parts)
+        if run.resume(parts):
+            obs = envs.obs
+        while run.goes_on():
+            run.checkpoint(parts)
             if args.anneal_lr:
-                left = 1 - (step - t * args.num_envs) / args.total_timesteps
+                left = 1 - run.step / args.total_timesteps
                 optimizer.param_groups[0]["lr"] = left * args.learning_rate
 
             # 1. to 3. act, step the games, store
-            obs, step, t = play(agent, envs, obs, rollout, run, step, t, args, sampling)
-            if t < args.num_steps:
-                break
+            obs = play(agent, envs, obs, rollout, args, sampling, run)
 
             # 4. learn
             with torch.no_grad():
@@ -442,27 +403,17 @@ def main(args: Args) -> int:
                 args.gae_lambda,
             )
             rollout.returns[:] = rollout.advantages + rollout.values
-            learning = {name: parts[name] for name in ("agent", "optimizer", "sampling")}
-            logs = run.whole(
-                learning, lambda seen: update(agent, optimizer, rollout, args, sampling, seen), step
-            )
-            if logs is None:
-                break
-            t = 0
-            recent.add(rollout.obs)
+            logs = update(agent, optimizer, rollout, args, sampling)
 
             # 5. log
             logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-            run.scalars(step, logs)
-            run.progress(step)
-            previous = step - args.num_envs * args.num_steps
-            due = measurement_due(args, previous, step)
-            if due and (newest := recent.newest()) is not None:
-                run.representation(step, newest, agent.critic, "value_contribution")
-        status = run.finish(step, parts)
+            run.log(logs)
+            recent.add(rollout.obs)
+            run.measure(recent, agent.critic, "value_contribution")
+        status = run.finish(parts)
     envs.close()
     return status
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    launch(main, Args, check, "ppo")

@@ -9,7 +9,6 @@ play, returns, update, training loop; the layer, the measures, the games and the
 imported.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,19 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atari import AtariEnvs
-from device import pick_device, require_memory
-from experiment import Run, make_games, measurement_due
-from flags import (
-    check_rollout_flags,
-    check_shared_flags,
-    launch,
-    require,
-    taking_memory,
-)
+from device import pick_device
+from experiment import Run, launch, make_envs
+from flags import check_rollout_flags, check_shared_flags, require
 from hadamard import HadamardConv2d, HadamardLinear, features, init_parameters
 from radam import RAdam
-from replay import FRAMES, RecentObs, channels_last, empty_obs, take_steps
-from runfolder import take_up
+from replay import RecentObs, channels_last, empty_obs, take_steps
 
 LOSSES = ("td_loss", "q_values")
 
@@ -110,7 +102,7 @@ class Args:
 
 
 def check(args: Args):
-    """UsageError for a flag that cannot work, before anything is made."""
+    """Raise UsageError for a flag that cannot work, before anything is made."""
     check_shared_flags(args)
     check_rollout_flags(args)
     require(args, "at least 0", lambda value: value >= 0, "learning_rate")
@@ -183,11 +175,8 @@ class Rollout(NamedTuple):
 
 
 def empty_rollout(args: Args, device: torch.device) -> Rollout:
-    """Room for num_steps steps of all games. UsageError if the device has not that much memory."""
+    """Return room for num_steps steps of all games."""
     shape = (args.num_steps, args.num_envs)
-    steps = args.num_steps * args.num_envs
-    what = f"--num-envs {args.num_envs} times --num-steps {args.num_steps}, {steps} observations,"
-    require_memory(what, steps, math.prod(FRAMES), device)
     obs = empty_obs(*shape, device=device)
     actions = torch.empty(shape, dtype=torch.int64, device=device)
     dones = torch.empty(shape, dtype=torch.bool, device=device)
@@ -196,18 +185,21 @@ def empty_rollout(args: Args, device: torch.device) -> Rollout:
 
 
 def linear_schedule(start: float, end: float, duration: float, step: int) -> float:
-    """From start to end over `duration` steps, then constant."""
+    """Return the value at a step: from start to end over `duration` steps, then constant."""
     return start + (end - start) * min(step / duration, 1.0)
 
 
 def exploration(args: Args, step: int) -> float:
-    """Epsilon at an agent step."""
+    """Return epsilon at an agent step."""
     duration = args.exploration_fraction * args.total_timesteps
     return linear_schedule(args.start_e, args.end_e, duration, step)
 
 
 def act(q_values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
-    """Epsilon-greedy actions, int64 (envs,), each env on its own. q_values (envs, actions)."""
+    """Draw epsilon-greedy actions, int64 (envs,), each env on its own.
+
+    q_values (envs, actions).
+    """
     num_envs, num_actions = q_values.shape
     at = {"generator": generator, "device": q_values.device}
     explore = torch.rand(num_envs, **at) < epsilon
@@ -222,34 +214,23 @@ def play(
     envs: AtariEnvs,
     obs: np.ndarray,
     rollout: Rollout,
-    run: Run,
-    step: int,
-    start: int,
     args: Args,
     generator: torch.Generator,
-) -> tuple[np.ndarray, int, int]:
-    """Fill the rollout (steps, envs, ...) from its row `start` on, with play from obs on.
-
-    Returns the obs and the step after it, and how many rows are full: fewer if the run has to stop,
-    unless these steps are its last.
-    """
+    run: Run,
+) -> np.ndarray:
+    """Fill the rollout (steps, envs, ...) with play from obs on; return the obs after it."""
     device = rollout.rewards.device
     with q_network.autocast(device.type):
-        for t in range(start, len(rollout.obs)):
-            if run.stopped is not None and step < args.total_timesteps:
-                return obs, step, t
-
+        for t in range(args.num_steps):
             # 1. act
             rollout.obs[t] = channels_last(torch.from_numpy(obs))
             q_values = q_network(rollout.obs[t])
             rollout.values[t] = q_values.max(dim=1).values
-            epsilon = exploration(args, step)
-            actions = act(q_values, epsilon, generator)
+            actions = act(q_values, exploration(args, run.step), generator)
 
             # 2. step the games
             obs, rewards, terminations, truncations, infos = envs.step(actions.cpu().numpy())
-            step += envs.num_envs
-            run.episodes(step, infos)
+            run.count_step(infos)
 
             # 3. store what was played, which after a life loss is FIRE
             rollout.actions[t] = torch.from_numpy(infos["executed_actions"])
@@ -259,13 +240,13 @@ def play(
                 rewards[cut] += args.gamma * q_network(final_obs).max(dim=1).values.cpu().numpy()
             rollout.rewards[t] = torch.from_numpy(rewards)
             rollout.dones[t] = torch.from_numpy(terminations | truncations)
-    return obs, step, len(rollout.obs)
+    return obs
 
 
 def q_lambda_returns(
     rewards: Tensor, dones: Tensor, next_values: Tensor, gamma: float, q_lambda: float
 ) -> Tensor:
-    """Q(lambda) returns (Gallici et al. 2024, arXiv 2407.04811), (steps, envs).
+    """Return Q(lambda) returns (Gallici et al. 2024, arXiv 2407.04811), (steps, envs).
 
     G_{T-1} = r_{T-1} + gamma (1 - d_{T-1}) max_a Q(s_T, a)
     G_t     = r_t + gamma (1 - d_t) [lambda G_{t+1} + (1 - lambda) max_a Q(s_{t+1}, a)]
@@ -289,19 +270,13 @@ def update(
     rollout: Rollout,
     args: Args,
     generator: torch.Generator,
-    run: Run | None = None,
-) -> dict[str, float] | None:
-    """Learn from a rollout (steps, envs, ...): L = 1/2 (G - Q(s, a))^2. Means over the update.
-
-    None if the run has to stop in the middle.
-    """
+) -> dict[str, float]:
+    """Learn from a rollout (steps, envs, ...): L = 1/2 (G - Q(s, a))^2. Means over the update."""
     steps = Rollout(*(field.flatten(0, 1) for field in rollout))
     losses, q_means = [], []
     for _ in range(args.update_epochs):
         order = torch.randperm(len(steps.obs), generator=generator, device=generator.device)
         for index in order.chunk(args.num_minibatches):
-            if run is not None and run.stopped is not None:
-                return None
             batch = take_steps(steps, index)
             q_values = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
             loss = 0.5 * F.mse_loss(q_values, batch.returns)
@@ -318,82 +293,54 @@ def update(
 
 
 def main(args: Args) -> int:
-    args = take_up(args, "pqn")
-    if args is None:
-        return 0
-    check(args)
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
     sampling = torch.Generator(device).manual_seed(args.seed)
     rollout = empty_rollout(args, device)
     recent = RecentObs(args.metrics_samples, device)
-    envs, obs = make_games(args)
-    num_actions = int(envs.single_action_space.n)
-    with taking_memory("this network: choose smaller --latent-dim or --branches"):
-        q_network = QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
+    envs, obs = make_envs(args)
+    q_network = QNetwork(int(envs.single_action_space.n), args)
+    q_network.to(device, memory_format=torch.channels_last)
     optimizer = RAdam(q_network.parameters(), lr=args.learning_rate)
 
-    step = t = 0  # agent steps; rows of the rollout that are full
-
-    parts = {  # of a checkpoint
+    parts = {  # all that a checkpoint holds
         "q_network": q_network,
         "optimizer": optimizer,
         "sampling": sampling,
         "games": envs,
         "recent": recent,
-        "rollout": lambda: [field[:t].clone() for field in rollout],
     }
     with Run(args, "pqn", q_network, LOSSES) as run:
-        if (saved := run.resume(parts)) is not None:
-            step, obs = saved["step"], saved["games"]["obs"].numpy()
-            t = len(saved["rollout"][0])
-            for field, played in zip(rollout, saved["rollout"], strict=True):
-                field[:t] = played
-        while step < args.total_timesteps and run.stopped is None:
-            run.checkpoint(step, parts)
+        if run.resume(parts):
+            obs = envs.obs
+        while run.goes_on():
+            run.checkpoint(parts)
             if args.anneal_lr:
-                left = 1 - (step - t * args.num_envs) / args.total_timesteps
+                left = 1 - run.step / args.total_timesteps
                 optimizer.param_groups[0]["lr"] = left * args.learning_rate
 
             # 1. to 3. act, step the games, store
-            obs, step, t = play(q_network, envs, obs, rollout, run, step, t, args, sampling)
-            if t < args.num_steps:
-                break
+            obs = play(q_network, envs, obs, rollout, args, sampling, run)
 
             # 4. learn
             with torch.no_grad():
                 last = q_network(torch.from_numpy(obs).to(device)).max(dim=1, keepdim=True).values
+            next_values = torch.cat([rollout.values[1:], last.T])
             rollout.returns[:] = q_lambda_returns(
-                rollout.rewards,
-                rollout.dones,
-                torch.cat([rollout.values[1:], last.T]),
-                args.gamma,
-                args.q_lambda,
+                rollout.rewards, rollout.dones, next_values, args.gamma, args.q_lambda
             )
-            learning = {name: parts[name] for name in ("q_network", "optimizer", "sampling")}
-            logs = run.whole(
-                learning,
-                lambda seen: update(q_network, optimizer, rollout, args, sampling, seen),
-                step,
-            )
-            if logs is None:
-                break
-            t = 0
-            recent.add(rollout.obs)
+            logs = update(q_network, optimizer, rollout, args, sampling)
 
             # 5. log
-            logs["charts/epsilon"] = exploration(args, step - args.num_envs)
+            logs["charts/epsilon"] = exploration(args, run.step - args.num_envs)
             logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-            run.scalars(step, logs)
-            run.progress(step)
-            previous = step - args.num_envs * args.num_steps
-            due = measurement_due(args, previous, step)
-            if due and (newest := recent.newest()) is not None:
-                run.representation(step, newest, q_network.head)
-        status = run.finish(step, parts)
+            run.log(logs)
+            recent.add(rollout.obs)
+            run.measure(recent, q_network.head)
+        status = run.finish(parts)
     envs.close()
     return status
 
 
 if __name__ == "__main__":
-    launch(main, Args)
+    launch(main, Args, check, "pqn")

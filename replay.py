@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from device import require_memory
-from flags import taking_memory
-
 # Transitions in a segment of the replay memory, 7 MB: the least that a checkpoint writes of it.
 SEGMENT = 1024
 FRAME = (84, 84)
 FRAMES = (4, *FRAME)  # of an observation
+# Of the replay memory: a frame, action, reward, termination, history and truncation.
+TRANSITION_BYTES = math.prod(FRAME) + 1 + 4 + 1 + 1 + 1
 
 
 def channels_last(frames: Tensor) -> Tensor:
@@ -70,9 +69,7 @@ class ReplayBuffer:
     reward and termination of the step from obs t to obs t + 1, of each env. Stacks are read off the
     rows before, with zeros before the start of a game. The last frame of a truncated game, which
     no later row holds, lies beside. `capacity` transitions (rounded up to a multiple of num_envs)
-    take 7,064 bytes each; the CPU's memory is touched only as it fills.
-
-    Raises UsageError, before taking any, if the free memory of the device cannot hold it.
+    take TRANSITION_BYTES each; the CPU's memory is touched only as it fills.
     """
 
     def __init__(self, capacity: int, num_envs: int, device: torch.device | str = "cpu"):
@@ -81,20 +78,15 @@ class ReplayBuffer:
         self.capacity = -(-capacity // num_envs)  # in rows
         # One more row for the newest frame, and three for the stacks of the oldest transitions.
         self.rows = self.capacity + 4
-        pixels = FRAME[0] * FRAME[1]
-        bytes_each = pixels + 1 + 4 + 1 + 1 + 1
-        what = f"--buffer-size {capacity}"
-        require_memory(what, self.rows * num_envs, bytes_each, self.device)
         shape = (self.rows, num_envs)
-        with taking_memory(f"the {bytes_each * self.rows * num_envs / 1e9:.1f} GB of {what}"):
-            self.frames = torch.empty(*shape, *FRAME, dtype=torch.uint8, device=self.device)
-            self.actions = torch.empty(shape, dtype=torch.uint8, device=self.device)
-            self.rewards = torch.empty(shape, dtype=torch.float32, device=self.device)
-            self.terminations = torch.empty(shape, dtype=torch.bool, device=self.device)
-            # Frames of the same game before this one, as far as a stack can see: 0 to 3.
-            self.history = torch.empty(shape, dtype=torch.uint8, device=self.device)
-            # The frame after this one is in `final_frames`, not in the next row.
-            self.truncated = torch.empty(shape, dtype=torch.bool, device=self.device)
+        self.frames = torch.empty(*shape, *FRAME, dtype=torch.uint8, device=self.device)
+        self.actions = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        self.rewards = torch.empty(shape, dtype=torch.float32, device=self.device)
+        self.terminations = torch.empty(shape, dtype=torch.bool, device=self.device)
+        # Frames of the same game before this one, as far as a stack can see: 0 to 3.
+        self.history = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        # The frame after this one is in `final_frames`, not in the next row.
+        self.truncated = torch.empty(shape, dtype=torch.bool, device=self.device)
         self.segment_rows = max(1, SEGMENT // num_envs)
         self.dirty: set[int] = set()  # segments that changed since the last checkpoint
         self.final_frames: dict[int, Tensor] = {}  # by row * num_envs + env
@@ -166,8 +158,13 @@ class ReplayBuffer:
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self.device)
         return self.transitions(index)
 
-    def newest_obs(self, count: int) -> Tensor:
-        """The obs of the newest `count` transitions, uint8 (count, 4, 84, 84), newest first."""
+    def newest(self, count: int) -> Tensor | None:
+        """Return the obs of the newest `count` transitions, uint8 (count, 4, 84, 84).
+
+        The newest comes first. None before there are as many.
+        """
+        if len(self) < count:
+            return None
         return self.transitions(torch.arange(count, device=self.device)).obs
 
     def transitions(self, index: Tensor) -> Batch:
@@ -193,13 +190,9 @@ class ReplayBuffer:
 
 
 class RecentObs:
-    """The newest observations of rollouts, uint8 (count, 4, 84, 84), for the measures.
-
-    Raises UsageError, before any is taken, if the free memory of the device cannot hold them.
-    """
+    """The newest observations of rollouts, uint8 (count, 4, 84, 84), for the measures."""
 
     def __init__(self, count: int, device: torch.device):
-        require_memory(f"--metrics-samples {count}", 2 * count, math.prod(FRAMES), device)
         self.frames = empty_obs(count, device=device)
         self.seen = 0
 
@@ -221,7 +214,9 @@ class RecentObs:
         self.frames.copy_(state["frames"])
         self.seen = state["seen"]
 
-    def newest(self) -> torch.Tensor | None:
-        """All of them, oldest first; None until there are as many."""
-        count = len(self.frames)
-        return self.frames.roll(-(self.seen % count), 0) if self.seen >= count else None
+    def newest(self, count: int) -> torch.Tensor | None:
+        """Return the newest `count` observations, oldest first; None before there are as many."""
+        room = len(self.frames)
+        if self.seen < count:
+            return None
+        return self.frames.roll(-(self.seen % room), 0)[room - count :]

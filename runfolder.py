@@ -217,7 +217,7 @@ def saved_flags(args_class, folder: Path, config: dict, own: dict, asked: str = 
     return saved
 
 
-def take_up(args, algorithm: str):
+def resolve_resume(args, algorithm: str):
     """The flags to run with: those given or, with --resume, those of that run.
 
     None if that run has finished. `--resume auto` takes the unfinished run of the same flags, or

@@ -1,5 +1,6 @@
 """What several tests need: running a script as a user does, and reading its event file back."""
 
+import functools
 import importlib.util
 import itertools
 import os
@@ -14,6 +15,7 @@ import torch
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import experiment
 from flags import launch
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +25,7 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 TIMEOUT = 240  # seconds, against hanging: no call takes a tenth of it
 
 # Examples from a fixed seed: a run of the tests does not depend on luck.
-settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 torch.set_num_threads(1)
 # A shell starts what goes to the background with SIGINT ignored, and processes pass that on: those
@@ -55,8 +57,12 @@ def launched(tmp_path, monkeypatch, capfd):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", command)
         capfd.readouterr()
+        start = functools.partial(launch, module.main, module.Args)
+        if module.__name__.endswith("_atari"):
+            algorithm = module.__name__.removesuffix("_atari")
+            start = functools.partial(experiment.launch, *start.args, module.check, algorithm)
         with pytest.raises(SystemExit) as exit_:
-            launch(module.main, module.Args)
+            start()
         return subprocess.CompletedProcess(command, exit_.value.code, *capfd.readouterr())
 
     return call

@@ -76,7 +76,7 @@ def small_segments(monkeypatch):
     monkeypatch.setattr(replay, "SEGMENT", 8)  # transitions, so 4 rows
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(pauses=st.lists(st.integers(0, 12), min_size=1, max_size=8))
 def test_the_memory_comes_back_at_every_checkpoint_of_a_ring(tmp_path_factory, pauses):
     folder = tmp_path_factory.mktemp("run")
@@ -110,6 +110,16 @@ def test_only_what_changed_is_written_again(tmp_path):
     assert names == {name for name, _ in store.segments.values()}  # nothing piles up
 
 
+class Extra:
+    """Any object with a state."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+
 def test_what_is_saved_comes_back_as_plain_values(tmp_path):
     rng = np.random.default_rng(3)
     rng.random(5)
@@ -118,9 +128,9 @@ def test_what_is_saved_comes_back_as_plain_values(tmp_path):
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1, fused=True)
     network(torch.ones(3)).sum().backward()
     optimizer.step()
-    extra = [np.arange(3), {"a": (1, 2.5, None, True, "x")}]
+    extra = Extra([np.arange(3), {"a": (1, 2.5, None, True, "x")}])
     parts = {"rng": rng, "generator": generator, "network": network, "optimizer": optimizer}
-    Checkpoints(tmp_path).save(7, capture(parts | {"extra": lambda: extra}))
+    Checkpoints(tmp_path).save(7, capture(parts | {"extra": extra}))
     expected = (rng.random(), torch.rand(1, generator=generator), network.weight.clone())
 
     saved, _ = Checkpoints(tmp_path).load()

@@ -23,7 +23,7 @@ from torch import nn
 import dqn_atari
 import experiment
 from atari import AtariEnvs
-from dqn_atari import Args, Batch, QNetwork, act, linear_schedule, multiples, td_loss, update_target
+from dqn_atari import Args, Batch, QNetwork, act, linear_schedule, td_loss, update_target
 from metrics import MEASURES
 
 # A short run that learns, measures twice and logs. 2,048 samples are there after 2,048 steps.
@@ -90,14 +90,6 @@ def test_target_network_moves_by_tau():
 def test_linear_schedule():
     values = [linear_schedule(1.0, 0.1, 1_000, step) for step in (0, 500, 1_000, 5_000)]
     assert values == pytest.approx([1.0, 0.55, 0.1, 0.1])
-
-
-def test_multiples_counts_what_the_original_loop_would_do():
-    for since in range(12):
-        for now in range(since, 25):
-            for every in range(1, 6):
-                expected = sum(t % every == 0 for t in range(since + 1, now + 1))
-                assert multiples(since, now, every) == expected
 
 
 def test_epsilon_greedy_frequencies():

@@ -5,6 +5,7 @@ import importlib.machinery
 import os
 import re
 import resource
+import signal
 import sys
 import types
 
@@ -41,7 +42,18 @@ BAD_FLAGS = [
         r"--total-timesteps must be at least 1 and below 1e18",
     ),
     (["--runs-dir", "a" * 300], r"--runs-dir a+: File name too long"),
-    (["--branches", "100000"], r"not enough memory for this network: choose smaller --latent-dim"),
+    (
+        ["--branches", "100000"],
+        r"--branches 100000 needs 3\d+\.\d GB of memory .* choose at most \d+",
+    ),
+    (
+        ["--latent-dim", "9" * 9, "--metrics-samples", "9" * 9, "--buffer-size", "9" * 9],
+        r"--latent-dim 9+ needs .* at most",
+    ),
+    (
+        ["--batch-size", "9" * 7, "--buffer-size", "9" * 7],
+        r"--batch-size 9+ needs .*|--buffer-size 9+ needs .*",
+    ),
     (["--total-timesteps", "-5"], r"--total-timesteps must be at least 1, not -5"),
     (["--batch-size", "0"], r"--batch-size must be at least 1, not 0"),
     (["--train-frequency", "0"], r"--train-frequency must be at least 1, not 0"),
@@ -161,35 +173,57 @@ def test_runs_of_one_second_get_folders_of_their_own(make_run, monkeypatch):
     assert names == [stem, f"{stem}-2", f"{stem}-3"]
 
 
-def test_progress_speed_is_that_of_the_last_seconds(make_run, capsys):
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the progress line, set by hand."""
+    now = [100.0]
+    monkeypatch.setattr(experiment.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_progress_speed_is_that_of_the_last_seconds(make_run, capsys, clock):
     """1,000 steps/s for a minute, then 100/s: after 20 s more the line says 100/s."""
-    with make_run() as run:
-        start = run._rates[0][0]
-        for second in range(1, 61):
-            run.progress(1_000 * second, now=start + second)
-        run.returns.extend([1.0, 3.0])
-        for second in range(1, 41):
-            run.progress(60_000 + 100 * second, now=start + 60 + second)
+    ended = {"_r": [True, True], "r": [1.0, 3.0], "l": [5, 5]}
+    with make_run(num_envs=100) as run:
+        for second in range(100):
+            clock[0] += 1.0
+            for _ in range(10 if second < 60 else 1):
+                run.count_step({"episode": ended} if run.step == 6_000 else {})
+            run.log({})
     lines = capsys.readouterr().err.strip().split("\n")
     assert "31,000/10,000,000 steps  1,000/s  ETA 2:46:09" in "\n".join(lines)
     assert "100/s  ETA 1 day, 3:36" in lines[-1]
     assert "return 2.0 (last 2 games)" in lines[-1]
 
 
-def test_no_speed_is_told_before_a_step_was_taken(make_run, capsys, events):
-    """A run that was stopped in an update goes on with it: its steps are those of before."""
+def test_steps_due_are_those_of_a_loop_over_single_steps(make_run):
+    """What a vector step brings is what the original loop of one game would have done."""
+    for num_envs in range(1, 13):
+        with make_run(num_envs=num_envs) as run:
+            for _ in range(3):
+                since = run.step
+                run.count_step({})
+                steps = range(since + 1, run.step + 1)
+                for every in range(1, 6):
+                    for after in (0, 7, 100):
+                        expected = sum(t > after and t % every == 0 for t in steps)
+                        assert run.times_due(every, after) == expected
+
+
+def test_a_run_that_is_asked_to_stop_says_until_when_it_goes_on(make_run, capsys, clock):
+    """At once, and for a rollout that takes long every half minute; then it goes on no more."""
     with make_run() as run:
-        start = run._rates[0][0]
-        run._rates[0] = (start, 4096)
-        run.returns.append(3.0)
-        run.progress(4096, now=start + 1)
-        run.progress(8192, now=start + 5)
-        folder = run.folder
-    line = capsys.readouterr().err.strip().split("\n")[0]
-    assert "4,096/10,000,000 steps  return 3.0" in line
-    log = events(folder)
-    assert [event.step for event in log.Scalars("charts/SPS")] == [8192]
-    assert [event.step for event in log.Scalars("charts/mean_return_100")] == [4096, 8192]
+        assert run.goes_on()
+        clock[0] += 95.0
+        assert run.goes_on()
+        signal.raise_signal(signal.SIGTERM)
+        for _ in range(9):
+            clock[0] += 10.0
+            run.count_step({})
+        assert not run.goes_on()
+    said = capsys.readouterr().err.strip().split("\n")
+    assert "SIGTERM: stopping before the next rollout, in 95 s or less" in said[0]
+    assert len([line for line in said if "stopping: " in line]) == 2
 
 
 class FakeTracker(types.ModuleType):
@@ -250,12 +284,14 @@ def test_where_weights_and_biases_refuses_nothing_is_left(refused, monkeypatch):
     )
 
 
-def test_scores_are_means_over_the_last_100_games(make_run):
+def test_scores_are_means_over_the_last_100_games(make_run, events):
     with make_run() as run:
         for game in range(150):
             episode = {"_r": [False, True], "r": [99.0, float(game)], "l": [0, 10]}
-            run.episodes(game, {"episode": episode})
-        assert sum(run.returns) / len(run.returns) == sum(range(50, 150)) / 100
+            run.count_step({"episode": episode})
+        run.log({})
+    (score,) = events(run.folder).Scalars("charts/mean_return_100")
+    assert score.value == sum(range(50, 150)) / 100
 
 
 def layer_by_torch(layer, apply, channels_at):
@@ -316,18 +352,21 @@ def test_recent_observations_are_the_newest_in_order():
     obs = torch.arange(7 * 3, dtype=torch.uint8).view(7, 3, 1, 1, 1).expand(-1, -1, 4, 84, 84)
     for count in (4, 6, 21):  # more, as much and less than what comes at once
         recent = RecentObs(count, torch.device("cpu"))
-        assert recent.newest() is None
+        assert recent.newest(count) is None
         for part in (obs[:2], obs[2:4], obs[4:5], obs[5:]):
             recent.add(part)
-        assert recent.newest()[:, 0, 0, 0].tolist() == list(range(21 - count, 21))
+        assert recent.newest(count)[:, 0, 0, 0].tolist() == list(range(21 - count, 21))
 
 
 @pytest.mark.parametrize("apply_to", ["last", "all"])
 @pytest.mark.parametrize("branches", [1, 3])
 def test_what_is_measured_of_a_network(branches, apply_to, make_run, events):
-    obs = torch.randint(0, 255, (512, 4, 84, 84), dtype=torch.uint8)
-    with make_run(apply_to=apply_to, branches=branches) as run:
-        run.representation(7, obs, run.network.head)
+    recent = RecentObs(512, torch.device("cpu"))
+    recent.add(torch.randint(0, 255, (1, 512, 4, 84, 84), dtype=torch.uint8))
+    flags = {"metrics_samples": 512, "metrics_every": 1, "num_envs": 512}
+    with make_run(apply_to=apply_to, branches=branches, **flags) as run:
+        run.count_step({})
+        run.measure(recent, run.network.head)
     tags = set(events(run.folder).Tags()["scalars"])
     assert "representation/effective_rank" in tags
     for i in range(4):

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import device
-from dqn_atari import ReplayBuffer
+import dqn_atari
+from experiment import check_memory
 from flags import UsageError
 from pqn_atari import Rollout
-from replay import empty_obs, take_steps
+from replay import TRANSITION_BYTES, ReplayBuffer, empty_obs, take_steps
 
 
 class Games:
@@ -95,7 +96,7 @@ def test_equals_a_list_of_stacks(seed, num_envs, rows, steps, weights):
         obs = next_obs
 
         assert len(buffer) == len(model) * num_envs
-        newest = buffer.newest_obs(len(buffer))
+        newest = buffer.newest(len(buffer))
         newest_first = [transition for row in reversed(model) for transition in row]
         everything = buffer.transitions(torch.arange(len(buffer)))
         for k, expected in enumerate(newest_first):
@@ -132,10 +133,15 @@ def test_final_frames_go_with_their_rows():
     assert len(buffer.final_frames) <= 24
 
 
+def every_tensor(buffer):
+    return [value for value in vars(buffer).values() if isinstance(value, torch.Tensor)]
+
+
 def test_a_million_transitions_fit_the_promised_memory(monkeypatch):
     monkeypatch.setattr(device, "free_memory", lambda device: 8e9)
+    check_memory(dqn_atari.Args())
     buffer = ReplayBuffer(1_000_000, 4)
-    tensors = [value for value in vars(buffer).values() if isinstance(value, torch.Tensor)]
+    tensors = every_tensor(buffer)
     assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) <= 7.2e9
     assert buffer.capacity * buffer.num_envs == 1_000_000
 
@@ -143,8 +149,15 @@ def test_a_million_transitions_fit_the_promised_memory(monkeypatch):
 def test_too_little_memory_is_refused_with_what_would_fit(monkeypatch):
     monkeypatch.setattr(device, "free_memory", lambda device: 1e9)
     with pytest.raises(UsageError, match=r"needs 7\.1 GB .* 1\.0 GB are free.*at most 127"):
-        ReplayBuffer(1_000_000, 4)
-    ReplayBuffer(127_000, 4)
+        check_memory(dqn_atari.Args(buffer_size=1_000_000))
+    check_memory(dqn_atari.Args(buffer_size=127_000))
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_a_transition_takes_the_bytes_that_are_promised(num_envs):
+    buffer = ReplayBuffer(1000, num_envs)
+    taken = sum(part.numel() * part.element_size() for part in every_tensor(buffer))
+    assert taken == buffer.rows * num_envs * TRANSITION_BYTES
 
 
 def test_taken_steps_are_the_rows_in_the_layout_of_the_networks():

@@ -1,5 +1,6 @@
 """A run that was interrupted and resumed is the run that was not, bit for bit."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -18,11 +19,11 @@ from interruptions import differences, run_through, run_with_breaks, start
 import dqn_atari
 import ppo_atari
 import pqn_atari
-from checkpoint import FORMAT, Checkpoints, Footer, read_state
+from checkpoint import FORMAT, Checkpoints, Footer, newest_footer, read_state
 from dqn_atari import Args
-from experiment import RESUME_ME
+from experiment import RESUME_ME, launch
 from flags import UsageError, parse_flags
-from runfolder import describe, lock, resumed_config, saved_with, take_up, unfinished
+from runfolder import describe, lock, resolve_resume, resumed_config, saved_with, unfinished
 
 # As small as a run that learns, measures, wraps its memory and loses lives can be.
 SMALL = ("--latent-dim", 32, "--metrics-samples", 512, "--env-threads", 1)
@@ -173,31 +174,40 @@ def test_a_stop_while_games_come_back_leaves_all_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
-@pytest.mark.parametrize("stop_at", [5, 7, 12])
-def test_a_stop_in_the_middle_of_an_update(algorithm, stop_at, tmp_path, monkeypatch):
-    """In the second of three updates of four minibatches, at its start, and in the last one, whose
-    rollout goes beyond the end of the run: the finished run is the one without a break."""
+@pytest.mark.parametrize("stop_at", ["play", 5, 7, 12])
+def test_a_stop_waits_for_the_rollout_and_its_update(algorithm, stop_at, tmp_path, monkeypatch):
+    """In the second rollout, in the second of three updates of four minibatches, at its start, and
+    in the last one, with which the run has finished: it is the run without a break."""
     script = {"ppo": ppo_atari, "pqn": pqn_atari}[algorithm]
     small = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2}
     small |= {"latent_dim": 8, "device": "cpu", "metrics_every": 10, "metrics_samples": 512}
     args = script.Args(**small, total_timesteps=2 * 8 * 2 + 5)
-    minibatches = 0
+    seen = collections.Counter()
 
-    def interrupted(steps, index):
-        nonlocal minibatches
-        minibatches += 1
-        if minibatches == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_steps(steps, index)
+    def interrupting(what, call, at):
+        def called(*arguments):
+            seen[what] += 1
+            if seen[what] == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return call(*arguments)
 
-    take_steps = script.take_steps
+        return called
+
     assert script.main(dataclasses.replace(args, runs_dir=str(tmp_path / "whole"))) == 0
-    monkeypatch.setattr(script, "take_steps", interrupted)
+    if stop_at == "play":
+        step = interrupting("play", script.AtariEnvs.step, 12)
+        monkeypatch.setattr(script.AtariEnvs, "step", step)
+    else:
+        take_steps = interrupting("update", script.take_steps, stop_at)
+        monkeypatch.setattr(script, "take_steps", take_steps)
     status = script.main(dataclasses.replace(args, runs_dir=str(tmp_path / "broken")))
-    assert status == RESUME_ME
     (whole,), (broken,) = (list((tmp_path / name).iterdir()) for name in ("whole", "broken"))
+    assert status == (0 if stop_at == 12 else RESUME_ME)
+    assert newest_footer(broken).step == (48 if stop_at == 12 else 32)
     monkeypatch.setattr(sys, "argv", [f"{algorithm}_atari.py", "--resume", str(broken)])
-    assert script.main(parse_flags(script.Args)) == 0
+    with pytest.raises(SystemExit) as exit_:
+        launch(script.main, script.Args, script.check, algorithm)
+    assert exit_.value.code == 0
     assert differences(whole, broken) == []
 
 
@@ -277,7 +287,7 @@ def test_other_names_of_the_same_thing_do_not_contradict(run_folder, monkeypatch
     folder = run_folder()
     same = ["--resume", str(folder), "--env-id", "ALE/Breakout-v5", "--device", "auto"]
     monkeypatch.setattr(sys, "argv", ["dqn_atari.py", *same])
-    args = take_up(parse_flags(Args), "dqn")
+    args = resolve_resume(parse_flags(Args), "dqn")
     assert (args.env_id, args.device, args.seed) == ("Breakout", "cpu", 2)
 
 

@@ -1,6 +1,5 @@
 """What holds for every script: variants, parameter counts, play, and whole runs from outside."""
 
-import copy
 import json
 import re
 import signal
@@ -14,11 +13,11 @@ import torch
 from conftest import ENV, ROOT, TIMEOUT
 
 import dqn_atari
+import experiment
 import ppo_atari
 import pqn_atari
 import radam
 from atari import AtariEnvs
-from checkpoint import copied, restore, tensors
 from flags import variant_name
 from metrics import MEASURES
 
@@ -163,12 +162,13 @@ def test_play_stores_what_the_games_did(algorithm):
     first, _ = envs.reset()
     rollout = script.empty_rollout(args, torch.device("cpu"))
     seen = []
-    run = types.SimpleNamespace(episodes=lambda step, infos: seen.append(step), stopped=None)
+    run = types.SimpleNamespace(count_step=seen.append, step=30)
     sampling = torch.Generator().manual_seed(0)
-    obs, step, *_ = script.play(network, envs, first, rollout, run, 30, 0, args, sampling)
+    obs = script.play(network, envs, first, rollout, args, sampling, run)
 
-    assert step == 30 + 750
-    assert seen == list(range(33, 781, 3))
+    assert [infos is taken[-1] for infos, taken in zip(seen, envs.steps, strict=True)] == 250 * [
+        True
+    ]
     assert np.array_equal(obs, envs.steps[-1][1])
     observed = [first, *(taken[1] for taken in envs.steps[:-1])]
     assert np.array_equal(rollout.obs.numpy(), np.stack(observed))
@@ -338,24 +338,27 @@ def test_what_lands_in_the_event_file(algorithm, in_process, only_run, events, m
     ("samples", "every", "expected"),
     [(700, 1, [768, 1_024]), (512, 1_000, [512, 1_024]), (512, 1_025, [])],
 )
-def test_the_measured_observations_are_the_newest(tmp_path, monkeypatch, samples, every, expected):
+def test_the_measured_observations_are_the_newest(
+    tmp_path, monkeypatch, events, only_run, samples, every, expected
+):
     """700 of rollouts of 256: the last three rollouts but for the oldest 68 steps, in order.
 
     The first time is when there are so many, also where it is not due, in a run that measures.
     """
     measured, played = [], []
 
-    def representation(self, step, obs, *others):
-        measured.append((step, obs.clone()))
+    def hidden_layers(network, obs, *others):
+        measured.append(obs.clone())
+        return of_network(network, obs, *others)
 
     def play(*arguments):
         result = ppo_play(*arguments)
         played.append(arguments[3].obs.flatten(0, 1).clone())
         return result
 
-    ppo_play = ppo_atari.play
+    ppo_play, of_network = ppo_atari.play, experiment.hidden_layers
     monkeypatch.setattr(ppo_atari, "play", play)
-    monkeypatch.setattr(ppo_atari.Run, "representation", representation)
+    monkeypatch.setattr(experiment, "hidden_layers", hidden_layers)
     args = ppo_atari.Args(
         total_timesteps=1_024,
         num_steps=32,
@@ -364,11 +367,13 @@ def test_the_measured_observations_are_the_newest(tmp_path, monkeypatch, samples
         metrics_every=every,
         latent_dim=8,
         device="cpu",
-        runs_dir=str(tmp_path),
+        runs_dir=str(tmp_path / "runs"),
     )
     assert ppo_atari.main(args) == 0
-    assert [step for step, _ in measured] == expected
-    for step, obs in measured:
+    log = events(only_run())
+    points = log.Scalars("representation/dead_kde") if expected else []
+    assert [event.step for event in points] == expected
+    for step, obs in zip(expected, measured, strict=True):
         assert torch.equal(obs, torch.cat(played[: step // 256])[-samples:])
 
 
@@ -377,7 +382,7 @@ def test_the_targets_of_a_run(algorithm, tmp_path, monkeypatch):
     """What `main` hands to `update`: returns from the values of the states that really followed."""
     script, handed = SCRIPTS[algorithm], []
 
-    def update(network, optimizer, rollout, args, generator, run):
+    def update(network, optimizer, rollout, args, generator):
         handed.append(type(rollout)(*(field.clone() for field in rollout)))
         return {}
 
@@ -428,9 +433,9 @@ def test_a_life_lost_in_the_step_of_a_truncation_ends_the_bootstrap():
         args = script.Args(num_envs=3, num_steps=1, latent_dim=8, gamma=0.5)
         network = NETWORKS[algorithm](4, args)
         rollout = script.empty_rollout(args, torch.device("cpu"))
-        run = types.SimpleNamespace(episodes=lambda step, infos: None, stopped=None)
+        run = types.SimpleNamespace(count_step=lambda infos: None, step=0)
         obs = np.zeros((3, 4, 84, 84), dtype=np.uint8)
-        script.play(network, Games(), obs, rollout, run, 0, 0, args, torch.Generator())
+        script.play(network, Games(), obs, rollout, args, torch.Generator(), run)
         out = network(torch.full((1, 4, 84, 84), 200, dtype=torch.uint8))
         value = out[1] if algorithm == "ppo" else out.amax(dim=1)
         expected = [1, 1 + 0.5 * value.item(), 1]
@@ -549,50 +554,3 @@ def test_bad_input_is_one_line_and_status_2(algorithm, flags, message, refused):
     for name, value in sizes.items():
         flags = flags if name in flags else [*flags, name, value]
     refused(SCRIPTS[algorithm], flags, message)
-
-
-class StopsAt:
-    """Stands for a run that is asked to stop when it has looked `count` times whether it is."""
-
-    def __init__(self, count):
-        self.left = count
-
-    @property
-    def stopped(self):
-        self.left -= 1
-        return 15 if self.left < 0 else None
-
-
-@pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
-def test_an_update_that_is_stopped_can_be_done_again(algorithm):
-    """What it changed is undone, and the second time it does what it would have done."""
-    script = SCRIPTS[algorithm]
-    small = {"num_envs": 4, "num_steps": 8, "num_minibatches": 4, "latent_dim": 8}
-    args = script.Args(**small, update_epochs=2)
-    torch.manual_seed(0)
-    rollout = script.empty_rollout(args, torch.device("cpu"))
-    rollout.obs.copy_(torch.randint(256, rollout.obs.shape, dtype=torch.uint8))
-    rollout.actions.copy_(torch.randint(4, rollout.actions.shape))
-    for field in (rollout.returns, rollout.values):
-        field.copy_(torch.randn(field.shape))
-    network = NETWORKS[algorithm](4, args)
-    optimizer = getattr(script, "RAdam", torch.optim.Adam)(network.parameters(), lr=1e-2)
-    learning = {"n": network, "o": optimizer, "g": torch.Generator().manual_seed(5)}
-
-    def update(run):
-        return script.update(network, optimizer, rollout, args, learning["g"], run)
-
-    assert update(None) is not None  # so that the optimizer has a state
-    before = copied(learning)
-    assert update(StopsAt(5)) is None
-    changed = dict(tensors(copied(learning)))
-    assert not torch.equal(changed["n.latent.weight"], before["n"]["latent.weight"])
-    restore(learning, copy.deepcopy(before))
-    for name, tensor in tensors(copied(learning)):
-        assert torch.equal(tensor, dict(tensors(before))[name]), name
-    values = update(StopsAt(8))  # one look before each of the 8 minibatches
-    after = copied(learning)
-    restore(learning, before)
-    assert update(None) == values
-    for name, tensor in tensors(copied(learning)):
-        assert torch.equal(tensor, dict(tensors(after))[name]), name
