@@ -24,7 +24,7 @@ from aggregate import mean_over_games, normalised, reference_scores
 from atari import AtariEnvs, game_title, resolve_game
 from checkpoint import newest_whole, written_whole
 from device import pick_device
-from experiment import hidden_layers
+from encoder import hidden_layers
 from flags import UsageError, check_device, counted, launch, require, say, variant_name
 from metrics import dead_neurons
 from plan import ALGORITHMS, script

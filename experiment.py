@@ -34,8 +34,8 @@ from checkpoint import (
     written_whole,
 )
 from device import require_memory
+from encoder import hidden_layers
 from flags import UsageError, say
-from hadamard import features
 from metrics import MEASURES, kde_figure, measure_representation
 from replay import FRAMES, TRANSITION_BYTES
 from runfolder import (
@@ -154,30 +154,6 @@ class Means:
         self.values = {
             tag: [value.to(self.device) for value in values] for tag, values in state.items()
         }
-
-
-@torch.no_grad()
-def hidden_layers(network, obs: torch.Tensor, convolutions: bool) -> dict[str, torch.Tensor]:
-    """What the hidden layers of a script's network say to obs, in fp32 whatever the precision.
-
-    obs uint8 (samples, 4, 84, 84) -> activations (samples, features) of "z", of its "branch_0" ...
-    where it has several, and with `convolutions` of "conv_1" ... A feature map counts as one
-    neuron there, seen at one pixel per sample, drawn from a fixed seed: so the number of samples,
-    on which the KDE test depends, is the same for every layer.
-    """
-    generator = torch.Generator().manual_seed(0)
-    parts = collections.defaultdict(list)
-    for part in obs.split(256):
-        maps = network.encode(part)
-        branches = network.latent.branch_activations(features(maps[-1]))
-        parts["z"].append(network.latent.combine_branches(branches))
-        for i, branch in enumerate(branches if len(branches) > 1 else ()):
-            parts[f"branch_{i}"].append(branch)
-        for i, layer in enumerate(maps if convolutions else (), start=1):
-            pixel = torch.randint(layer[0, 0].numel(), (len(part),), generator=generator)
-            sample = torch.arange(len(part))
-            parts[f"conv_{i}"].append(layer.flatten(2)[sample, :, pixel])
-    return {name: torch.cat(layer) for name, layer in parts.items()}
 
 
 def measurement_due(args, previous: int, step: int) -> bool:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from atari import AtariEnvs
 from device import pick_device
+from encoder import NatureEncoder
 from experiment import Run, launch, make_envs
 from flags import check_rollout_flags, check_shared_flags, require
-from hadamard import HadamardConv2d, HadamardLinear, features, init_parameters
+from hadamard import init_parameters
 from radam import RAdam
 from replay import RecentObs, channels_last, empty_obs, take_steps
 
@@ -112,53 +113,17 @@ def check(args: Args):
     require(args, "in (0, 1]", lambda value: 0 < value <= 1, "exploration_fraction")
 
 
-class QNetwork(nn.Module):
-    """The Nature network (Mnih et al. 2015), by default layer-normalised; z: last hidden layer.
-
-    obs uint8 (batch, 4, 84, 84) -> Q-values (batch, actions).
-    """
+class QNetwork(NatureEncoder):
+    """Map obs uint8 (batch, 4, 84, 84) to Q-values (batch, actions), linear in z."""
 
     def __init__(self, num_actions: int, args: Args):
-        super().__init__()
-        changed = {
-            "activation": args.activation,
-            "branches": args.branches,
-            "combine": args.combine,
-            "layer_norm": args.layer_norm,
-        }
-        below = changed if args.apply_to == "all" else {"activation": "relu", "branches": 1}
-        self.convolutions = nn.ModuleList(
-            [
-                HadamardConv2d(4, 32, 8, stride=4, **below),
-                HadamardConv2d(32, 64, 4, stride=2, **below),
-                HadamardConv2d(64, 64, 3, stride=1, **below),
-            ]
-        )
-        self.latent = HadamardLinear(64 * 7 * 7, args.latent_dim, **changed)
+        super().__init__(args)
         self.head = nn.Linear(args.latent_dim, num_actions)
-        for layer in (*self.convolutions, self.latent):
-            layer.reset_parameters(args.init)
+        self.reset_hidden(args.init)
         init_parameters(self.head.weight, self.head.bias, args.init, gain=1.0)
-        self.dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-
-    def encode(self, obs: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """The feature maps of the three convolutions, each (batch, channels, height, width)."""
-        # Channels last: the layout in which the convolutions are fastest, 1.3 to 2 times on a CPU.
-        maps = [obs.to(dtype).contiguous(memory_format=torch.channels_last).div_(255.0)]
-        for convolution in self.convolutions:
-            maps.append(convolution(maps[-1]))
-        return maps[1:]
-
-    def autocast(self, device_type: str) -> torch.autocast:
-        """Where the hidden layers compute in the precision of the flags.
-
-        Around several forward passes without gradients, each weight is cast only once.
-        """
-        return torch.autocast(device_type, self.dtype, enabled=self.dtype != torch.float32)
 
     def forward(self, obs: Tensor) -> Tensor:
-        with self.autocast(obs.device.type):
-            z = self.latent(features(self.encode(obs, self.dtype)[-1])).float()
+        z = self.encode(obs)
         with torch.autocast(obs.device.type, enabled=False):  # the head computes in fp32
             return self.head(z)
 

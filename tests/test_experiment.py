@@ -21,7 +21,8 @@ import flags as flags_room
 import ppo_atari
 from device import free_memory, pick_device
 from dqn_atari import Args, QNetwork
-from experiment import Run, hidden_layers
+from encoder import hidden_layers
+from experiment import Run
 from flags import UsageError
 from hadamard import ACTIVATIONS
 from replay import RecentObs

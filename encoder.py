@@ -1,0 +1,89 @@
+"""The encoder that all scripts share: the Nature network of Hadamard layers, below the heads."""
+
+import collections
+
+import torch
+from torch import Tensor, nn
+
+from hadamard import HadamardConv2d, HadamardLinear, features
+
+
+class NatureEncoder(nn.Module):
+    """Encode obs uint8 (batch, 4, 84, 84) as z (batch, latent_dim), the last hidden layer.
+
+    Three convolutions and a linear layer (Mnih et al. 2015). Those that --apply-to names have the
+    activation, branches and norm of the flags; the others are plain ReLU layers. A script's network
+    inherits from this one, adds its heads and calls `reset_hidden` after it has made them.
+    """
+
+    def __init__(self, args):
+        super().__init__()
+        hadamard = {
+            "activation": args.activation,
+            "branches": args.branches,
+            "combine": args.combine,
+            "layer_norm": args.layer_norm,
+        }
+        below = hadamard if args.apply_to == "all" else {"activation": "relu", "branches": 1}
+        self.convolutions = nn.ModuleList(
+            [
+                HadamardConv2d(4, 32, 8, stride=4, **below),
+                HadamardConv2d(32, 64, 4, stride=2, **below),
+                HadamardConv2d(64, 64, 3, stride=1, **below),
+            ]
+        )
+        self.latent = HadamardLinear(64 * 7 * 7, args.latent_dim, **hadamard)
+        self.dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+
+    def reset_hidden(self, init: str):
+        """Initialise the hidden layers; see `hadamard.init_parameters`."""
+        for layer in (*self.convolutions, self.latent):
+            layer.reset_parameters(init)
+
+    def autocast(self, device_type: str) -> torch.autocast:
+        """Compute the hidden layers in the precision of the flags.
+
+        Around several forward passes without gradients, each weight is cast only once.
+        """
+        return torch.autocast(device_type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def feature_maps(self, obs: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Return the maps of the three convolutions, each (batch, channels, height, width)."""
+        # Channels last: the layout in which the convolutions are fastest, 1.3 to 2 times on a CPU.
+        maps = [obs.to(dtype).contiguous(memory_format=torch.channels_last).div_(255.0)]
+        for convolution in self.convolutions:
+            maps.append(convolution(maps[-1]))
+        return maps[1:]
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """Return z (batch, latent_dim) in fp32, computed in the precision of the flags."""
+        with self.autocast(obs.device.type):
+            return self.latent(features(self.feature_maps(obs, self.dtype)[-1])).float()
+
+
+@torch.no_grad()
+def hidden_layers(
+    network: NatureEncoder, obs: Tensor, convolutions: bool = False
+) -> dict[str, Tensor]:
+    """Return the activations of a network's hidden layers, in fp32 whatever its precision.
+
+    obs uint8 (samples, 4, 84, 84) -> (samples, features) of "z", of "branch_0" ... where z has
+    several, and with `convolutions` of "conv_1" ... There a feature map counts as one neuron, seen
+    at one pixel per sample, drawn from a fixed seed: so the number of samples, on which the KDE
+    test depends, is the same for every layer.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parts = collections.defaultdict(list)
+    for part in obs.split(256):
+        maps = network.feature_maps(part)
+        branches = network.latent.branch_activations(features(maps[-1]))
+        parts["z"].append(network.latent.combine_branches(branches))
+        if len(branches) > 1:
+            for i, branch in enumerate(branches):
+                parts[f"branch_{i}"].append(branch)
+        if convolutions:
+            for i, layer in enumerate(maps, start=1):
+                pixel = torch.randint(layer[0, 0].numel(), (len(part),), generator=generator)
+                sample = torch.arange(len(part))
+                parts[f"conv_{i}"].append(layer.flatten(2)[sample, :, pixel])
+    return {name: torch.cat(layer) for name, layer in parts.items()}
