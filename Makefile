@@ -27,10 +27,10 @@ sweep: $(VENV)/.installed
 	@$(RUN) sweep.py $(ARGS)
 
 report: $(VENV)/.installed
-	@$(RUN) report.py $(or $(ARGS),runs)
+	@$(RUN) -m lab.report $(or $(ARGS),runs)
 
 evidence: $(VENV)/.installed
-	@$(RUN) report.py results/evidence $(ARGS) --out results/evidence
+	@$(RUN) -m lab.report results/evidence $(ARGS) --out results/evidence
 
 demo: $(VENV)/.installed
 	@$(RUN) regression_demo.py $(ARGS)

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 
-from artifacts import made_if_used, unwound_by_signals
 from atari import AtariEnvs
 from checkpoint import written_whole
 from device import pick_device
@@ -38,6 +37,7 @@ from flags import (
     require_one_of,
     say,
 )
+from lab.common.files import made_if_used, unwound_by_signals
 from plan import ALGORITHMS, script, script_args
 from replay import SEGMENT, RecentObs, ReplayBuffer
 from runfolder import provenance, write_json

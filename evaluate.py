@@ -20,12 +20,12 @@ import tyro
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from aggregate import mean_over_games, normalised, reference_scores
 from atari import AtariEnvs, game_title, resolve_game
 from checkpoint import newest_whole, written_whole
 from device import pick_device
 from encoder import hidden_layers
 from flags import UsageError, check_device, counted, launch, require, say, variant_name
+from lab.common.stats import mean_over_games, normalised, reference_scores
 from metrics import dead_neurons
 from plan import ALGORITHMS, script
 from runfolder import provenance, read_config, saved_flags, saved_with, write_json

@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.tensorboard import SummaryWriter
 
-from artifacts import as_text, replacing, write_summary
 from device import require_memory
 from flags import UsageError, check_folder, flag, launch, require, require_one_of, say
 from hadamard import INITS, HadamardLinear, init_parameters
-from metrics import effective_rank
-from regression_claims import (
+from lab.common.files import as_text, replacing, write_summary
+from lab.regression.claims import (
     CLAIMS,
     Cell,
     Setting,
@@ -39,8 +38,9 @@ from regression_claims import (
     mean_interval,
     sweep_figure,
 )
+from lab.regression.theory import all_checks, dying_figure
+from metrics import effective_rank
 from runfolder import provenance, write_json
-from theory import all_checks, dying_figure
 
 
 @dataclass

@@ -86,7 +86,7 @@ def of_results(tmp_path, monkeypatch, capsys):
     """A script of results/, to be called: (status, what it printed, what it complained)."""
 
     def load(name):
-        path = ROOT / "results" / f"{name}.py"
+        path = ROOT / "lab" / "report" / f"{name}.py"
         spec = importlib.util.spec_from_file_location(f"results_{name}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from aggregate import (
+from atari import game_title
+from lab.common.stats import (
     STATISTICS,
     difference,
     estimate,
@@ -26,7 +27,6 @@ from aggregate import (
     reference_scores,
     resampled,
 )
-from atari import game_title
 
 SCORES = [np.array([1.0, 4.0, 2.5]), np.array([10.0, -3.0]), np.array([0.5, 0.25, 7.0, 8.0])]
 OTHERS = [np.array([2.0, 2.0, 3.0, 1.0]), np.array([-1.0, 10.0]), np.array([0.5, 9.0])]

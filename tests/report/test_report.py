@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
-from test_curves import make_run
+from test_runs import make_run
 
-import claims
-import report
-from curves import POINTS, SCORE
+import lab.report.__main__ as report
 from flags import UsageError
-from pictures import curves, t_interval
-from report import Args, group_runs, main, read_all
-from rows import game_rows, prediction_rows
-from verdicts import CONTRADICTED, OPEN, SUPPORTED, judge_all
+from lab.report import claims
+from lab.report.__main__ import Args, group_runs, main, read_all
+from lab.report.figures import curves, t_interval
+from lab.report.rows import game_rows, prediction_rows
+from lab.report.runs import POINTS, SCORE
+from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED, judge_all
 
 DEAD, RANK = "representation/dead_kde", "representation/effective_rank"
 ENDS = (50, *range(100, 1001, 100))  # agent steps at which something is logged

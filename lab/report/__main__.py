@@ -18,10 +18,22 @@ from typing import Annotated
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from aggregate import BOOTSTRAP_SEEDS, reference_scores
-from artifacts import replacing, write_csv
-from claims import Group, counts
-from curves import (
+from flags import UsageError, check_folder, counted, launch, say, variant_flags
+from lab.common.files import replacing, write_csv
+from lab.common.stats import BOOTSTRAP_SEEDS, reference_scores
+from lab.report.claims import Group, counts
+from lab.report.figures import all_figures, improvements
+from lab.report.page import folded, paragraph, picture, svg, table, write_page
+from lab.report.rows import (
+    aggregate_rows,
+    as_cells,
+    as_columns,
+    claim_rows,
+    game_rows,
+    prediction_rows,
+    run_rows,
+)
+from lab.report.runs import (
     CURVES_CSV,
     RUNS_CSV,
     Recorded,
@@ -32,19 +44,7 @@ from curves import (
     read_tables,
     table_rows,
 )
-from flags import UsageError, check_folder, counted, launch, say, variant_flags
-from page import folded, paragraph, picture, svg, table, write_page
-from pictures import all_figures, improvements
-from rows import (
-    aggregate_rows,
-    as_cells,
-    as_columns,
-    claim_rows,
-    game_rows,
-    prediction_rows,
-    run_rows,
-)
-from verdicts import CONTRADICTED, OPEN, SUPPORTED, Finding, judge_all
+from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED, Finding, judge_all
 
 CLASSES = {SUPPORTED: "supported", CONTRADICTED: "contradicted", OPEN: "open"}
 CAPTIONS = {

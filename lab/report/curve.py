@@ -11,10 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, wherever this is called from
-from artifacts import replacing, write_csv
-from curves import RETURNS, Curve, Recorded, as_text, read_run, scalars
 from flags import UsageError
+from lab.common.files import replacing, write_csv
+from lab.report.runs import RETURNS, Curve, Recorded, as_text, read_run, scalars
 
 KEPT = (
     *("charts/episodic", "charts/epsilon", "charts/learning_rate", "losses/", "representation/"),

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aggregate import Estimate, mean_over_games
-from claims import CLAIMS, Claim, Group, Measured, predicted_dead
-from curves import POINTS, SCORE, Recorded
 from flags import PAPER_VARIANTS
-from verdicts import CONTRADICTED, OPEN, SUPPORTED, judge, verdict
+from lab.common.stats import Estimate, mean_over_games
+from lab.report.claims import CLAIMS, Claim, Group, Measured, predicted_dead
+from lab.report.runs import POINTS, SCORE, Recorded
+from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED, judge, verdict
 
 
 @pytest.mark.parametrize("mean", [-0.4, 0.35, 0.9])

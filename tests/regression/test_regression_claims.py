@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from regression_claims import (
+from lab.regression.claims import (
     CLAIMS,
     Claim,
     Setting,
@@ -92,7 +92,7 @@ def cells_where(errors):
 
 
 def test_counts_by_hand(monkeypatch):
-    monkeypatch.setattr("regression_claims.CLAIMS", (ERROR, RANK))
+    monkeypatch.setattr("lab.regression.claims.CLAIMS", (ERROR, RANK))
     cells = cells_where([(0.1, 1.0, 2.0), (0.2, 50.0, 40.0), (0.3, 0.3, 0.3), (0.4, 3.0, 0.2)])
     error, rank = count_claims(cells, {"[0, 1]": 100.0})
     assert error == {

@@ -16,7 +16,7 @@ from conftest import ENV, ROOT, TIMEOUT
 from torch import nn
 
 import regression_demo as demo
-from regression_claims import CLAIMS, judge_cell
+from lab.regression.claims import CLAIMS, judge_cell
 
 SMALL = ("--steps", 5, "--seeds", 2)
 OUTPUTS = {"fits.png", "dying.png", "fits.csv", "claims.csv", "theory.csv", "demo.json"}

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import theory
 from hadamard import ACTIVATIONS
+from lab.regression import theory
 
 BRANCHES = (1, 2, 3)
 

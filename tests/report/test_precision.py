@@ -6,7 +6,7 @@ import resource
 
 import pytest
 from scipy import stats
-from test_curves import make_run
+from test_runs import make_run
 
 
 @pytest.fixture

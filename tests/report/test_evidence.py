@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import ROOT
 
-import report
+import lab.report.__main__ as report
 
 EVIDENCE = ROOT / "results" / "evidence"
 

@@ -24,9 +24,8 @@ from matplotlib.ticker import EngFormatter
 from scipy.stats import ttest_ind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, wherever this is called from
 from checkpoint import written_whole
-from curves import NAMED
+from lab.report.runs import NAMED
 
 TAG = "charts/mean_return_100"
 COLUMNS = ("game", "algorithm", "variant", "precision", "seed", "commit", "agent_step", TAG)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aggregate import (
+from flags import PAPER_VARIANTS
+from lab.common.stats import (
     BOOTSTRAP_SEEDS,
     Estimate,
     Scores,
@@ -26,8 +27,7 @@ from aggregate import (
     reference_scores,
     shares_won,
 )
-from curves import POINTS, SCORE, Recorded
-from flags import PAPER_VARIANTS
+from lab.report.runs import POINTS, SCORE, Recorded
 
 MIN_SEEDS = 3
 DEAD, RANK = "representation/dead_kde", "representation/effective_rank"

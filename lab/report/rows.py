@@ -6,8 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from aggregate import STATISTICS, Estimate, estimate, mean_over_games, normalised, reference_scores
-from claims import (
+from lab.common.stats import (
+    STATISTICS,
+    Estimate,
+    estimate,
+    mean_over_games,
+    normalised,
+    reference_scores,
+)
+from lab.report.claims import (
     BRANCHES_DEAD,
     DEAD,
     RANK,
@@ -18,8 +25,8 @@ from claims import (
     has_prediction,
     predicted_share,
 )
-from curves import FINISHED, SCORE, Recorded, as_text
-from verdicts import OPEN, Finding
+from lab.report.runs import FINISHED, SCORE, Recorded, as_text
+from lab.report.verdicts import OPEN, Finding
 
 SATURATED = "representation/saturated"
 BRANCHES_SATURATED = tuple(f"representation/branch_{i}/saturated" for i in (0, 1))

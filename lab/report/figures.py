@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from scipy import stats
 
-from aggregate import (
+from lab.common.stats import (
     Estimate,
     estimate,
     iqm,
@@ -21,8 +21,16 @@ from aggregate import (
     probability_of_improvement,
     reference_scores,
 )
-from claims import DEAD, MIN_SEEDS, RANK, Group, at_the_end, has_prediction, predicted_share
-from curves import SCORE
+from lab.report.claims import (
+    DEAD,
+    MIN_SEEDS,
+    RANK,
+    Group,
+    at_the_end,
+    has_prediction,
+    predicted_share,
+)
+from lab.report.runs import SCORE
 
 # Of colours that the colour-blind tell apart (Okabe and Ito), then matplotlib's own.
 COLORS = {

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from scipy import stats
 
-from aggregate import reference_scores
-from claims import CLAIMS, Claim, Group, Measured, at_the_end
+from lab.common.stats import reference_scores
+from lab.report.claims import CLAIMS, Claim, Group, Measured, at_the_end
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough data"
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
-from artifacts import write_csv
 from board import Board
-from curves import (
+from flags import UsageError
+from lab.common.files import write_csv
+from lab.report.runs import (
     CURVES_CSV,
     FINISHED,
     POINTS,
@@ -29,7 +30,6 @@ from curves import (
     table_rows,
     trailing_return,
 )
-from flags import UsageError
 
 
 def make_run(

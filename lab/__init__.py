@@ -1,0 +1,1 @@
+"""What stands behind the scripts: shared ground, training, sweeps, reports, benchmarks."""

@@ -1,0 +1,1 @@
+"""Many runs in, one page out: `python -m lab.report runs`."""
