@@ -24,7 +24,7 @@ algo:
 		echo "make: error: unknown ALGO=$(ALGO): choose one of" *_atari.py | sed 's/_atari.py//g' >&2; exit 2; }
 
 sweep: $(VENV)/.installed
-	@$(RUN) sweep.py $(ARGS)
+	@$(RUN) -m lab.sweep $(ARGS)
 
 report: $(VENV)/.installed
 	@$(RUN) -m lab.report $(or $(ARGS),runs)
@@ -36,7 +36,7 @@ demo: $(VENV)/.installed
 	@$(RUN) regression_demo.py $(ARGS)
 
 bench: $(VENV)/.installed
-	@$(RUN) benchmark.py $(ARGS)
+	@$(RUN) -m lab.bench $(ARGS)
 
 test: $(VENV)/.installed-dev
 	@$(VENV)/bin/pytest --numprocesses auto --dist loadfile -m "not long"

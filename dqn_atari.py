@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from device import pick_device
-from encoder import NatureEncoder
-from experiment import Means, Run, launch, make_envs
-from flags import UsageError, check_shared_flags, require
 from hadamard import init_parameters
-from replay import Batch, ReplayBuffer
+from lab.common.cli import UsageError, check_shared_flags, require
+from lab.common.device import pick_device
+from lab.training.encoder import NatureEncoder
+from lab.training.replay import Batch, ReplayBuffer
+from lab.training.run import Means, Run, launch, make_envs
 
 LOSSES = ("td_loss", "q_values")
 LOG_EVERY = 1_000  # agent steps between two points of the loss curves

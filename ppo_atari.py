@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atari import AtariEnvs
-from device import pick_device
-from encoder import NatureEncoder
-from experiment import Run, launch, make_envs
-from flags import UsageError, check_rollout_flags, check_shared_flags, require
 from hadamard import init_parameters
-from replay import RecentObs, channels_last, empty_obs, take_steps
+from lab.common.cli import UsageError, check_rollout_flags, check_shared_flags, require
+from lab.common.device import pick_device
+from lab.training.atari import AtariEnvs
+from lab.training.encoder import NatureEncoder
+from lab.training.replay import RecentObs, channels_last, empty_obs, take_steps
+from lab.training.run import Run, launch, make_envs
 
 LOSSES = (
     "policy_loss",

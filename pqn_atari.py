@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atari import AtariEnvs
-from device import pick_device
-from encoder import NatureEncoder
-from experiment import Run, launch, make_envs
-from flags import check_rollout_flags, check_shared_flags, require
 from hadamard import init_parameters
-from radam import RAdam
-from replay import RecentObs, channels_last, empty_obs, take_steps
+from lab.common.cli import check_rollout_flags, check_shared_flags, require
+from lab.common.device import pick_device
+from lab.training.atari import AtariEnvs
+from lab.training.encoder import NatureEncoder
+from lab.training.radam import RAdam
+from lab.training.replay import RecentObs, channels_last, empty_obs, take_steps
+from lab.training.run import Run, launch, make_envs
 
 LOSSES = ("td_loss", "q_values")
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.tensorboard import SummaryWriter
 
-from device import require_memory
-from flags import UsageError, check_folder, flag, launch, require, require_one_of, say
 from hadamard import INITS, HadamardLinear, init_parameters
+from lab.common.cli import UsageError, check_folder, flag, launch, require, require_one_of, say
+from lab.common.device import require_memory
 from lab.common.files import as_text, replacing, write_summary
 from lab.regression.claims import (
     CLAIMS,
@@ -39,8 +39,8 @@ from lab.regression.claims import (
     sweep_figure,
 )
 from lab.regression.theory import all_checks, dying_figure
+from lab.training.runfolder import provenance, write_json
 from metrics import effective_rank
-from runfolder import provenance, write_json
 
 
 @dataclass

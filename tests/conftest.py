@@ -15,8 +15,8 @@ import torch
 from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import experiment
-from flags import launch
+from lab.common.cli import launch
+from lab.training import run as experiment
 
 ROOT = Path(__file__).parent.parent
 # One thread, as two processes of two threads each on two cores wait more than they compute; and

@@ -14,9 +14,9 @@ import torch
 from conftest import ENV, ROOT, TIMEOUT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from checkpoint import Checkpoints, has_checkpoint, newest_footer, tensors
-from experiment import RESUME_ME
-from replay import ReplayBuffer
+from lab.training.checkpoint import Checkpoints, has_checkpoint, newest_footer, tensors
+from lab.training.replay import ReplayBuffer
+from lab.training.run import RESUME_ME
 
 # What measures time, and so differs from run to run.
 TIMED = ("charts/SPS",)

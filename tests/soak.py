@@ -21,8 +21,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from interruptions import differences, run_through, run_with_breaks  # noqa: E402
 
-from flags import launch  # noqa: E402
-from runfolder import provenance  # noqa: E402
+from lab.common.cli import launch  # noqa: E402
+from lab.training.runfolder import provenance  # noqa: E402
 
 ROLLOUTS = ("--total-timesteps", 6144, "--num-steps", 32, "--num-minibatches", 4)
 RUNS = {

@@ -21,9 +21,9 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
 
 import dqn_atari
-import experiment
-from atari import AtariEnvs
 from dqn_atari import Args, Batch, QNetwork, act, linear_schedule, td_loss, update_target
+from lab.training import run as experiment
+from lab.training.atari import AtariEnvs
 from metrics import MEASURES
 
 # A short run that learns, measures twice and logs. 2,048 samples are there after 2,048 steps.

@@ -9,9 +9,9 @@ from conftest import TIMEOUT
 from interruptions import start
 from PIL import Image
 
-import evaluate
-from atari import AtariEnvs
-from evaluate import Chooser, load, play, summary
+from lab import evaluate
+from lab.evaluate import Chooser, load, play, summary
+from lab.training.atari import AtariEnvs
 
 TINY = ("--latent-dim", 32, "--metrics-samples", 512, "--device", "cpu", "--env-threads", 1)
 ROLLOUT = ("--num-envs", 4, "--num-steps", 16, "--num-minibatches", 4, "--total-timesteps", 64)

@@ -13,12 +13,12 @@ import torch
 from conftest import ENV, ROOT, TIMEOUT
 
 import dqn_atari
-import experiment
 import ppo_atari
 import pqn_atari
-import radam
-from atari import AtariEnvs
-from flags import variant_name
+from lab.common.cli import variant_name
+from lab.training import radam
+from lab.training import run as experiment
+from lab.training.atari import AtariEnvs
 from metrics import MEASURES
 
 SCRIPTS = {"dqn": dqn_atari, "ppo": ppo_atari, "pqn": pqn_atari}

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from flags import UsageError
+from lab.common.cli import UsageError
 
 
 def as_text(rows: list[dict]) -> str:

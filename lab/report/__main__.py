@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from flags import UsageError, check_folder, counted, launch, say, variant_flags
+from lab.common.cli import UsageError, check_folder, counted, launch, say, variant_flags
 from lab.common.files import replacing, write_csv
 from lab.common.stats import BOOTSTRAP_SEEDS, reference_scores
 from lab.report.claims import Group, counts

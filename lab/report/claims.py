@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flags import PAPER_VARIANTS
+from lab.common.cli import PAPER_VARIANTS
 from lab.common.stats import (
     BOOTSTRAP_SEEDS,
     Estimate,

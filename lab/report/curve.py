@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from flags import UsageError
+from lab.common.cli import UsageError
 from lab.common.files import replacing, write_csv
 from lab.report.runs import RETURNS, Curve, Recorded, as_text, read_run, scalars
 

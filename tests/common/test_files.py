@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from flags import UsageError
+from lab.common.cli import UsageError
 from lab.common.files import as_text, replacing, write_summary
 
 ROWS = [{"name": "a", "value": 1.23456789, "count": 3}, {"name": "bcd", "value": 1e-9, "count": 40}]

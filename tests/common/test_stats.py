@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from atari import game_title
 from lab.common.stats import (
     STATISTICS,
     difference,
@@ -27,6 +26,7 @@ from lab.common.stats import (
     reference_scores,
     resampled,
 )
+from lab.training.atari import game_title
 
 SCORES = [np.array([1.0, 4.0, 2.5]), np.array([10.0, -3.0]), np.array([0.5, 0.25, 7.0, 8.0])]
 OTHERS = [np.array([2.0, 2.0, 3.0, 1.0]), np.array([-1.0, 10.0]), np.array([0.5, 9.0])]

@@ -14,7 +14,7 @@ from scipy import stats
 from test_runs import make_run
 
 import lab.report.__main__ as report
-from flags import UsageError
+from lab.common.cli import UsageError
 from lab.report import claims
 from lab.report.__main__ import Args, group_runs, main, read_all
 from lab.report.figures import curves, t_interval

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
-from board import Board
-from flags import UsageError
+from lab.common.cli import UsageError
 from lab.common.files import write_csv
 from lab.report.runs import (
     CURVES_CSV,
@@ -30,6 +29,7 @@ from lab.report.runs import (
     table_rows,
     trailing_return,
 )
+from lab.training.board import Board
 
 
 def make_run(

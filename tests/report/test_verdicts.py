@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flags import PAPER_VARIANTS
+from lab.common.cli import PAPER_VARIANTS
 from lab.common.stats import Estimate, mean_over_games
 from lab.report.claims import CLAIMS, Claim, Group, Measured, predicted_dead
 from lab.report.runs import POINTS, SCORE, Recorded

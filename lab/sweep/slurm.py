@@ -36,9 +36,9 @@ class ResumableRun:
         self.flags = flags
 
     def __call__(self):
-        from experiment import RESUME_ME
-        from flags import UsageError, parse_flags
-        from sweep import Args, pool
+        from lab.common.cli import UsageError, parse_flags
+        from lab.sweep.__main__ import Args, pool
+        from lab.training.run import RESUME_ME
 
         try:
             runs = pool(parse_flags(Args, argv=list(self.flags)))
@@ -74,9 +74,9 @@ def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
     A new folder in `folder` gets what the jobs say beside the logs of the runs; `parameters` are
     submitit's. UsageError where Slurm refuses it; nothing is left behind then.
     """
-    from flags import UsageError
+    from lab.common.cli import UsageError
 
-    here = shlex.quote(str(Path(__file__).parent))
+    here = shlex.quote(str(Path(__file__).parents[2]))
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # submitit makes it
     try:

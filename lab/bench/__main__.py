@@ -24,25 +24,8 @@ from pathlib import Path
 
 import torch
 
-from atari import AtariEnvs
-from checkpoint import written_whole
-from device import pick_device
-from experiment import Run
-from flags import (
-    UsageError,
-    check_folder,
-    check_machine,
-    launch,
-    require,
-    require_one_of,
-    say,
-)
-from lab.common.files import made_if_used, unwound_by_signals
-from plan import ALGORITHMS, script, script_args
-from replay import SEGMENT, RecentObs, ReplayBuffer
-from runfolder import provenance, write_json
-from scaling import measure_scaling, scaling_figure, scaling_table
-from speed import (
+from lab.bench.scaling import measure_scaling, scaling_figure, scaling_table
+from lab.bench.timing import (
     emulator_seconds,
     kernels,
     run_command,
@@ -51,6 +34,23 @@ from speed import (
     told,
     whole_run,
 )
+from lab.common.cli import (
+    UsageError,
+    check_folder,
+    check_machine,
+    launch,
+    require,
+    require_one_of,
+    say,
+)
+from lab.common.device import pick_device
+from lab.common.files import made_if_used, unwound_by_signals
+from lab.sweep.plan import ALGORITHMS, script, script_args
+from lab.training.atari import AtariEnvs
+from lab.training.checkpoint import written_whole
+from lab.training.replay import SEGMENT, RecentObs, ReplayBuffer
+from lab.training.run import Run
+from lab.training.runfolder import provenance, write_json
 
 VARIANTS = {"relu": ("--activation", "relu", "--branches", "1"), "tanh-hr": ()}
 Samples = dict[str, list[float]]  # what was measured -> once per repeat
@@ -198,7 +198,7 @@ def measure_costs(name: tuple[str, ...], args: Args, device: torch.device, rate:
     algorithm, precision, variant = name
     found = defaultdict(list)
     # Beside the project, as runs are: the system's folder for such files may lie in memory.
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=Path(__file__).parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=Path(__file__).parents[2]) as folder:
         flags = (*VARIANTS[variant], "--precision", precision, "--env-id", args.env_id)
         # Measured after every step.
         flags += ("--metrics-every", "1")

@@ -7,8 +7,8 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import atari
-from atari import AtariEnvs, resolve_game
+from lab.training import atari
+from lab.training.atari import AtariEnvs, resolve_game
 
 ALEInterface.setLoggerMode(LoggerMode.Error)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from flags import UsageError
+from lab.common.cli import UsageError
 
 
 def pick_device(name: str) -> torch.device:

@@ -18,10 +18,10 @@ from test_resume import RUNS, SMALL
 import dqn_atari
 import ppo_atari
 import pqn_atari
-from device import pick_device
-from experiment import RESUME_ME
-from radam import RAdam
-from replay import Batch, ReplayBuffer, channels_last
+from lab.common.device import pick_device
+from lab.training.radam import RAdam
+from lab.training.replay import Batch, ReplayBuffer, channels_last
+from lab.training.run import RESUME_ME
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flags import UsageError
+from lab.common.cli import UsageError
 
 # 3: a run stops between two rollouts, so that a checkpoint holds no part of one. A run of format 1
 # or 2 is refused, with the commit to resume it with.

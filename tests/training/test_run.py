@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from conftest import ENV
 
 import dqn_atari
-import experiment
-import flags as flags_room
 import ppo_atari
-from device import free_memory, pick_device
 from dqn_atari import Args, QNetwork
-from encoder import hidden_layers
-from experiment import Run
-from flags import UsageError
 from hadamard import ACTIVATIONS
-from replay import RecentObs
+from lab.common import cli as flags_room
+from lab.common.cli import UsageError
+from lab.common.device import free_memory, pick_device
+from lab.training import run as experiment
+from lab.training.encoder import hidden_layers
+from lab.training.replay import RecentObs
+from lab.training.run import Run
 
 BAD_FLAGS = [
     (["--env-id", "Breakut"], r"unknown game 'Breakut': did you mean Breakout"),

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoint
-import replay
-from checkpoint import (
+from lab.common.cli import UsageError
+from lab.training import checkpoint, replay
+from lab.training.checkpoint import (
     Checkpoints,
     Damaged,
     Footer,
@@ -25,8 +25,7 @@ from checkpoint import (
     tensors,
     written_whole,
 )
-from flags import UsageError
-from replay import ReplayBuffer
+from lab.training.replay import ReplayBuffer
 
 NUM_ENVS = 2
 

@@ -16,13 +16,12 @@ import torch
 from conftest import TIMEOUT
 from interruptions import start_script
 
-import benchmark
-import board
-import checkpoint
-import plan
-import scaling
-import speed
-from flags import UsageError
+import lab.bench.__main__ as benchmark
+from lab.bench import scaling
+from lab.bench import timing as speed
+from lab.common.cli import UsageError
+from lab.sweep import plan
+from lab.training import board, checkpoint
 
 
 @pytest.mark.parametrize("algorithm", plan.ALGORITHMS)

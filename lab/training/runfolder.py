@@ -18,9 +18,16 @@ from typing import NamedTuple
 
 import torch
 
-from atari import game_title, resolve_game
-from checkpoint import FORMAT, Footer, newest_footer, newest_whole, other_version, written_whole
-from flags import UsageError, flag, parse_flags, say, variant_name
+from lab.common.cli import UsageError, flag, parse_flags, say, variant_name
+from lab.training.atari import game_title, resolve_game
+from lab.training.checkpoint import (
+    FORMAT,
+    Footer,
+    newest_footer,
+    newest_whole,
+    other_version,
+    written_whole,
+)
 
 # Flags that do not decide what a run computes; --total-timesteps may only grow.
 # The emulator's threads change its speed, and no bit of what it does.
@@ -31,14 +38,14 @@ def provenance(args) -> dict:
     """What decides a result: flags, command, commit, machine, versions."""
 
     def git(*command):
-        folder = Path(__file__).parent
+        folder = Path(__file__).parents[2]
         with contextlib.suppress(OSError):
             done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True)
             return done.stdout.strip() if done.returncode == 0 else None
         return None
 
     changes = git("status", "--porcelain", "--untracked-files=no")
-    requirements = (Path(__file__).parent / "requirements.txt").read_text()
+    requirements = (Path(__file__).parents[2] / "requirements.txt").read_text()
     libraries = re.findall(r"^([\w-]+)==", requirements, flags=re.MULTILINE)
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):

@@ -20,15 +20,15 @@ import tyro
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from atari import AtariEnvs, game_title, resolve_game
-from checkpoint import newest_whole, written_whole
-from device import pick_device
-from encoder import hidden_layers
-from flags import UsageError, check_device, counted, launch, require, say, variant_name
+from lab.common.cli import UsageError, check_device, counted, launch, require, say, variant_name
+from lab.common.device import pick_device
 from lab.common.stats import mean_over_games, normalised, reference_scores
+from lab.sweep.plan import ALGORITHMS, script
+from lab.training.atari import AtariEnvs, game_title, resolve_game
+from lab.training.checkpoint import newest_whole, written_whole
+from lab.training.encoder import hidden_layers
+from lab.training.runfolder import provenance, read_config, saved_flags, saved_with, write_json
 from metrics import dead_neurons
-from plan import ALGORITHMS, script
-from runfolder import provenance, read_config, saved_flags, saved_with, write_json
 
 SCALE = 3  # pixels of the picture per pixel of the game
 CELL = 8  # pixels of a unit

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from atari import AtariEnvs
-from device import free_memory
-from flags import UsageError, say
-from plan import ALGORITHMS
-from speed import emulator_seconds, run_command, table, told, whole_run
+from lab.bench.timing import emulator_seconds, run_command, table, told, whole_run
+from lab.common.cli import UsageError, say
+from lab.common.device import free_memory
+from lab.sweep.plan import ALGORITHMS
+from lab.training.atari import AtariEnvs
 
 GAMES = (1, 4, 16, 64, 256)  # of whole runs
 EMULATED = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of the emulator alone
@@ -30,7 +30,7 @@ BUFFERS = (10_000, 100_000, 300_000, 1_000_000)
 ROLLOUT = {"ppo": 1_024, "pqn": 4_096}  # agent steps between two updates, whatever the games
 
 FILL = """
-from replay import ReplayBuffer
+from lab.training.replay import ReplayBuffer
 memory = ReplayBuffer({size}, 4)
 for part in (memory.frames, memory.actions, memory.rewards, memory.terminations, memory.history):
     part.fill_(1)

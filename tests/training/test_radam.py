@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from radam import RAdam
+from lab.training.radam import RAdam
 
 
 def written_out(gradients, lr, beta1=0.9, beta2=0.999, eps=1e-8):

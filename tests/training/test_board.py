@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import board as room
-from board import Board, describe_run
+from lab.training import board as room
+from lab.training.board import Board, describe_run
 
 
 def points(folder, tag="x"):

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from interruptions import differences, run_through, start_script
 from test_scripts import SCRIPTS, VARIANTS
 
-import sweep
-from checkpoint import FORMAT, Checkpoints, Footer
-from experiment import RESUME_ME
-from flags import PAPER_VARIANTS, UsageError, parse_flags, variant_flags, variant_name
+import lab.sweep.__main__ as sweep
 from hadamard import ACTIVATIONS
-from plan import plan
-from runfolder import Found, lock, saved_with
+from lab.common.cli import PAPER_VARIANTS, UsageError, parse_flags, variant_flags, variant_name
+from lab.sweep.plan import plan
+from lab.training.checkpoint import FORMAT, Checkpoints, Footer
+from lab.training.run import RESUME_ME
+from lab.training.runfolder import Found, lock, saved_with
 
 TINY = ("--num-envs", "4", "--num-steps", "16", "--num-minibatches", "4")
 TINY += ("--metrics-samples", "512", "--device", "cpu", "--checkpoint-every", "0")

@@ -7,9 +7,9 @@ import types
 from pathlib import Path
 from typing import NamedTuple
 
-from atari import game_title, resolve_game
-from flags import UsageError, flag, parse_flags, variant_flags, variant_name
-from runfolder import Found, runs_of
+from lab.common.cli import UsageError, flag, parse_flags, variant_flags, variant_name
+from lab.training.atari import game_title, resolve_game
+from lab.training.runfolder import Found, runs_of
 
 ALGORITHMS = ("dqn", "ppo", "pqn")
 
@@ -40,7 +40,7 @@ class Planned(NamedTuple):
 
     def command(self, *more: str) -> list[str]:
         """Goes on with what is there of this run, or starts it."""
-        path = Path(__file__).parent / f"{self.algorithm}_atari.py"
+        path = Path(__file__).parents[2] / f"{self.algorithm}_atari.py"
         return [str(path), "--resume", "auto", *self.flags, *more]
 
     def runs(self) -> list[Found]:

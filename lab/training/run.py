@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import flags
-from atari import AtariEnvs
-from board import Board, describe_run
-from checkpoint import (
+from lab.common import cli as flags
+from lab.common.cli import UsageError, say
+from lab.common.device import require_memory
+from lab.training.atari import AtariEnvs
+from lab.training.board import Board, describe_run
+from lab.training.checkpoint import (
     Checkpoints,
     capture,
     has_checkpoint,
@@ -33,12 +35,9 @@ from checkpoint import (
     tensors,
     written_whole,
 )
-from device import require_memory
-from encoder import hidden_layers
-from flags import UsageError, say
-from metrics import MEASURES, kde_figure, measure_representation
-from replay import FRAMES, TRANSITION_BYTES
-from runfolder import (
+from lab.training.encoder import hidden_layers
+from lab.training.replay import FRAMES, TRANSITION_BYTES
+from lab.training.runfolder import (
     describe,
     lock,
     read_config,
@@ -47,6 +46,7 @@ from runfolder import (
     saved_with,
     write_json,
 )
+from metrics import MEASURES, kde_figure, measure_representation
 
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
 FIGURE_EVERY = 10

@@ -23,10 +23,10 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import Tensor
 
-from atari import AtariEnvs
-from flags import UsageError
-from plan import script
-from replay import FRAMES, Batch, channels_last
+from lab.common.cli import UsageError
+from lab.sweep.plan import script
+from lab.training.atari import AtariEnvs
+from lab.training.replay import FRAMES, Batch, channels_last
 
 # Agent steps of a whole run before its speed is measured, so that it learns, and after.
 WARM = {"dqn": 2_000, "ppo": 2_048, "pqn": 4_096}
@@ -199,7 +199,7 @@ def run_command(command: list[str], environment: dict[str, str] | None = None):
         try:
             process = subprocess.Popen(
                 command,
-                cwd=Path(__file__).parent,
+                cwd=Path(__file__).parents[2],
                 env=os.environ | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -19,11 +19,18 @@ from interruptions import differences, run_through, run_with_breaks, start
 import dqn_atari
 import ppo_atari
 import pqn_atari
-from checkpoint import FORMAT, Checkpoints, Footer, newest_footer, read_state
 from dqn_atari import Args
-from experiment import RESUME_ME, launch
-from flags import UsageError, parse_flags
-from runfolder import describe, lock, resolve_resume, resumed_config, saved_with, unfinished
+from lab.common.cli import UsageError, parse_flags
+from lab.training.checkpoint import FORMAT, Checkpoints, Footer, newest_footer, read_state
+from lab.training.run import RESUME_ME, launch
+from lab.training.runfolder import (
+    describe,
+    lock,
+    resolve_resume,
+    resumed_config,
+    saved_with,
+    unfinished,
+)
 
 # As small as a run that learns, measures, wraps its memory and loses lives can be.
 SMALL = ("--latent-dim", 32, "--metrics-samples", 512, "--env-threads", 1)
@@ -323,8 +330,8 @@ def test_config_keeps_every_resumption(run_folder):
 SAVING = """
 import resource, sys
 from pathlib import Path
-from checkpoint import Checkpoints
-from replay import ReplayBuffer
+from lab.training.checkpoint import Checkpoints
+from lab.training.replay import ReplayBuffer
 buffer = ReplayBuffer(40_000, 4)
 buffer.frames.fill_(1)
 buffer.dirty.update(range(len(buffer.frames) // buffer.segment_rows))

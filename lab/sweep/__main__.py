@@ -29,10 +29,10 @@ from typing import Annotated
 import torch
 import tyro
 
-from experiment import RESUME_ME, STOPS
-from flags import UsageError, check_folder, counted, flag, launch, require, say
-from plan import ALGORITHMS, Planned, part_of, plan
-from runfolder import in_use
+from lab.common.cli import UsageError, check_folder, counted, flag, launch, require, say
+from lab.sweep.plan import ALGORITHMS, Planned, part_of, plan
+from lab.training.run import RESUME_ME, STOPS
+from lab.training.runfolder import in_use
 
 LOOK_EVERY = 0.5  # seconds
 ON_SLURM = ("partition", "hours", "gres", "cpus", "memory")  # flags that only --slurm knows

@@ -14,9 +14,9 @@ from conftest import ENV, ROOT, TIMEOUT
 from interruptions import differences, start
 from test_sweep import TINY, folders
 
-import cluster
-import sweep
-from experiment import RESUME_ME
+import lab.sweep.__main__ as sweep
+from lab.sweep import slurm as cluster
+from lab.training.run import RESUME_ME
 
 MISSING = [
     name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from atari import resolve_game
 from hadamard import ACTIVATIONS, COMBINES, INITS
+from lab.training.atari import resolve_game
 
 PAPER_VARIANTS = (
     *("relu", "tanh", "sigmoid", "selu", "tanh-hr", "sigmoid-hr", "relu-hr"),

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import device
 import dqn_atari
-from experiment import check_memory
-from flags import UsageError
+from lab.common import device
+from lab.common.cli import UsageError
+from lab.training.replay import TRANSITION_BYTES, ReplayBuffer, empty_obs, take_steps
+from lab.training.run import check_memory
 from pqn_atari import Rollout
-from replay import TRANSITION_BYTES, ReplayBuffer, empty_obs, take_steps
 
 
 class Games:

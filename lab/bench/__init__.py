@@ -1,0 +1,1 @@
+"""Speed against this machine's own limit: `python -m lab.bench`."""

@@ -1,0 +1,1 @@
+"""What a training script stands on: games, encoder, memory, and the outside of a run."""
