@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadamard import init_parameters
-from lab.common.cli import UsageError, check_shared_flags, require
+from lab.common.cli import UsageError, above, at_least, at_most, between
 from lab.common.device import pick_device
+from lab.training.checks import check_shared_flags
 from lab.training.encoder import NatureEncoder
+from lab.training.logger import Means
 from lab.training.replay import Batch, ReplayBuffer
-from lab.training.run import Means, Run, launch, make_envs
+from lab.training.run import Run, launch, make_envs
 
 LOSSES = ("td_loss", "q_values")
 LOG_EVERY = 1_000  # agent steps between two points of the loss curves
@@ -107,11 +109,12 @@ def check(args: Args):
     """Raise UsageError for a flag that cannot work, before anything is made."""
     check_shared_flags(args)
     counts = ("buffer_size", "target_network_frequency", "batch_size", "train_frequency")
-    require(args, "at least 1", lambda value: value >= 1, *counts)
-    require(args, "at least 0", lambda value: value >= 0, "learning_starts", "learning_rate")
-    require(args, "above 0", lambda value: value > 0, "adam_eps")
-    require(args, "in [0, 1]", lambda value: 0 <= value <= 1, "gamma", "start_e", "end_e")
-    require(args, "in (0, 1]", lambda value: 0 < value <= 1, "tau", "exploration_fraction")
+    at_least(args, 1, *counts)
+    at_least(args, 0, "learning_starts", "learning_rate")
+    above(args, 0, "adam_eps")
+    between(args, 0, 1, "gamma", "start_e", "end_e")
+    above(args, 0, "tau", "exploration_fraction")
+    at_most(args, 1, "tau", "exploration_fraction")
     if args.learning_starts > args.total_timesteps:
         raise UsageError(
             f"--learning-starts {args.learning_starts} lies after the end of the run: it must be "
@@ -214,7 +217,7 @@ def main(args: Args) -> int:
     losses = Means(device)  # of the updates since the last log
 
     parts = {  # all that a checkpoint holds
-        "q_network": q_network,
+        "network": q_network,
         "target_network": target_network,
         "optimizer": optimizer,
         "exploring": rng,

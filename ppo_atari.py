@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from hadamard import init_parameters
-from lab.common.cli import UsageError, check_rollout_flags, check_shared_flags, require
+from lab.common.cli import UsageError, above, at_least, between
 from lab.common.device import pick_device
 from lab.training.atari import AtariEnvs
+from lab.training.checks import check_rollout_flags, check_shared_flags
 from lab.training.encoder import NatureEncoder
-from lab.training.replay import RecentObs, channels_last, empty_obs, take_steps
+from lab.training.frames import RecentObs, channels_last, empty_obs, take_steps
 from lab.training.run import Run, launch, make_envs
 
 LOSSES = (
@@ -121,11 +122,11 @@ def check(args: Args):
     check_shared_flags(args)
     check_rollout_flags(args)
     coefficients = ("learning_rate", "ent_coef", "vf_coef")
-    require(args, "at least 0", lambda value: value >= 0, *coefficients)
-    require(args, "above 0", lambda value: value > 0, "adam_eps", "clip_coef", "max_grad_norm")
-    require(args, "in [0, 1]", lambda value: 0 <= value <= 1, "gamma", "gae_lambda")
+    at_least(args, 0, *coefficients)
+    above(args, 0, "adam_eps", "clip_coef", "max_grad_norm")
+    between(args, 0, 1, "gamma", "gae_lambda")
     if args.target_kl is not None:
-        require(args, "above 0", lambda value: value > 0, "target_kl")
+        above(args, 0, "target_kl")
     if args.norm_adv and args.num_envs * args.num_steps == args.num_minibatches:
         raise UsageError(
             f"--num-minibatches {args.num_minibatches} leaves one step per minibatch, which cannot "
@@ -341,7 +342,7 @@ def main(args: Args) -> int:
     )
 
     parts = {  # all that a checkpoint holds
-        "agent": agent,
+        "network": agent,
         "optimizer": optimizer,
         "sampling": sampling,
         "games": envs,

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hadamard import init_parameters
-from lab.common.cli import check_rollout_flags, check_shared_flags, require
+from lab.common.cli import above, at_least, at_most, between
 from lab.common.device import pick_device
 from lab.training.atari import AtariEnvs
+from lab.training.checks import check_rollout_flags, check_shared_flags
 from lab.training.encoder import NatureEncoder
+from lab.training.frames import RecentObs, channels_last, empty_obs, take_steps
 from lab.training.radam import RAdam
-from lab.training.replay import RecentObs, channels_last, empty_obs, take_steps
 from lab.training.run import Run, launch, make_envs
 
 LOSSES = ("td_loss", "q_values")
@@ -106,11 +107,12 @@ def check(args: Args):
     """Raise UsageError for a flag that cannot work, before anything is made."""
     check_shared_flags(args)
     check_rollout_flags(args)
-    require(args, "at least 0", lambda value: value >= 0, "learning_rate")
-    require(args, "above 0", lambda value: value > 0, "max_grad_norm")
+    at_least(args, 0, "learning_rate")
+    above(args, 0, "max_grad_norm")
     shares = ("gamma", "q_lambda", "start_e", "end_e")
-    require(args, "in [0, 1]", lambda value: 0 <= value <= 1, *shares)
-    require(args, "in (0, 1]", lambda value: 0 < value <= 1, "exploration_fraction")
+    between(args, 0, 1, *shares)
+    above(args, 0, "exploration_fraction")
+    at_most(args, 1, "exploration_fraction")
 
 
 class QNetwork(NatureEncoder):
@@ -269,7 +271,7 @@ def main(args: Args) -> int:
     optimizer = RAdam(q_network.parameters(), lr=args.learning_rate)
 
     parts = {  # all that a checkpoint holds
-        "q_network": q_network,
+        "network": q_network,
         "optimizer": optimizer,
         "sampling": sampling,
         "games": envs,

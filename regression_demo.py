@@ -25,9 +25,10 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.tensorboard import SummaryWriter
 
 from hadamard import INITS, HadamardLinear, init_parameters
-from lab.common.cli import UsageError, check_folder, flag, launch, require, require_one_of, say
+from lab.common.cli import UsageError, check_folder, flag, launch, one_of, require, say
 from lab.common.device import require_memory
-from lab.common.files import as_text, replacing, write_summary
+from lab.common.files import as_text, replacing, write_json, write_summary
+from lab.common.provenance import record_provenance
 from lab.regression.claims import (
     CLAIMS,
     Cell,
@@ -39,7 +40,6 @@ from lab.regression.claims import (
     sweep_figure,
 )
 from lab.regression.theory import all_checks, dying_figure
-from lab.training.runfolder import provenance, write_json
 from metrics import effective_rank
 
 
@@ -311,8 +311,8 @@ def check(args: Args):
     require(args, "between 1 and 10,000,000", lambda value: 1 <= value <= 1e7, "steps")
     if args.x_min >= args.x_max:
         raise UsageError(f"--x-min {args.x_min} must be below --x-max {args.x_max}")
-    require_one_of(args, "optimizer", LEARNING_RATES)
-    require_one_of(args, "init", INITS)
+    one_of(args, "optimizer", LEARNING_RATES)
+    one_of(args, "init", INITS)
     check_folder(args, "output_dir")
     # Twelve tensors of 200 units, three layers deep, per sample and network.
     each = args.seeds * 12 * 200 * 4
@@ -364,7 +364,7 @@ OUTPUTS = {
 def main(args: Args) -> int:
     """0, or 1 if a line of the theory does not hold."""
     check(args)
-    config = provenance(args)
+    config = record_provenance(args)
     start = time.monotonic()
     name = "sweep" if args.sweep else "demo"
     with replacing(Path(args.output_dir), (*OUTPUTS[name], "tensorboard/")) as folder:

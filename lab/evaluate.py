@@ -1,7 +1,7 @@
 """How well a checkpoint plays: many games at once, each from its own seed, and the best one seen.
 
-    python evaluate.py runs/NAME                       30 greedy games: mean, interval, normalised
-    python evaluate.py runs/NAME --epsilon 0.05 --gif best.gif
+    python -m lab.evaluate runs/NAME                          30 greedy games
+    python -m lab.evaluate runs/NAME --epsilon 0.05 --gif best.gif
 
 PPO plays its most likely action, or with --sample draws from its policy as in training. Games are
 those of training: no-ops at the start, FIRE after a life lost, all lives, raw scores.
@@ -20,14 +20,18 @@ import tyro
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from lab.common.cli import UsageError, check_device, counted, launch, require, say, variant_name
-from lab.common.device import pick_device
+from lab.common.cli import UsageError, between, launch, plural, say
+from lab.common.device import check_device, pick_device
+from lab.common.files import atomic_write, write_json
+from lab.common.provenance import record_provenance
 from lab.common.stats import mean_over_games, normalised, reference_scores
-from lab.sweep.plan import ALGORITHMS, script
+from lab.common.variants import variant_name
+from lab.training.algorithms import ALGORITHMS, load_script, make_network, score_actions
 from lab.training.atari import AtariEnvs, game_title, resolve_game
-from lab.training.checkpoint import newest_whole, written_whole
-from lab.training.encoder import hidden_layers
-from lab.training.runfolder import provenance, read_config, saved_flags, saved_with, write_json
+from lab.training.checkpoint import newest_whole
+from lab.training.measure import hidden_layers
+from lab.training.resume import saved_flags
+from lab.training.runfolder import checkpoint_flags, read_config
 from metrics import dead_neurons
 
 SCALE = 3  # pixels of the picture per pixel of the game
@@ -57,13 +61,12 @@ class Args:
 
 
 def check(args: Args):
-    """UsageError for a flag that cannot work, before anything is made."""
+    """Raise UsageError for a flag that cannot work, before anything is made."""
     if not args.run:
         raise UsageError("no run: name its folder, such as runs/NAME")
-    require(args, "between 1 and 1024", lambda value: 1 <= value <= 1024, "games")
-    require(args, "in [0, 1]", lambda value: 0 <= value <= 1, "epsilon")
-    most = 2**31 - 1 - args.games
-    require(args, f"between 0 and {most}", lambda value: 0 <= value <= most, "seed")
+    between(args, 1, 1024, "games")
+    between(args, 0, 1, "epsilon")
+    between(args, 0, 2**31 - 1 - args.games, "seed")
     check_device(args)
     if args.gif:
         if Path(args.gif).suffix.lower() != ".gif":
@@ -83,23 +86,22 @@ class Player(NamedTuple):
 
 
 def load(folder: Path, device: torch.device) -> Player:
-    """The newest checkpoint of a run. UsageError if there is none that can be used."""
+    """Load the newest checkpoint of a run. Raise UsageError if there is none that can be used."""
     config = read_config(folder, "")
     algorithm = config["algorithm"]
     if algorithm not in ALGORITHMS:
         raise UsageError(f"{folder}: its algorithm is {algorithm!r}, not one of {ALGORITHMS}")
-    module = script(algorithm)
-    flags = saved_flags(module.Args, folder, config, {}, "")
-    _, content, problems = newest_whole(folder, saved_with(config["flags"]))
+    flags = saved_flags(load_script(algorithm).Args, folder, config, {}, "")
+    _, content, problems = newest_whole(folder, checkpoint_flags(config["flags"]))
     for problem in problems:
         say(f"{problem}: playing the checkpoint before it")
     envs = AtariEnvs(flags.env_id, 1, 0)
     num_actions = int(envs.single_action_space.n)
     envs.close()
-    network = (module.Agent if algorithm == "ppo" else module.QNetwork)(num_actions, flags)
+    network = make_network(algorithm, num_actions, flags)
     try:
         state, step = content["state"], int(content["state"]["step"])
-        network.load_state_dict(state["agent" if algorithm == "ppo" else "q_network"])
+        network.load_state_dict(state["network"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"{folder}: its checkpoint does not fit: {error}") from None
     network = network.to(device, memory_format=torch.channels_last)
@@ -107,7 +109,7 @@ def load(folder: Path, device: torch.device) -> Player:
 
 
 class Chooser:
-    """Actions and values of a player; random choices from a generator of its own."""
+    """Choose the actions of a player; random choices come from a generator of its own."""
 
     def __init__(self, player: Player, args: Args, device: torch.device):
         self.player, self.args, self.device = player, args, device
@@ -115,31 +117,28 @@ class Chooser:
 
     @torch.no_grad()
     def __call__(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """obs uint8 (games, 4, 84, 84) -> actions (games,), values (games,): max Q, or PPO's V."""
-        out = self.player.network(torch.from_numpy(obs).to(self.device))
-        if self.player.algorithm == "ppo":
-            logits, values = out
-        else:
-            logits, values = out, out.amax(dim=1)
-        logits = logits.double().cpu().numpy()
+        """Return actions (games,) and values (games,), max Q or PPO's V, for obs uint8."""
+        obs = torch.from_numpy(obs).to(self.device)
+        scores, values = score_actions(self.player.network, obs)
+        scores = scores.double().cpu().numpy()
         if self.args.sample:  # Gumbel's way to draw from a categorical distribution
-            logits = logits + self.rng.gumbel(size=logits.shape)
-        actions = logits.argmax(axis=1)
+            scores = scores + self.rng.gumbel(size=scores.shape)
+        actions = scores.argmax(axis=1)
         explore = self.rng.random(len(obs)) < self.args.epsilon
-        random = self.rng.integers(logits.shape[1], size=len(obs))
+        random = self.rng.integers(scores.shape[1], size=len(obs))
         return np.where(explore, random, actions), values.float().cpu().numpy()
 
 
-class Played(NamedTuple):
-    """What became of the games: raw scores, lengths in agent steps, all actions of each."""
+class PlayedGames(NamedTuple):
+    """The games that were played: raw scores, lengths in agent steps, all actions of each."""
 
     scores: np.ndarray  # (games,)
     lengths: np.ndarray  # (games,)
     actions: list[np.ndarray]  # (games,) arrays (steps,)
 
 
-def play(player: Player, choose: Chooser, args: Args) -> Played:
-    """Every game once, to its end: none counts twice as it was short, and none is cut off."""
+def play(player: Player, choose: Chooser, args: Args) -> PlayedGames:
+    """Play every game once, to its end: no short one counts twice, and none is cut off."""
     envs = AtariEnvs(player.flags.env_id, args.games, args.seed, **protocol(player))
     obs, _ = envs.reset()
     scores, lengths = np.zeros(args.games), np.zeros(args.games, int)
@@ -159,15 +158,16 @@ def play(player: Player, choose: Chooser, args: Args) -> Played:
     bar.close()
     envs.close()
     every = np.stack(history)
-    return Played(scores, lengths, [every[: lengths[i], i] for i in range(args.games)])
+    return PlayedGames(scores, lengths, [every[: lengths[i], i] for i in range(args.games)])
 
 
 def protocol(player: Player) -> dict:
+    """Return the options of the games in which the player was trained."""
     return {"sticky_actions": player.flags.sticky_actions}
 
 
-def summary(played: Played, game: str) -> dict:
-    """Mean with its 95 % interval (Student's t over games), and what else says how it plays."""
+def summarise(played: PlayedGames, game: str) -> dict:
+    """Return the mean score with its 95 % interval (Student's t over games), and more."""
     scores = played.scores
     mean, low, high = mean_over_games([scores])
     found = {
@@ -186,7 +186,7 @@ def summary(played: Played, game: str) -> dict:
 
 @torch.no_grad()
 def draw_game(player: Player, actions: np.ndarray, seed: int, device) -> Iterator[Image.Image]:
-    """The game of these actions again, a picture per step: screen, units of z, value so far.
+    """Play the game of these actions again; yield a picture per step: screen, units, value.
 
     A unit is blue (negative) or red (positive), the stronger the larger; one that is dead over this
     game, by the paper's test, is crossed out.
@@ -198,21 +198,20 @@ def draw_game(player: Player, actions: np.ndarray, seed: int, device) -> Iterato
     for t, action in enumerate(actions):
         if t % stride == 0:
             frames = torch.from_numpy(obs).to(device)
-            units.append(hidden_layers(player.network, frames, False)["z"][0].float().cpu())
-            out = player.network(frames)
-            values.append(float(out[1] if player.algorithm == "ppo" else out.amax()))
+            units.append(hidden_layers(player.network, frames)["z"][0].float().cpu())
+            values.append(float(score_actions(player.network, frames)[1]))
             screens.append(obs[0, -1].copy())
         obs, *_ = envs.step(np.array([action]))
     envs.close()
     z = torch.stack(units)
     dead = dead_neurons(z).numpy() if len(z) > 1 else np.zeros(z.shape[1], bool)
-    panel = unit_panels(z.numpy(), dead)
+    panel = draw_units(z.numpy(), dead)
     # One at a time: a thousand of them take half a gigabyte.
     return (compose(screen, panel[t], values, t, dead) for t, screen in enumerate(screens))
 
 
-def unit_panels(z: np.ndarray, dead: np.ndarray) -> np.ndarray:
-    """z (steps, units) -> uint8 (steps, h, w, 3), 32 units a row."""
+def draw_units(z: np.ndarray, dead: np.ndarray) -> np.ndarray:
+    """Draw z (steps, units) as panels, uint8 (steps, h, w, 3), 32 units a row."""
     strength = np.clip(np.abs(z) / max(np.abs(z).max(), 1e-9), 0, 1)[..., None]
     tint = np.where(z[..., None] > 0, [200, 40, 30], [30, 70, 200])
     colors = (255 - strength * (255 - tint)).astype(np.uint8)
@@ -228,7 +227,7 @@ def unit_panels(z: np.ndarray, dead: np.ndarray) -> np.ndarray:
 
 
 def compose(screen, panel, values: list[float], t: int, dead: np.ndarray) -> Image.Image:
-    """One picture: screen at the left, units at the right, the value up to step t below."""
+    """Compose one picture: screen at the left, units at the right, the value up to step t below."""
     height, width = panel.shape[:2]
     side = 84 * SCALE
     picture = Image.new("RGB", (side + width + 24, max(side, height + 20) + 76), "white")
@@ -254,11 +253,11 @@ def compose(screen, panel, values: list[float], t: int, dead: np.ndarray) -> Ima
 
 
 def write_gif(path: Path, pictures: Iterator[Image.Image]):
-    """Whole, or not at all. UsageError if it cannot be written."""
+    """Write the GIF whole, or not at all. Raise UsageError if it cannot be written."""
     reduced = (picture.quantize(64) for picture in pictures)
     first = next(reduced)
     try:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             more = {"append_images": reduced, "duration": MS_PER_STEP, "loop": 0}
             first.save(file, format="GIF", save_all=True, **more)
     except OSError as error:
@@ -277,11 +276,11 @@ def main(args: Args) -> int:
     of = "" if player.step >= total else f" of {total:,}, an unfinished run"
     say(
         f"{game}, {player.algorithm}, {variant_name(player.flags)}, seed {player.flags.seed}, "
-        f"after {player.step:,} agent steps{of}; playing {counted(args.games, 'game')}, "
+        f"after {player.step:,} agent steps{of}; playing {plural(args.games, 'game')}, "
         f"epsilon {args.epsilon:g}"
     )
     played = play(player, Chooser(player, args, device), args)
-    found = summary(played, game)
+    found = summarise(played, game)
     low, high = found["interval"] or (math.nan, math.nan)
     between = "" if math.isnan(low) else f" (95 %: {low:.1f} to {high:.1f})"
     say(f"mean score {found['mean']:.1f}{between}, median {found['median']:g}")
@@ -290,7 +289,7 @@ def main(args: Args) -> int:
         say(f"human-normalised {found['human_normalised']:.3f} (0: random play, 1: a human)")
     record = found | {"agent_step": player.step, "scores": played.scores.tolist()}
     try:
-        write_json(folder / "evaluation.json", record | provenance(args))
+        write_json(folder / "evaluation.json", record | record_provenance(args))
         say(f"every score: {folder / 'evaluation.json'}")
     except OSError as error:
         say(f"warning: {folder}/evaluation.json cannot be written: {error.strerror}")
@@ -303,5 +302,10 @@ def main(args: Args) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def run():
+    """Run the command line, as `hr-evaluate` and `python -m lab.evaluate` do."""
     launch(main, Args)
+
+
+if __name__ == "__main__":
+    run()

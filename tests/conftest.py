@@ -16,12 +16,12 @@ from hypothesis import settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lab.common.cli import launch
-from lab.training import run as experiment
+from lab.training import run as training
 
 ROOT = Path(__file__).parent.parent
 # One thread, as two processes of two threads each on two cores wait more than they compute; and
 # the CPU also where there is a GPU, as what the tests compare bit for bit holds there.
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 TIMEOUT = 240  # seconds, against hanging: no call takes a tenth of it
 
 # Examples from a fixed seed: a run of the tests does not depend on luck.
@@ -33,12 +33,18 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def command_of(name, *flags):
+    """The command of a script by its file, dqn_atari.py, or of a tool by its name, lab.sweep."""
+    start = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
+    return [sys.executable, *start, *map(str, flags)]
+
+
 @pytest.fixture
 def script(tmp_path):
-    """Call a script with flags in an empty folder: the finished process."""
+    """Call a script or a tool with flags in an empty folder: the finished process."""
 
     def call(name, *flags, check=True, **popen):
-        command = [sys.executable, str(ROOT / name), *map(str, flags)]
+        command = command_of(name, *flags)
         done = subprocess.run(
             command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=TIMEOUT, **popen
         )
@@ -48,19 +54,25 @@ def script(tmp_path):
     return call
 
 
+def name_of(module):
+    """As its user types it: dqn_atari.py, lab.sweep."""
+    name = module.__name__.removesuffix(".__main__")
+    return name if name.startswith("lab.") else f"{name}.py"
+
+
 @pytest.fixture
 def launched(tmp_path, monkeypatch, capfd):
     """Launch a script's module in this process, in an empty folder: the finished process."""
 
     def call(module, flags):
-        command = [Path(module.__file__).name, *map(str, flags)]
+        command = [name_of(module), *map(str, flags)]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", command)
         capfd.readouterr()
         start = functools.partial(launch, module.main, module.Args)
         if module.__name__.endswith("_atari"):
             algorithm = module.__name__.removesuffix("_atari")
-            start = functools.partial(experiment.launch, *start.args, module.check, algorithm)
+            start = functools.partial(training.launch, *start.args, module.check, algorithm)
         with pytest.raises(SystemExit) as exit_:
             start()
         return subprocess.CompletedProcess(command, exit_.value.code, *capfd.readouterr())
@@ -109,7 +121,7 @@ def refused(launched, tmp_path):
         assert done.returncode == 2
         assert done.stdout == ""
         assert done.stderr.count("\n") == 1
-        assert done.stderr.startswith(f"{Path(module.__file__).name}: error: ")
+        assert done.stderr.startswith(f"{name_of(module)}: error: ")
         assert re.search(message, done.stderr), done.stderr
         assert list(tmp_path.iterdir()) == []
 

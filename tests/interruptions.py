@@ -6,17 +6,16 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
-from conftest import ENV, ROOT, TIMEOUT
+from conftest import ENV, TIMEOUT, command_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lab.training.checkpoint import Checkpoints, has_checkpoint, newest_footer, tensors
 from lab.training.replay import ReplayBuffer
-from lab.training.run import RESUME_ME
+from lab.training.signals import CAN_RESUME
 
 # What measures time, and so differs from run to run.
 TIMED = ("charts/SPS",)
@@ -28,8 +27,8 @@ def start(algorithm, flags, cwd, threads=1):
 
 
 def start_script(name, flags, cwd, threads=1):
-    """The same of any script."""
-    command = [sys.executable, str(ROOT / name), *map(str, flags)]
+    """The same of any script or tool."""
+    command = command_of(name, *flags)
     env = ENV | {"OMP_NUM_THREADS": str(threads)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, **pipes)
@@ -82,7 +81,7 @@ def run_with_breaks(algorithm, flags, cwd, breaks, seed, longest, threads=1, dam
             assert process.returncode == 0, err
             break
         # While it starts, and once it has ended, a signal does what it does to any process.
-        ended = {-number, 128 + number} | ({RESUME_ME} if number != signal.SIGKILL else set())
+        ended = {-number, 128 + number} | ({CAN_RESUME} if number != signal.SIGKILL else set())
         assert process.returncode in ended, err
         counts[kind if kind == "writing" else signal.Signals(number).name] += 1
         if not has_checkpoint(folder):

@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 from interruptions import differences, run_through, run_with_breaks  # noqa: E402
 
 from lab.common.cli import launch  # noqa: E402
-from lab.training.runfolder import provenance  # noqa: E402
+from lab.common.provenance import record_provenance  # noqa: E402
 
 ROLLOUTS = ("--total-timesteps", 6144, "--num-steps", 32, "--num-minibatches", 4)
 RUNS = {
@@ -97,7 +97,7 @@ def main(args: Args) -> int:
     }
     print(json.dumps({key: summary[key] for key in list(summary)[:-1]}, indent=2))
     if args.output:
-        Path(args.output).write_text(json.dumps(provenance(args) | summary, indent=2) + "\n")
+        Path(args.output).write_text(json.dumps(record_provenance(args) | summary, indent=2) + "\n")
     if summary["kills"] < WANTED:
         print(f"only {summary['kills']} kills of the {WANTED} wanted: raise --breaks")
     return 1 if found or summary["kills"] < WANTED else 0

@@ -21,9 +21,10 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
 
 import dqn_atari
-from dqn_atari import Args, Batch, QNetwork, act, linear_schedule, td_loss, update_target
-from lab.training import run as experiment
+from dqn_atari import Args, QNetwork, act, linear_schedule, td_loss, update_target
+from lab.training import run as training
 from lab.training.atari import AtariEnvs
+from lab.training.replay import Batch
 from metrics import MEASURES
 
 # A short run that learns, measures twice and logs. 2,048 samples are there after 2,048 steps.
@@ -160,7 +161,7 @@ def test_the_loop_stores_what_the_games_did(tmp_path, monkeypatch):
             stored.append(arguments)
             super().add(*arguments)
 
-    monkeypatch.setattr(experiment, "AtariEnvs", ShortGames)
+    monkeypatch.setattr(training, "AtariEnvs", ShortGames)
     monkeypatch.setattr(dqn_atari, "ReplayBuffer", Recorder)
     args = Args(
         total_timesteps=2_000,

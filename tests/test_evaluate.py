@@ -10,7 +10,7 @@ from interruptions import start
 from PIL import Image
 
 from lab import evaluate
-from lab.evaluate import Chooser, load, play, summary
+from lab.evaluate import Chooser, load, play, summarise
 from lab.training.atari import AtariEnvs
 
 TINY = ("--latent-dim", 32, "--metrics-samples", 512, "--device", "cpu", "--env-threads", 1)
@@ -85,23 +85,23 @@ def test_random_play_and_drawn_actions_have_their_shares(trained):
 
 def test_summary_is_scipys_and_humans():
     scores = np.array([3.0, 5.0, 10.0])
-    played = evaluate.Played(scores, np.array([10, 20, 30]), [])
-    found = summary(played, "Breakout")
+    played = evaluate.PlayedGames(scores, np.array([10, 20, 30]), [])
+    found = summarise(played, "Breakout")
     from scipy import stats
 
     interval = stats.ttest_1samp(scores, 0).confidence_interval()
     assert found["mean"] == 6
     assert found["interval"] == pytest.approx(interval)
     assert found["human_normalised"] == pytest.approx((6 - 1.7) / (30.5 - 1.7))
-    assert "human_normalised" not in summary(played, "Adventure")
-    single = evaluate.Played(scores[:1], np.array([10]), [])
-    assert summary(single, "Breakout")["interval"] is None
+    assert "human_normalised" not in summarise(played, "Adventure")
+    single = evaluate.PlayedGames(scores[:1], np.array([10]), [])
+    assert summarise(single, "Breakout")["interval"] is None
 
 
 def test_from_the_command_line_with_the_best_game_to_see(trained, script, in_process, tmp_path):
     algorithm = "pqn"
     flags = ("--games", 2, "--gif", "best.gif", "--epsilon", 0.1, "--device", "cpu")
-    done = script("evaluate.py", trained[algorithm], *flags)
+    done = script("lab.evaluate", trained[algorithm], *flags)
     record = json.loads((trained[algorithm] / "evaluation.json").read_text())
     assert f"mean score {record['mean']:.1f} (95 %: " in done.stdout
     assert len(record["scores"]) == 2
@@ -109,7 +109,7 @@ def test_from_the_command_line_with_the_best_game_to_see(trained, script, in_pro
     with Image.open(tmp_path / "best.gif") as image:
         assert 1 < image.n_frames <= evaluate.MOST_FRAMES
         assert image.size[0] > image.size[1] > 252
-    in_process("evaluate.py", trained[algorithm], "--games", 2, "--epsilon", 0.1)
+    in_process("lab.evaluate", trained[algorithm], "--games", 2, "--epsilon", 0.1)
     again = json.loads((trained[algorithm] / "evaluation.json").read_text())
     assert again["scores"] == record["scores"]
 
@@ -119,7 +119,7 @@ def test_dead_units_are_crossed_out_and_live_ones_are_not():
     z[:, 0], z[0, 1], z[1, 1] = 1.0, 1.0, -1.0
     dead = np.zeros(40, bool)
     dead[0] = True
-    panels = evaluate.unit_panels(z, dead)
+    panels = evaluate.draw_units(z, dead)
     assert panels.shape == (3, 16, 256, 3)
     cell = evaluate.CELL
     assert (panels[0, 0, 0] == [200, 40, 30]).all()  # strongest positive: red
@@ -135,7 +135,7 @@ def test_dead_units_are_crossed_out_and_live_ones_are_not():
         (["nowhere"], "nowhere: there is no such folder"),
         ([], "no run: name its folder, such as runs/NAME"),
         (["nowhere", "--games", "0"], "--games must be between 1 and 1024, not 0"),
-        (["nowhere", "--epsilon", "2"], r"--epsilon must be in \[0, 1\], not 2"),
+        (["nowhere", "--epsilon", "2"], r"--epsilon must be between 0 and 1, not 2"),
         (["nowhere", "--gif", "best.mp4"], "--gif best.mp4 must end in .gif"),
         (["nowhere", "--gif", "no/best.gif"], "there is no folder no"),
         (["nowhere", "--device", "tpu"], "unknown --device 'tpu'"),

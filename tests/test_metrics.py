@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import metrics
+from lab.training.figures import draw_kde
 from metrics import (
     dead_neurons,
     dormant_neurons,
     effective_rank,
     entropy_rank,
-    kde_figure,
     kernel_density,
     measure_layer,
     q_contribution,
@@ -318,7 +318,7 @@ print((peak() - before) / 1024)
 def test_figure_shows_each_layer_and_marks_the_dead():
     torch.manual_seed(0)
     alive = torch.tanh(torch.randn(500, 64))
-    image = kde_figure({"z": alive, "branch_0": torch.ones(500, 64)})
+    image = draw_kde({"z": alive, "branch_0": torch.ones(500, 64)})
     assert image.dtype == np.uint8
     assert image.ndim == 3
     assert image.shape[2] == 3

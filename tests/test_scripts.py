@@ -15,9 +15,9 @@ from conftest import ENV, ROOT, TIMEOUT
 import dqn_atari
 import ppo_atari
 import pqn_atari
-from lab.common.cli import variant_name
+from lab.common.variants import variant_name
 from lab.training import radam
-from lab.training import run as experiment
+from lab.training import run as training
 from lab.training.atari import AtariEnvs
 from metrics import MEASURES
 
@@ -356,9 +356,9 @@ def test_the_measured_observations_are_the_newest(
         played.append(arguments[3].obs.flatten(0, 1).clone())
         return result
 
-    ppo_play, of_network = ppo_atari.play, experiment.hidden_layers
+    ppo_play, of_network = ppo_atari.play, training.hidden_layers
     monkeypatch.setattr(ppo_atari, "play", play)
-    monkeypatch.setattr(experiment, "hidden_layers", hidden_layers)
+    monkeypatch.setattr(training, "hidden_layers", hidden_layers)
     args = ppo_atari.Args(
         total_timesteps=1_024,
         num_steps=32,
@@ -515,7 +515,7 @@ BAD_FLAGS = [
     (["--update-epochs", "-1"], r"--update-epochs must be at least 1, not -1"),
     (["--learning-rate", "-1e-4"], r"--learning-rate must be at least 0, not -0.0001"),
     (["--max-grad-norm", "0"], r"--max-grad-norm must be above 0, not 0"),
-    (["--gamma", "2"], r"--gamma must be in \[0, 1\], not 2"),
+    (["--gamma", "2"], r"--gamma must be between 0 and 1, not 2"),
     (["--env-id", "Breakot"], r"unknown game 'Breakot': did you mean Breakout"),
     (["--branches", "0"], r"--branches must be at least 1, not 0"),
     (["--runs-dir", "/dev/null/runs"], r"/dev/null is not a folder"),
@@ -526,7 +526,7 @@ BAD_FLAGS = [
 ]
 OWN_BAD_FLAGS = {
     "ppo": [
-        (["--gae-lambda", "1.1"], r"--gae-lambda must be in \[0, 1\], not 1.1"),
+        (["--gae-lambda", "1.1"], r"--gae-lambda must be between 0 and 1, not 1.1"),
         (["--clip-coef", "0"], r"--clip-coef must be above 0, not 0"),
         (["--target-kl", "0"], r"--target-kl must be above 0, not 0"),
         (["--vf-coef", "-1"], r"--vf-coef must be at least 0, not -1"),
@@ -537,9 +537,9 @@ OWN_BAD_FLAGS = {
         (["--target-kl", "abc"], r"--target-kl must be a number, such as 0.001, not 'abc'"),
     ],
     "pqn": [
-        (["--q-lambda", "-0.1"], r"--q-lambda must be in \[0, 1\], not -0.1"),
-        (["--end-e", "1.5"], r"--end-e must be in \[0, 1\], not 1.5"),
-        (["--exploration-fraction", "0"], r"--exploration-fraction must be in \(0, 1\], not 0"),
+        (["--q-lambda", "-0.1"], r"--q-lambda must be between 0 and 1, not -0.1"),
+        (["--end-e", "1.5"], r"--end-e must be between 0 and 1, not 1.5"),
+        (["--exploration-fraction", "0"], r"--exploration-fraction must be above 0, not 0"),
     ],
 }
 

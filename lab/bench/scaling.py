@@ -1,6 +1,6 @@
 """How speed and memory depend on the number of games, threads, widths, branches and runs.
 
-Whole runs of the scripts, as `speed.whole_run` measures them, with Tanh (HR) in fp32; of games and
+Whole runs of the scripts, as `time_whole_run` measures them, with Tanh (HR) in fp32; of games and
 threads the emulator alone, too; of memory a process that fills a replay memory.
 """
 
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from lab.bench.timing import emulator_seconds, run_command, table, told, whole_run
+from lab.bench.timing import emulator_seconds, run_command, time_whole_run
 from lab.common.cli import UsageError, say
 from lab.common.device import free_memory
-from lab.sweep.plan import ALGORITHMS
+from lab.common.tables import format_range, markdown_table
+from lab.training.algorithms import ALGORITHMS
 from lab.training.atari import AtariEnvs
 
 GAMES = (1, 4, 16, 64, 256)  # of whole runs
@@ -38,7 +39,7 @@ for part in (memory.frames, memory.actions, memory.rewards, memory.terminations,
 
 
 def measure_scaling(repeats: int, seconds: float, device: str):
-    """(group, series, x) -> rates in agent steps per second, or memory in GB, once per repeat.
+    """Measure (group, series, x) -> agent steps per second, or memory in GB, once per repeat.
 
     Yields what there is after each repeat.
     """
@@ -48,7 +49,9 @@ def measure_scaling(repeats: int, seconds: float, device: str):
 
         def rate(group: str, algorithm: str, x: int, *flags: str, turn=repeat):
             say(f"{turn + 1} of {repeats}: {group} {algorithm} {x}")
-            found[group, algorithm, x]["rate"].append(whole_run(algorithm, device, *flags).rate)
+            found[group, algorithm, x]["rate"].append(
+                time_whole_run(algorithm, device, *flags).rate
+            )
 
         for count in EMULATED:
             for threads in sorted({1, cores}):
@@ -81,9 +84,9 @@ def measure_scaling(repeats: int, seconds: float, device: str):
 
 
 def rate_together(algorithm: str, device: str, count: int) -> float:
-    """Of several runs side by side, one thread each, in the time in which all of them learn."""
+    """Return the rate of several runs side by side, one thread each, while all of them learn."""
     with ThreadPoolExecutor(count) as pool:
-        runs = [pool.submit(whole_run, algorithm, device, threads=1) for _ in range(count)]
+        runs = [pool.submit(time_whole_run, algorithm, device, threads=1) for _ in range(count)]
         points = [np.array(run.result().points).T for run in runs]
     start, end = max(times[0] for _, times in points), min(times[-1] for _, times in points)
     if end <= start:
@@ -93,16 +96,16 @@ def rate_together(algorithm: str, device: str, count: int) -> float:
 
 
 def scaling_table(found: dict[tuple, dict[str, list]]) -> str:
-    """A row for each point, as median (min to max)."""
+    """Return a row for each point, as median (min to max)."""
     rows = [("against", "what", "x", "agent steps/s or GB")]
     for (group, series, x), samples in found.items():
         for what, values in samples.items():
-            rows.append((group, series, f"{x:,}", told(values, 0 if what == "rate" else 2)))
-    return table(rows)
+            rows.append((group, series, f"{x:,}", format_range(values, 0 if what == "rate" else 2)))
+    return markdown_table(rows)
 
 
-def scaling_figure(found: dict[tuple, dict[str, list]], title: str) -> Figure:
-    """One panel per group; medians, with ranges where there are several repeats."""
+def draw_scaling(found: dict[tuple, dict[str, list]], title: str) -> Figure:
+    """Draw a panel per group: medians, with ranges where there are several repeats."""
     groups = list(dict.fromkeys(group for group, *_ in found))
     rows = math.ceil(len(groups) / 3)
     figure = Figure(figsize=(12, 3.4 * rows), layout="constrained")

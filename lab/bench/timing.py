@@ -1,15 +1,16 @@
-"""What `benchmark.py` times: emulator and kernels of each script alone, and whole processes.
+"""What `lab.bench` times: emulator and kernels of each script alone, and whole processes.
 
 Kernels are the scripts' own functions on data already in place; whole runs are the scripts
 themselves. Rates are agent steps per second; one agent step is 4 emulator frames.
 """
 
 import contextlib
+import copy
+import functools
 import os
 import re
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,13 +21,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import Tensor
 
+from lab.common import tags
 from lab.common.cli import UsageError
-from lab.sweep.plan import script
+from lab.common.events import read_points
+from lab.training.algorithms import (
+    load_script,
+    make_network,
+    score_actions,
+    script_path,
+    value_head,
+)
 from lab.training.atari import AtariEnvs
-from lab.training.replay import FRAMES, Batch, channels_last
+from lab.training.frames import OBS_SHAPE, channels_last
+from lab.training.radam import RAdam
+from lab.training.replay import Batch
 
 # Agent steps of a whole run before its speed is measured, so that it learns, and after.
 WARM = {"dqn": 2_000, "ppo": 2_048, "pqn": 4_096}
@@ -46,82 +56,70 @@ class Kernels(NamedTuple):
     obs: Tensor  # uint8 (samples, 4, 84, 84)
 
 
-def kernels(algorithm: str, args, device: torch.device, num_actions: int = 4) -> Kernels:
-    """Those of a script with these Args, on random observations."""
+def make_kernels(algorithm: str, args, device: torch.device, num_actions: int = 4) -> Kernels:
+    """Return the kernels of a script with these Args, on random observations."""
     torch.manual_seed(0)
-    make = dqn_kernels if algorithm == "dqn" else rollout_kernels
-    return make(script(algorithm), args, device, num_actions)
+    network = make_network(algorithm, num_actions, args)
+    network.to(device, memory_format=torch.channels_last)
+    if algorithm == "pqn":
+        optimizer = RAdam(network.parameters(), lr=args.learning_rate)
+    else:
+        optimizer = torch.optim.Adam(network.parameters(), eps=args.adam_eps, fused=True)
+    parts = {"network": network, "optimizer": optimizer}
+    obs = random_obs(args.metrics_samples).to(device)
+    make = make_dqn_kernels if algorithm == "dqn" else make_rollout_kernels
+    script = load_script(algorithm)
+    return Kernels(*make(script, args, parts, num_actions), parts, value_head(network), obs)
 
 
 def random_obs(count: int) -> Tensor:
-    """uint8 (count, 4, 84, 84), channels last in memory, as the scripts keep them."""
-    return channels_last(torch.randint(256, (count, *FRAMES), dtype=torch.uint8))
+    """Return uint8 (count, 4, 84, 84), channels last in memory, as the scripts keep them."""
+    return channels_last(torch.randint(256, (count, *OBS_SHAPE), dtype=torch.uint8))
 
 
-def dqn_kernels(module, args, device: torch.device, num_actions: int) -> Kernels:
-    """Acting on one obs of each game; one update on a batch that is already drawn."""
-    networks = [
-        module.QNetwork(num_actions, args).to(device, memory_format=torch.channels_last)
-        for _ in range(2)
-    ]
-    optimizer = torch.optim.Adam(networks[0].parameters(), eps=args.adam_eps, fused=True)
+def make_dqn_kernels(script, args, parts: dict, num_actions: int) -> tuple:
+    """Act on one obs of each game; update on a batch that is already drawn."""
+    network, optimizer = parts["network"], parts["optimizer"]
+    parts["target_network"] = copy.deepcopy(network)
+    device = network.head.weight.device
     obs, next_obs = (random_obs(args.batch_size).to(device) for _ in range(2))
     actions = torch.randint(num_actions, (args.batch_size,), device=device)
     zeros = torch.zeros(args.batch_size, device=device)
     batch = Batch(obs, actions, zeros, next_obs, zeros)
-    seen = np.random.default_rng(0).integers(256, size=(args.num_envs, *FRAMES), dtype=np.uint8)
+    seen = np.random.default_rng(0).integers(256, size=(args.num_envs, *OBS_SHAPE), dtype=np.uint8)
     rng = np.random.default_rng(0)
-    return Kernels(
-        lambda: module.act(networks[0], seen, 0.0, device, rng),
+    return (
+        lambda: script.act(network, seen, 0.0, device, rng),
         args.num_envs,
-        lambda: module.update(*networks, optimizer, batch, args),
+        lambda: script.update(network, parts["target_network"], optimizer, batch, args),
         args.train_frequency,
-        {"q_network": networks[0], "target_network": networks[1], "optimizer": optimizer},
-        networks[0].head,
-        random_obs(args.metrics_samples).to(device),
     )
 
 
-def rollout_kernels(module, args, device: torch.device, num_actions: int) -> Kernels:
-    """PPO and PQN: acting on every row of a rollout, actions handed to the host; one update."""
-    is_ppo = hasattr(module, "Agent")
-    network = (module.Agent if is_ppo else module.QNetwork)(num_actions, args)
-    network = network.to(device, memory_format=torch.channels_last)
-    if is_ppo:
-        optimizer = torch.optim.Adam(network.parameters(), eps=args.adam_eps, fused=True)
-    else:
-        optimizer = module.RAdam(network.parameters(), lr=args.learning_rate)
-    rollout = module.empty_rollout(args, device)
+def make_rollout_kernels(script, args, parts: dict, num_actions: int) -> tuple:
+    """PPO and PQN: act on every row of a rollout, greedily, on the host; one update."""
+    network, optimizer = parts["network"], parts["optimizer"]
+    device = value_head(network).weight.device
+    rollout = script.empty_rollout(args, device)
     rollout.obs.copy_(random_obs(args.num_steps * args.num_envs).view(rollout.obs.shape))
     rollout.actions.copy_(torch.randint(num_actions, rollout.actions.shape))
     rollout.dones.zero_()
     rollout.returns.copy_(torch.randn(rollout.returns.shape))
-    generator = torch.Generator(device).manual_seed(0)
+    generator = parts["sampling"] = torch.Generator(device).manual_seed(0)
 
     @torch.no_grad()
     def act():
         with network.autocast(device.type):
             for obs in rollout.obs:
-                out = network(obs)
-                if is_ppo:
-                    module.draw(out[0].log_softmax(dim=1), generator).cpu()
-                else:
-                    module.act(out, 0.0, generator).cpu()
+                score_actions(network, obs)[0].argmax(dim=1).cpu()
 
     steps = args.num_envs * args.num_steps
-    return Kernels(
-        act,
-        steps,
-        lambda: module.update(network, optimizer, rollout, args, generator),
-        steps,
-        {"network": network, "optimizer": optimizer, "sampling": generator},
-        network.critic if is_ppo else network.head,
-        random_obs(args.metrics_samples).to(device),
-    )
+    learn = functools.partial(script.update, network, optimizer, rollout, args, generator)
+    return act, steps, learn, steps
 
 
 def seconds_each(call: Callable[[], object], at_least: float, device: torch.device) -> float:
-    """Mean seconds of a call, over as many as fill `at_least` seconds, after one to warm up."""
+    """Return the mean seconds of a call, over `at_least` seconds, after one to warm up."""
 
     def wait():
         if device.type == "cuda":
@@ -138,7 +136,7 @@ def seconds_each(call: Callable[[], object], at_least: float, device: torch.devi
 
 
 def emulator_seconds(envs: AtariEnvs, at_least: float) -> float:
-    """Mean seconds per agent step of the games alone, played at random."""
+    """Return the mean seconds per agent step of the games alone, played at random."""
     rng = np.random.default_rng(0)
     actions = rng.integers(envs.single_action_space.n, size=(1024, envs.num_envs))
     count, start = 0, time.perf_counter()
@@ -148,7 +146,7 @@ def emulator_seconds(envs: AtariEnvs, at_least: float) -> float:
     return (time.perf_counter() - start) / count / envs.num_envs
 
 
-class Whole(NamedTuple):
+class WholeRun(NamedTuple):
     """A whole run: its points (agent step, wall time in s) once it learns; peak memory in GB."""
 
     points: list[tuple[int, float]]
@@ -160,8 +158,8 @@ class Whole(NamedTuple):
         return (last - step) / (end - start)
 
 
-def whole_run(algorithm: str, device: str, *flags: str, threads: int = 0) -> Whole:
-    """The script itself, in a process of its own, while it learns.
+def time_whole_run(algorithm: str, device: str, *flags: str, threads: int = 0) -> WholeRun:
+    """Time the script itself, in a process of its own, while it learns.
 
     Between its points in TensorBoard lies all that it does, but no checkpoint and no measurement
     of the layer. `threads` of torch and of the emulator; 0: as many as it takes by itself. The
@@ -169,7 +167,7 @@ def whole_run(algorithm: str, device: str, *flags: str, threads: int = 0) -> Who
     """
     warm, measured = WARM[algorithm], MEASURED[algorithm]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, f"{algorithm}_atari.py", "--runs-dir", folder]
+        command = [sys.executable, str(script_path(algorithm)), "--runs-dir", folder]
         command += ["--device", device, "--total-timesteps", str(warm + measured)]
         command += ["--metrics-every", str(NEVER), "--checkpoint-every", str(NEVER)]
         if algorithm != "ppo":
@@ -179,27 +177,22 @@ def whole_run(algorithm: str, device: str, *flags: str, threads: int = 0) -> Who
         command += ["--env-threads", str(threads), *flags]
         environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         _, memory_gb = run_command(command, environment)
-        return Whole(points_after(warm, next(Path(folder).iterdir())), memory_gb)
+        return WholeRun(read_speed_points(warm, next(Path(folder).iterdir())), memory_gb)
 
 
-def points_after(warm: int, folder: Path) -> list[tuple[int, float]]:
-    """(agent step, wall time in s) of a run's points of speed at and after `warm` agent steps."""
-    return sorted(
-        (event.step, event.wall_time)
-        for path in folder.glob("events*")
-        for event in EventFileLoader(str(path)).Load()
-        if event.step >= warm and any(value.tag == "charts/SPS" for value in event.summary.value)
-    )
+def read_speed_points(warm: int, folder: Path) -> list[tuple[int, float]]:
+    """Return (agent step, wall time in s) of a run's points of speed from `warm` agent steps on."""
+    points, _ = read_points(folder)
+    return sorted((p.step, p.wall_time) for p in points if p.tag == tags.SPS and p.step >= warm)
 
 
 def run_command(command: list[str], environment: dict[str, str] | None = None):
-    """(seconds, peak memory in GB) of a command in the project's folder. UsageError if it fails."""
+    """Run a command; return its seconds and its peak memory in GB. Raise UsageError if it fails."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
                 command,
-                cwd=Path(__file__).parents[2],
                 env=os.environ | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -225,25 +218,9 @@ def run_command(command: list[str], environment: dict[str, str] | None = None):
 
 
 def peak_memory_gb(pid: int) -> float:
-    """So far; 0 once the process has ended.
-
-    Not getrusage's, which of a new process starts from the memory of the one that made it.
-    """
+    """Return the peak resident memory so far, or 0 if the process has ended."""
+    # Not getrusage's, which of a new process starts from the memory of the one that made it.
     with contextlib.suppress(OSError):
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
         return int(found[1]) * 1024 / 1e9 if found else 0.0
     return 0.0
-
-
-def told(values: list[float], digits: int = 0) -> str:
-    """median (min to max)"""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table, its columns aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

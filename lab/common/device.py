@@ -1,4 +1,4 @@
-"""The machine: which device to compute on, and whether it has the memory, before any is taken."""
+"""The device to compute on, and whether it has the memory, before any is taken."""
 
 import contextlib
 import ctypes
@@ -9,29 +9,42 @@ from pathlib import Path
 
 import torch
 
-from lab.common.cli import UsageError
+from lab.common.cli import UsageError, one_of
+
+
+def check_device(args):
+    """Raise UsageError for a device that is not there."""
+    one_of(args, ("auto", "cpu", "cuda"), "device")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine has no CUDA device; use --device cpu or auto")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for auto, cpu or cuda; auto is the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for auto, cpu or cuda; on the CPU, freed memory is kept for the next update."""
+    """Return the device for auto, cpu or cuda, made ready: exact fp32, and memory that is kept."""
     # By default torch rounds the factors of a GPU's convolutions to 10 bits, and where the
     # environment says so those of matrix products: fp32 is to be fp32.
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu" and platform.libc_ver()[0] == "glibc":
+    device = resolve_device(name)
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         # By default glibc returns buffers above 128 kB to the system when they are freed and pays
         # for fresh pages at the next update: up to half the time of a training step.
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_threshold = -1, -3  # names and values from malloc.h
         libc.mallopt(m_mmap_threshold, 2**30)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
-    return torch.device(name)
+    return device
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can still be taken on the device; inf where the system does not tell."""
+    """Return the bytes that are free on the device; inf where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = math.inf
@@ -60,7 +73,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def require_memory(what: str, count: int, bytes_each: int, device: torch.device):
-    """UsageError, before any is taken, if the device has not the memory for `count` of something.
+    """Raise UsageError if the device has not the memory for `count` of something; take none.
 
     `what` names it, with the flag that asks for that many.
     """

@@ -2,10 +2,13 @@
 
 import contextlib
 import csv
+import json
+import os
 import shutil
 import signal
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,59 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from lab.common.cli import UsageError
+
+
+class ChecksumFile:
+    """A file to write to that counts the CRC-32 of what it gets."""
+
+    def __init__(self, file):
+        self.file, self.checksum, self.problem = file, 0, None
+
+    def write(self, data) -> int:
+        self.checksum = zlib.crc32(data, self.checksum)
+        try:
+            self.file.write(data)
+        except BaseException as error:  # an OSError, or a second Ctrl-C
+            self.problem = error  # torch.save hides it
+            raise
+        return len(data)
+
+    def flush(self):
+        self.file.flush()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path):
+    """Open a `ChecksumFile` that takes its place at `path` if the block ends well.
+
+    Then it is on the disk; if the block raises, what was at `path` before stays.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    summed = None
+    try:
+        with temporary.open("wb") as file:
+            summed = ChecksumFile(file)
+            yield summed
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and summed is not None and summed.problem is not None:
+            raise summed.problem from None
+        raise
+
+
+def write_json(path: Path, value: dict):
+    """Write a JSON file whole, or leave it as it was. Raise OSError if it cannot be written."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def describe_os(error: OSError) -> str:
+    """Return what the system says of an error, without its number."""
+    return error.strerror or str(error)
 
 
 def as_text(rows: list[dict]) -> str:

@@ -18,9 +18,10 @@ from typing import Annotated
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lab.common.cli import UsageError, check_folder, counted, launch, say, variant_flags
+from lab.common.cli import UsageError, check_folder, launch, plural, say
 from lab.common.files import replacing, write_csv
 from lab.common.stats import BOOTSTRAP_SEEDS, reference_scores
+from lab.common.variants import variant_flags
 from lab.report.claims import Group, counts
 from lab.report.figures import all_figures, improvements
 from lab.report.page import folded, paragraph, picture, svg, table, write_page
@@ -158,7 +159,7 @@ def refuse_to_lose(folder: Path, before: list[Recorded], runs: list[Recorded]):
     named = {identity(run): preference(run)[:2] for run in runs}
     if lost := [run for run in before if preference(run)[:2] > named.get(identity(run), ())]:
         raise UsageError(
-            f"--out {folder} has the tables of {counted(len(lost), 'run')} not among those named, "
+            f"--out {folder} has the tables of {plural(len(lost), 'run')} not among those named, "
             "or not as far there "
             f"(such as {lost[0].name}): name {folder} as input, too, or another --out"
         )
@@ -236,8 +237,8 @@ def group_section(
     """(anchor, heading, parts) of the page; drawn: figures as SVG; rows: those of its tables."""
     parts = [
         paragraph(
-            f"{counted(len(group.runs), 'run')} of {group.total:,} agent steps, "
-            f"{counted(len(group.games), 'game')}, variants "
+            f"{plural(len(group.runs), 'run')} of {group.total:,} agent steps, "
+            f"{plural(len(group.games), 'game')}, variants "
             f"{', '.join(group.variants)}. Intervals are 95 %: of one game Student's t over "
             "seeds, over games the stratified bootstrap, which is too narrow with few seeds: none "
             f"is given with fewer than {BOOTSTRAP_SEEDS} in a game."
@@ -309,7 +310,7 @@ def summary(runs: list[Recorded], groups: list[Group], remarks: list[str]) -> li
     counting = sum(len(group.runs) for group in groups)
     parts = [
         paragraph(
-            f"{counted(len(runs), 'run')}. Those count that are complete, or have diverged, and in "
+            f"{plural(len(runs), 'run')}. Those count that are complete, or have diverged, and in "
             f"which a game has ended: {counting}. A score is the mean raw return of the newest "
             "100 games in training, not a greedy evaluation; one agent step is 4 emulator frames."
         )
@@ -345,7 +346,7 @@ def claims_part(findings: list[Finding]) -> list[str]:
         table(claim_rows(measured), CLASSES),
     ]
     if others:
-        heading = f"{counted(len(others), 'claim')} of which there is nothing to measure yet"
+        heading = f"{plural(len(others), 'claim')} of which there is nothing to measure yet"
         parts.append(folded(heading, table(claim_rows(others), CLASSES)))
     return parts
 
@@ -374,7 +375,7 @@ def main(args: Args) -> int:
         write_report(staged, runs, remarks, args)
     counting = sum(map(counts, runs))
     say(
-        f"{counted(len(runs), 'run')}, of which {counting} count (complete, with a score): "
+        f"{plural(len(runs), 'run')}, of which {counting} count (complete, with a score): "
         f"{folder / 'index.html'}"
     )
     for remark in remarks:

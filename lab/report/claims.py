@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab.common.cli import PAPER_VARIANTS
 from lab.common.stats import (
     BOOTSTRAP_SEEDS,
     Estimate,
@@ -27,6 +26,7 @@ from lab.common.stats import (
     reference_scores,
     shares_won,
 )
+from lab.common.variants import PAPER_VARIANTS
 from lab.report.runs import POINTS, SCORE, Recorded
 
 MIN_SEEDS = 3

@@ -24,8 +24,8 @@ from matplotlib.ticker import EngFormatter
 from scipy.stats import ttest_ind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lab.common.files import atomic_write
 from lab.report.runs import NAMED
-from lab.training.checkpoint import written_whole
 
 TAG = "charts/mean_return_100"
 COLUMNS = ("game", "algorithm", "variant", "precision", "seed", "commit", "agent_step", TAG)
@@ -192,7 +192,7 @@ def compare(stem: Path, sources: list[Path]):
     figure.savefig(picture, dpi=90, format="png")
     try:
         csv_path, png_path = targets(stem)
-        with written_whole(csv_path) as csv_file, written_whole(png_path) as png_file:
+        with atomic_write(csv_path) as csv_file, atomic_write(png_path) as png_file:
             csv_file.write(table.getvalue().encode())
             png_file.write(picture.getvalue())
             csv_file.flush()  # neither takes its place if one finds no room

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from lab.common.cli import UsageError
-from lab.training.board import FILES
+from lab.common.events import FILES
 
 POINTS = 100  # of a curve, evenly spaced over the agent steps that the run was to take
 RETURNS, WINDOW = "charts/episodic_return", 100  # games

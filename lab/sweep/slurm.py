@@ -1,6 +1,6 @@
 """The runs of a sweep as one array of Slurm jobs, through submitit.
 
-Each job is a sweep of one run (sweep.py), with its tries, its log and its lock. A job that reaches
+Each job is a sweep of one run, with its tries, its log and its lock. A job that reaches
 its time limit writes a checkpoint and puts itself back into the queue; one that is preempted writes
 a checkpoint and waits to be ended, as Slurm puts back only what it has ended itself. Either goes on
 when its turn comes.
@@ -30,36 +30,37 @@ FOR_ANOTHER = 300  # seconds that a job waits for another with the same run: lon
 
 
 class ResumableRun:
-    """What a job does: the run that `flags`, a command line of sweep.py, plan alone."""
+    """Do what a job does: the run that `flags`, a command line of lab.sweep, plan alone."""
 
     def __init__(self, flags: tuple[str, ...]):
         self.flags = flags
 
     def __call__(self):
         from lab.common.cli import UsageError, parse_flags
-        from lab.sweep.__main__ import Args, pool
-        from lab.training.run import RESUME_ME
+        from lab.sweep.flags import Args
+        from lab.sweep.pool import make_pool
+        from lab.training.signals import CAN_RESUME
 
         try:
-            runs = pool(parse_flags(Args, argv=list(self.flags)))
+            pool = make_pool(parse_flags(Args, argv=list(self.flags)))
         except UsageError as error:  # of this machine: it has no GPU
-            sys.exit(f"sweep.py: error: {error}")
-        runs.patience = FOR_ANOTHER
-        status = runs.run()
-        if status == RESUME_ME:
-            if NEAR_THE_LIMIT not in runs.stopped_by:  # preempted, or cancelled
+            sys.exit(f"lab.sweep: error: {error}")
+        pool.patience = FOR_ANOTHER
+        status = pool.run()
+        if status == CAN_RESUME:
+            if NEAR_THE_LIMIT not in pool.stopped_by:  # preempted, or cancelled
                 time.sleep(TO_BE_ENDED)
             os.kill(os.getpid(), NEAR_THE_LIMIT)  # to submitit, which calls `checkpoint` below
         if status:
             sys.exit(status)
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit puts back into the queue: the same again."""
+        """Return what submitit puts back into the queue: the same again."""
         return DelayedSubmission(self)
 
 
-def refusal(error: Exception) -> str:
-    """What sbatch complains of, in one line."""
+def format_refusal(error: Exception) -> str:
+    """Format what sbatch complains of as one line."""
     lines = [line for line in str(error).splitlines() if line.startswith("sbatch: error:")]
     said = "; ".join(line.removeprefix("sbatch: error:").strip() for line in lines)
     said = said or " ".join(str(error).split())
@@ -69,10 +70,10 @@ def refusal(error: Exception) -> str:
 
 
 def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
-    """An array of a job for each command line of sweep.py: its id.
+    """Submit an array with a job for each command line of lab.sweep; return its id.
 
     A new folder in `folder` gets what the jobs say beside the logs of the runs; `parameters` are
-    submitit's. UsageError where Slurm refuses it; nothing is left behind then.
+    submitit's. Raises UsageError where Slurm refuses it; nothing is left behind then.
     """
     from lab.common.cli import UsageError
 
@@ -97,5 +98,5 @@ def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
         for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()
-        raise UsageError(f"Slurm refuses the jobs: {refusal(error)}") from None
+        raise UsageError(f"Slurm refuses the jobs: {format_refusal(error)}") from None
     return jobs[0].job_id.partition("_")[0]

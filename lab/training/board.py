@@ -17,8 +17,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
+from lab.common import tags
+from lab.common.events import FILES
+from metrics import MEASURES
+
 FLUSH_EVERY = 10.0  # seconds after which a point is on the disk, if there is room
-FILES = "events.out.tfevents.*"
 
 
 class Board:
@@ -33,11 +36,12 @@ class Board:
         self, folder: Path, sizes: dict[str, int] | None = None, purge_step: int | None = None
     ):
         self.folder, self.problem = folder, None
-        for path in folder.glob(FILES) if sizes is not None else ():
-            if path.name not in sizes:
-                path.unlink()
-            elif path.stat().st_size > sizes[path.name]:
-                os.truncate(path, sizes[path.name])
+        if sizes is not None:
+            for path in folder.glob(FILES):
+                if path.name not in sizes:
+                    path.unlink()
+                elif path.stat().st_size > sizes[path.name]:
+                    os.truncate(path, sizes[path.name])
         # Readers take files in the order of their names: this one must come after earlier ones.
         times = [int(re.search(r"tfevents\.(\d+)", path.name)[1]) for path in folder.glob(FILES)]
         now = max([int(time.time()), *(earlier + 1 for earlier in times)])
@@ -58,28 +62,29 @@ class Board:
         self.pending += record.getvalue()
 
     def add(self, content: Summary, step: int = 0):
-        """Any summary that torch.utils.tensorboard.summary makes."""
+        """Add any summary that torch.utils.tensorboard.summary makes."""
         self._add(Event(wall_time=time.time(), step=step, summary=content))
         if time.monotonic() >= self._next_flush:
             self.flush()
 
     def scalar(self, tag: str, value: float, step: int):
+        """Add one value at an agent step."""
         self.add(summary.scalar(tag, value), step)
 
     def image(self, tag: str, pixels, step: int):
-        """pixels uint8 (height, width, 3)."""
+        """Add a picture; pixels uint8 (height, width, 3)."""
         self.add(summary.image(tag, torch.as_tensor(pixels), dataformats="HWC"), step)
 
     def text(self, tag: str, content: str, step: int = 0):
-        """Markdown."""
+        """Add a text in Markdown."""
         self.add(summary.text(tag, content), step)
 
     def flush(self) -> bool:
-        """Write what is pending; whether it could be written."""
+        """Write what is pending; return whether it could be written."""
         self._next_flush = time.monotonic() + FLUSH_EVERY
         try:
             if self.size > 0 and self.folder.is_dir() and not self.path.exists():
-                self.size = 0  # somebody removed it: what it held is gone, what comes is not
+                self.size = 0  # somebody removed the file: begin it again with its header
                 self.pending[:0] = self._header
             if self.size > 0 or self.path.exists():
                 os.truncate(self.path, self.size)  # half a record, of an earlier failure
@@ -94,7 +99,7 @@ class Board:
         return True
 
     def sync(self) -> dict[str, int]:
-        """Have everything on the disk: the size of each event file of the folder, by name.
+        """Put everything on the disk; return the size of each event file of the folder, by name.
 
         Raises OSError where that fails.
         """
@@ -105,18 +110,35 @@ class Board:
         return {path.name: path.stat().st_size for path in self.folder.glob(FILES)}
 
 
-def describe_run(board: Board, columns: dict, metrics: list[str], layout: dict[str, list[str]]):
-    """The run's flags as text and as HParams columns, and the charts that lie together.
+def start_board(folder: Path, config: dict, losses: tuple[str, ...]) -> Board:
+    """Begin the curves of a new run: its flags as text and HParams, and charts that lie together.
 
-    `layout`: group -> tags or patterns of tags, one chart each.
+    `losses` are the tags below losses/ that the run will write. Raises OSError if the folder cannot
+    be written.
     """
+    board = Board(folder)
+    if board.problem is not None:
+        raise board.problem
+    columns = config["flags"] | {key: config[key] for key in ("game", "algorithm", "variant")}
     rows = "\n".join(f"|{key}|{value}|" for key, value in columns.items())
     board.text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
     # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
-    for part in summary.hparams(columns, dict.fromkeys(metrics, 0.0)):
+    measured = [tags.MEAN_RETURN, *map(tags.of_layer, MEASURES)]
+    for part in summary.hparams(columns, dict.fromkeys(measured, 0.0)):
         board.add(part)
     charts = {
-        group: {tag.split("/")[-1].strip(")?$"): ["Multiline", [tag]] for tag in tags}
-        for group, tags in layout.items()
+        "score": [tags.MEAN_RETURN, tags.RETURN],
+        # z and its branches in one chart
+        "representation": [f"{tags.REPRESENTATION}(branch_[0-9]+/)?{name}$" for name in MEASURES],
+        "losses": [tags.LOSSES + name for name in losses],
     }
-    board.add(summary.custom_scalars(charts))
+    if config["flags"]["apply_to"] == "all":
+        charts["every layer"] = [
+            f"{tags.REPRESENTATION}(conv_[0-9]+/)?{name}$" for name in MEASURES
+        ]
+    layout = {
+        group: {tag.split("/")[-1].strip(")?$"): ["Multiline", [tag]] for tag in patterns}
+        for group, patterns in charts.items()
+    }
+    board.add(summary.custom_scalars(layout))
+    return board

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from lab.common.cli import UsageError
+from lab.common.files import atomic_write
 
 # 3: a run stops between two rollouts, so that a checkpoint holds no part of one. A run of format 1
 # or 2 is refused, with the commit to resume it with.
@@ -46,45 +47,6 @@ class Damaged(Exception):
     """A file that is not what was written: torn, cut off, or with other bits."""
 
 
-class _Summed:
-    """A file to write to that counts the CRC-32 of what it gets."""
-
-    def __init__(self, file):
-        self.file, self.checksum, self.problem = file, 0, None
-
-    def write(self, data) -> int:
-        self.checksum = zlib.crc32(data, self.checksum)
-        try:
-            self.file.write(data)
-        except BaseException as error:  # an OSError, or a second Ctrl-C
-            self.problem = error  # torch.save hides it
-            raise
-        return len(data)
-
-    def flush(self):
-        self.file.flush()
-
-
-@contextlib.contextmanager
-def written_whole(path: Path):
-    """A `_Summed` file that is at `path`, and on the disk, if the block ends well; else nowhere."""
-    temporary = path.with_name(path.name + ".tmp")
-    summed = None
-    try:
-        with temporary.open("wb") as file:
-            summed = _Summed(file)
-            yield summed
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and summed is not None and summed.problem is not None:
-            raise summed.problem from None
-        raise
-
-
 def sync_folder(folder: Path):
     """Have the names in a folder on the disk, too."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -105,7 +67,7 @@ def plain(value):
     return value
 
 
-def replay_memory(parts: dict):
+def find_memory(parts: dict):
     """Return the part whose content is kept in segments of its own, the replay memory, or None."""
     return next((part for part in parts.values() if hasattr(part, "segment")), None)
 
@@ -165,7 +127,7 @@ def newest_footer(folder: Path) -> Footer | None:
     return None
 
 
-def other_version(footer: Footer) -> str:
+def describe_version(footer: Footer) -> str:
     """In words, where its format is not the one of this version."""
     age = "a newer" if footer.format > FORMAT else "an older"
     return f"written by {age} version (format {footer.format}, here {FORMAT})"
@@ -184,7 +146,7 @@ def read_state(path: Path) -> dict:
     """
     footer = read_footer(path)
     if footer.format != FORMAT:
-        raise UsageError(f"{path} was {other_version(footer)}: resume it with that one")
+        raise UsageError(f"{path} was {describe_version(footer)}: resume it with that one")
     content = path.read_bytes()[:-FOOTER_BYTES]
     if zlib.crc32(content) != footer.checksum:
         raise Damaged(f"{path.name} does not have its checksum")
@@ -267,7 +229,7 @@ class Checkpoints:
             for index in sorted(memory.dirty) if memory is not None else ():
                 path = self.replay / f"{index:05d}-{number}.bin"
                 new.append(path)
-                with written_whole(path) as file:
+                with atomic_write(path) as file:
                     for part in memory.segment(index):
                         file.write(memoryview(part.cpu().numpy()).cast("B"))
                 segments[index] = [path.name, file.checksum]
@@ -276,7 +238,7 @@ class Checkpoints:
             content = {"number": number, "segments": segments, "flags": self.flags}
             content["state"] = plain(state)
             fresh = self.folder / "fresh.pt"
-            with written_whole(fresh) as file:
+            with atomic_write(fresh) as file:
                 torch.save(content, file)
                 file.file.write(bytes(Footer(FORMAT, step, file.checksum)))
         except BaseException:

@@ -1,7 +1,5 @@
 """The encoder that all scripts share: the Nature network of Hadamard layers, below the heads."""
 
-import collections
-
 import torch
 from torch import Tensor, nn
 
@@ -59,31 +57,3 @@ class NatureEncoder(nn.Module):
         """Return z (batch, latent_dim) in fp32, computed in the precision of the flags."""
         with self.autocast(obs.device.type):
             return self.latent(features(self.feature_maps(obs, self.dtype)[-1])).float()
-
-
-@torch.no_grad()
-def hidden_layers(
-    network: NatureEncoder, obs: Tensor, convolutions: bool = False
-) -> dict[str, Tensor]:
-    """Return the activations of a network's hidden layers, in fp32 whatever its precision.
-
-    obs uint8 (samples, 4, 84, 84) -> (samples, features) of "z", of "branch_0" ... where z has
-    several, and with `convolutions` of "conv_1" ... There a feature map counts as one neuron, seen
-    at one pixel per sample, drawn from a fixed seed: so the number of samples, on which the KDE
-    test depends, is the same for every layer.
-    """
-    generator = torch.Generator().manual_seed(0)
-    parts = collections.defaultdict(list)
-    for part in obs.split(256):
-        maps = network.feature_maps(part)
-        branches = network.latent.branch_activations(features(maps[-1]))
-        parts["z"].append(network.latent.combine_branches(branches))
-        if len(branches) > 1:
-            for i, branch in enumerate(branches):
-                parts[f"branch_{i}"].append(branch)
-        if convolutions:
-            for i, layer in enumerate(maps, start=1):
-                pixel = torch.randint(layer[0, 0].numel(), (len(part),), generator=generator)
-                sample = torch.arange(len(part))
-                parts[f"conv_{i}"].append(layer.flatten(2)[sample, :, pixel])
-    return {name: torch.cat(layer) for name, layer in parts.items()}

@@ -1,7 +1,4 @@
-"""What was seen: DQN's replay memory, and the newest observations of rollouts, for the measures.
-
-The memory keeps one frame per transition and rebuilds the exact stacks, on the device that trains.
-"""
+"""DQN's replay memory: one frame per transition, the exact stacks rebuilt when it is sampled."""
 
 import math
 from typing import NamedTuple
@@ -10,46 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lab.training.frames import FRAME_SHAPE, channels_last
+
 # Transitions in a segment of the replay memory, 7 MB: the least that a checkpoint writes of it.
 SEGMENT = 1024
-FRAME = (84, 84)
-FRAMES = (4, *FRAME)  # of an observation
 # Of the replay memory: a frame, action, reward, termination, history and truncation.
-TRANSITION_BYTES = math.prod(FRAME) + 1 + 4 + 1 + 1 + 1
-
-
-def channels_last(frames: Tensor) -> Tensor:
-    """The same uint8 (batch, 4, 84, 84), copied into the memory layout in which networks compute.
-
-    Twice as fast as `contiguous`, which permutes byte by byte.
-    """
-    return torch.stack(frames.unbind(1), dim=-1).movedim(-1, 1)
-
-
-def empty_obs(*shape: int, device: torch.device | str = "cpu") -> Tensor:
-    """Room for observations, uint8 (*shape, 4, 84, 84), whose channels lie last in memory.
-
-    In that layout the networks compute; converting from the games' own one at every forward pass
-    took up to a tenth of an update.
-    """
-    frames, height, width = FRAMES
-    room = torch.empty(*shape, height, width, frames, dtype=torch.uint8, device=device)
-    return room.movedim(-1, -3)
-
-
-def take_steps(steps: NamedTuple, index: Tensor) -> NamedTuple:
-    """The steps with these numbers (batch,): of each field (steps, ...) its rows, (batch, ...).
-
-    Observations, from `empty_obs`, keep their layout: field[index] would copy them byte by byte,
-    15 times as slowly.
-    """
-
-    def rows(field: Tensor) -> Tensor:
-        if field.ndim < 4:
-            return field.index_select(0, index)
-        return field.movedim(1, -1).index_select(0, index).movedim(-1, 1)
-
-    return type(steps)(*(rows(field) for field in steps))
+TRANSITION_BYTES = math.prod(FRAME_SHAPE) + 1 + 4 + 1 + 1 + 1
 
 
 class Batch(NamedTuple):
@@ -79,7 +42,7 @@ class ReplayBuffer:
         # One more row for the newest frame, and three for the stacks of the oldest transitions.
         self.rows = self.capacity + 4
         shape = (self.rows, num_envs)
-        self.frames = torch.empty(*shape, *FRAME, dtype=torch.uint8, device=self.device)
+        self.frames = torch.empty(*shape, *FRAME_SHAPE, dtype=torch.uint8, device=self.device)
         self.actions = torch.empty(shape, dtype=torch.uint8, device=self.device)
         self.rewards = torch.empty(shape, dtype=torch.float32, device=self.device)
         self.terminations = torch.empty(shape, dtype=torch.bool, device=self.device)
@@ -94,7 +57,7 @@ class ReplayBuffer:
         self.size = 0  # rows whose transitions are complete
 
     def __len__(self) -> int:
-        """Transitions that can be sampled."""
+        """Return how many transitions can be sampled."""
         return self.size * self.num_envs
 
     def start(self, obs: np.ndarray):
@@ -138,13 +101,13 @@ class ReplayBuffer:
         self.size = min(self.size + 1, self.capacity)
 
     def segment(self, index: int) -> list[Tensor]:
-        """The rows of a segment, a view of each tensor: what a checkpoint keeps of them."""
+        """Return the rows of a segment, a view of each tensor: what a checkpoint keeps of them."""
         rows = slice(index * self.segment_rows, (index + 1) * self.segment_rows)
         parts = (self.frames, self.actions, self.rewards, self.terminations, self.history)
         return [part[rows] for part in (*parts, self.truncated)]
 
     def state_dict(self) -> dict:
-        """What is not in the segments."""
+        """Return what is not in the segments."""
         names = ("position", "size", "final_frames")
         return {name: getattr(self, name) for name in names}
 
@@ -168,13 +131,17 @@ class ReplayBuffer:
         return self.transitions(torch.arange(count, device=self.device)).obs
 
     def transitions(self, index: Tensor) -> Batch:
-        """The transitions with these numbers (batch,), counted from the newest of env 0 back."""
+        """Return the transitions with these numbers (batch,), counted back from the newest one."""
         rows, envs = self.position - 1 - index // self.num_envs, index % self.num_envs
         rows = rows % self.rows
         # Five frames serve both obs (the first four) and next_obs (the last four).
         offsets = torch.arange(-3, 2, device=self.device)
         at = (rows.unsqueeze(1) + offsets) % self.rows * self.num_envs + envs.unsqueeze(1)
-        frames = self.frames.view(-1, *FRAME).index_select(0, at.flatten()).view(-1, 5, *FRAME)
+        frames = (
+            self.frames.view(-1, *FRAME_SHAPE)
+            .index_select(0, at.flatten())
+            .view(-1, 5, *FRAME_SHAPE)
+        )
         here = rows * self.num_envs + envs
         frames *= (-offsets <= self.history.view(-1)[here].unsqueeze(1))[:, :, None, None]
         if self.final_frames:
@@ -187,36 +154,3 @@ class ReplayBuffer:
             channels_last(frames[:, 1:]),
             self.terminations.view(-1)[here].float(),
         )
-
-
-class RecentObs:
-    """The newest observations of rollouts, uint8 (count, 4, 84, 84), for the measures."""
-
-    def __init__(self, count: int, device: torch.device):
-        self.frames = empty_obs(count, device=device)
-        self.seen = 0
-
-    def add(self, obs: torch.Tensor):
-        """Take the observations (steps, envs, 4, 84, 84) of a rollout."""
-        count = len(self.frames)
-        newest = obs.flatten(0, 1)[-count:]
-        self.seen += obs.shape[0] * obs.shape[1]
-        start = (self.seen - len(newest)) % count
-        fits = min(len(newest), count - start)  # the rest begins at the ring's start again
-        self.frames[start : start + fits] = newest[:fits]
-        self.frames[: len(newest) - fits] = newest[fits:]
-
-    def state_dict(self) -> dict:
-        """For a checkpoint; nothing is copied."""
-        return {"frames": self.frames, "seen": self.seen}
-
-    def load_state_dict(self, state: dict):
-        self.frames.copy_(state["frames"])
-        self.seen = state["seen"]
-
-    def newest(self, count: int) -> torch.Tensor | None:
-        """Return the newest `count` observations, oldest first; None before there are as many."""
-        room = len(self.frames)
-        if self.seen < count:
-            return None
-        return self.frames.roll(-(self.seen % room), 0)[room - count :]

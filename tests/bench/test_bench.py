@@ -17,21 +17,21 @@ from conftest import TIMEOUT
 from interruptions import start_script
 
 import lab.bench.__main__ as benchmark
-from lab.bench import scaling
-from lab.bench import timing as speed
+from lab.bench import bound, compare, scaling, timing
+from lab.bench.flags import Args
 from lab.common.cli import UsageError
-from lab.sweep import plan
 from lab.training import board, checkpoint
+from lab.training.algorithms import ALGORITHMS, script_args
 
 
-@pytest.mark.parametrize("algorithm", plan.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_kernels_are_those_of_the_script(algorithm, precision):
     """Learning moves every weight and acting none; both serve as many steps as the flags say."""
-    args = plan.script_args(algorithm, "--precision", precision, "--latent-dim", "64")
+    args = script_args(algorithm, "--precision", precision, "--latent-dim", "64")
     small = {"num_envs": 4, "num_steps": 4, "num_minibatches": 2, "metrics_samples": 512}
     args = dataclasses.replace(args, **{k: v for k, v in small.items() if hasattr(args, k)})
-    kernel = speed.kernels(algorithm, args, torch.device("cpu"), num_actions=5)
+    kernel = timing.make_kernels(algorithm, args, torch.device("cpu"), num_actions=5)
     network = next(iter(kernel.parts.values()))
 
     def weights():
@@ -49,7 +49,7 @@ def test_kernels_are_those_of_the_script(algorithm, precision):
 
 
 def test_the_rate_is_that_between_two_points(tmp_path, monkeypatch):
-    """After the start, which counts as little as what is not a point of speed."""
+    """After the start, which counts as little as what is not a point of timing."""
     clock = types.SimpleNamespace(time=lambda: now, monotonic=lambda: 0.0)
     monkeypatch.setattr(board, "time", clock)
     now = 1_000.0
@@ -59,16 +59,18 @@ def test_the_rate_is_that_between_two_points(tmp_path, monkeypatch):
         now += 0.5
         writer.scalar("charts/episodic_return", 0.0, step + 1)
     writer.flush()
-    assert speed.points_after(1_001, tmp_path) == [(1_500, 1_102.0), (3_000, 1_108.0)]
-    assert speed.Whole(speed.points_after(1_000, tmp_path), 0.0).rate == pytest.approx(2_000 / 8)
+    assert timing.read_speed_points(1_001, tmp_path) == [(1_500, 1_102.0), (3_000, 1_108.0)]
+    assert timing.WholeRun(timing.read_speed_points(1_000, tmp_path), 0.0).rate == pytest.approx(
+        2_000 / 8
+    )
 
 
 def test_peak_memory_is_that_of_the_command_alone():
     """However much the process has that starts it."""
     mine = np.ones(10**8)  # 0.8 GB
     sleep = "import time; time.sleep(0.3)"
-    small = speed.run_command([sys.executable, "-c", sleep])[1]
-    large = speed.run_command([sys.executable, "-c", f"x = b'x' * 300_000_000; {sleep}"])[1]
+    small = timing.run_command([sys.executable, "-c", sleep])[1]
+    large = timing.run_command([sys.executable, "-c", f"x = b'x' * 300_000_000; {sleep}"])[1]
     assert mine.sum() == 10**8
     assert 0 < small < 0.1
     assert small + 0.29 < large < small + 0.35
@@ -77,11 +79,13 @@ def test_peak_memory_is_that_of_the_command_alone():
 def test_rates_of_runs_at_once_are_those_while_all_of_them_learn(monkeypatch):
     """One learns from second 0 to 20 with 10 steps/s, one from 10 to 30 with 30 steps/s."""
     runs = [[(100, 0.0), (200, 10.0), (300, 20.0)], [(0, 10.0), (600, 30.0)]]
-    whole = iter([speed.Whole(points, 1.0) for points in runs])
-    monkeypatch.setattr(scaling, "whole_run", lambda *args, **more: next(whole))
+    whole = iter([timing.WholeRun(points, 1.0) for points in runs])
+    monkeypatch.setattr(scaling, "time_whole_run", lambda *args, **more: next(whole))
     assert scaling.rate_together("dqn", "cpu", 2) == pytest.approx(10 + 30)
-    apart = iter([speed.Whole([(0, 0.0), (9, 1.0)], 1.0), speed.Whole([(0, 2.0), (9, 3.0)], 1.0)])
-    monkeypatch.setattr(scaling, "whole_run", lambda *args, **more: next(apart))
+    apart = iter(
+        [timing.WholeRun([(0, 0.0), (9, 1.0)], 1.0), timing.WholeRun([(0, 2.0), (9, 3.0)], 1.0)]
+    )
+    monkeypatch.setattr(scaling, "time_whole_run", lambda *args, **more: next(apart))
     with pytest.raises(UsageError, match="never learned at the same time"):
         scaling.rate_together("dqn", "cpu", 2)
 
@@ -90,15 +94,15 @@ def test_bounds_follow_from_the_parts(monkeypatch):
     """With parts of known speed: one after the other, and with nothing that waits."""
     parts = {2: {"emulator": 0.001, "act": 0.002, "learn": 0.005}}
     parts[1] = {"emulator": 0.002, "act": 0.003, "learn": 0.005}
-    whole = speed.Whole([(0, 0.0), (100, 1.0)], 1.5)
-    monkeypatch.setattr(benchmark, "whole_run", lambda *args: whole)
-    monkeypatch.setattr(benchmark, "seconds_per_step", lambda *args: parts[torch.get_num_threads()])
+    whole = timing.WholeRun([(0, 0.0), (100, 1.0)], 1.5)
+    monkeypatch.setattr(bound, "time_whole_run", lambda *args: whole)
+    monkeypatch.setattr(bound, "seconds_per_step", lambda *args: parts[torch.get_num_threads()])
     one = {"algorithms": ("dqn",), "precisions": ("fp32",), "variants": ("relu",)}
-    args = benchmark.Args(**one, repeats=2, device="cpu")
+    args = Args(**one, repeats=2, device="cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        *_, found = benchmark.measure_bound(args, torch.device("cpu"))
+        *_, found = bound.measure_bound(args, torch.device("cpu"))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -114,11 +118,11 @@ def test_bounds_follow_from_the_parts(monkeypatch):
 def test_a_real_benchmark(tmp_path, monkeypatch, capsys):
     """Of one script, small: every number is there, and kept."""
     small = ("--latent-dim", "8", "--num-envs", "4", "--num-steps", "16", "--branches", "1")
-    monkeypatch.setitem(benchmark.VARIANTS, "relu", small)
-    monkeypatch.setitem(speed.WARM, "ppo", 128)
-    monkeypatch.setitem(speed.MEASURED, "ppo", 128)
+    monkeypatch.setitem(bound.VARIANTS, "relu", small)
+    monkeypatch.setitem(timing.WARM, "ppo", 128)
+    monkeypatch.setitem(timing.MEASURED, "ppo", 128)
     one = {"algorithms": ("ppo",), "precisions": ("fp32",), "variants": ("relu",)}
-    args = benchmark.Args(**one, repeats=1, seconds=0.0, device="cpu", output_dir=str(tmp_path))
+    args = Args(**one, repeats=1, seconds=0.0, device="cpu", output_dir=str(tmp_path))
     assert benchmark.main(args) == 0
     result = json.loads((tmp_path / "bound.json").read_text())
     of = {name: values["all"][0] for name, values in result["bound"]["ppo fp32 relu"].items()}
@@ -131,7 +135,7 @@ def test_a_real_benchmark(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "| ppo       | fp32      | relu" in told
     assert "checkpoint" in told
-    assert not list(benchmark.Path(benchmark.__file__).parent.glob("benchmark-*"))
+    assert not list(Path().glob("benchmark-*"))
 
 
 def test_a_checkpoint_of_dqn_is_timed_with_what_ten_minutes_bring(monkeypatch):
@@ -144,9 +148,9 @@ def test_a_checkpoint_of_dqn_is_timed_with_what_ten_minutes_bring(monkeypatch):
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", watched)
     small = ("--branches", "1", "--latent-dim", "8", "--buffer-size", "6000")
-    monkeypatch.setitem(benchmark.VARIANTS, "relu", small)
-    args = benchmark.Args(repeats=1, device="cpu")
-    benchmark.measure_costs(("dqn", "fp32", "relu"), args, torch.device("cpu"), rate=8.0)
+    monkeypatch.setitem(bound.VARIANTS, "relu", small)
+    args = Args(repeats=1, device="cpu")
+    bound.measure_costs(("dqn", "fp32", "relu"), args, torch.device("cpu"), rate=8.0)
     assert written == [[0, 1, 2, 3], [0, 1, 2, 3]]
 
 
@@ -158,35 +162,35 @@ def test_commands_are_compared_by_long_minus_short(monkeypatch):
         asked.append(command)
         return 7 + per_step[command[0]] * int(command[1]), 0.0
 
-    monkeypatch.setattr(benchmark, "run_command", pretend)
+    monkeypatch.setattr(compare, "run_command", pretend)
     commands = ("slow one=slow {steps}", "fast=fast {steps}")
-    args = benchmark.Args(part="compare", commands=commands, steps=(100, 300), repeats=2)
-    *_, found = benchmark.measure_commands(args)
+    args = Args(part="compare", commands=commands, steps=(100, 300), repeats=2)
+    *_, found = compare.measure_commands(args)
     assert asked == 2 * [["slow", "100"], ["slow", "300"], ["fast", "100"], ["fast", "300"]]
     assert found["slow one"]["rate"] == pytest.approx([250, 250])
     assert found["fast"]["ratio"] == pytest.approx([4, 4])
-    assert "4.00 (4.00 to 4.00)" in benchmark.commands_table(found)
+    assert "4.00 (4.00 to 4.00)" in compare.commands_table(found)
     per_step["slow"] = 0.0
     with pytest.raises(UsageError, match="slow one: 300 steps took no longer than 100"):
-        next(benchmark.measure_commands(args))
+        next(compare.measure_commands(args))
 
 
 def test_a_command_that_fails_says_so_in_one_line(script):
     failing = shlex.join([sys.executable, "-c", "import sys; sys.exit('no {steps} for you')"])
     flags = ("--part", "compare", "--commands", f"bad={failing}")
-    done = script("benchmark.py", *flags, check=False)
+    done = script("lab.bench", *flags, check=False)
     assert done.returncode == 2
     assert "ended with 1: no 2048 for you" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
 def test_a_benchmark_that_is_ended_leaves_nothing(tmp_path):
-    """SIGTERM in the middle of a command: it and what it started end, too; no folder is left."""
+    """SIGTERM in the middle of a command: it and what it started end, too."""
     waiting = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(1000)"
     waits = shlex.join([sys.executable, "-c", waiting, str(tmp_path / "started")])
     command = shlex.join(["sh", "-c", f"{waits}; true"])
     flags = ("--part", "compare", "--output-dir", "new", "--commands", f"a={command} {{steps}}")
-    process = start_script("benchmark.py", flags, tmp_path)
+    process = start_script("lab.bench", flags, tmp_path)
     while not (tmp_path / "started").exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -196,18 +200,18 @@ def test_a_benchmark_that_is_ended_leaves_nothing(tmp_path):
     assert "Traceback" not in err
     running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not any(bytes(tmp_path / "started") in of for of in running)
-    assert [path.name for path in tmp_path.iterdir()] == ["started"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "started"]
 
 
 def test_what_cannot_be_kept_is_printed_all_the_same(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "run_command", lambda command: (float(command[1]), 0.0))
+    monkeypatch.setattr(compare, "run_command", lambda command: (float(command[1]), 0.0))
 
     def full(path, value):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(benchmark, "write_json", full)
     flags = {"part": "compare", "commands": ("a=b {steps}",), "steps": (1, 3)}
-    args = benchmark.Args(**flags, device="cpu", output_dir=str(tmp_path / "new"))
+    args = Args(**flags, device="cpu", output_dir=str(tmp_path / "new"))
     with pytest.raises(UsageError, match=r"No space left on device; the tables above are not kept"):
         benchmark.main(args)
     assert "1 (1 to 1)" in capsys.readouterr().out
@@ -221,14 +225,14 @@ def test_seconds_are_those_of_a_call_of_a_known_length(monkeypatch):
         nonlocal now
         now += 0.25 if now else 100.0
 
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now)
-    assert speed.seconds_each(call, 2.0, torch.device("cpu")) == 0.25
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    assert timing.seconds_each(call, 2.0, torch.device("cpu")) == 0.25
 
     envs = types.SimpleNamespace(num_envs=8, step=lambda actions: call())
     envs.single_action_space = types.SimpleNamespace(n=4)
-    assert speed.emulator_seconds(envs, 2.0) == 0.25 / 8
+    assert timing.emulator_seconds(envs, 2.0) == 0.25 / 8
     kernel = types.SimpleNamespace(act=call, steps_per_act=5, learn=call, steps_per_learn=2)
-    parts = benchmark.seconds_per_step(kernel, envs, 2.0, torch.device("cpu"))
+    parts = bound.seconds_per_step(kernel, envs, 2.0, torch.device("cpu"))
     assert parts == {"emulator": 0.25 / 8, "act": 0.05, "learn": 0.125}
 
 
@@ -260,7 +264,7 @@ def test_scaling_is_drawn_and_kept(tmp_path, monkeypatch, capsys):
         ("games", "ppo", 1): {"rate": [50.0, 40.0, 60.0]},
         ("memory", "replay memory", 1_000): {"memory_gb": [0.5, 0.5, 0.5]},
     }
-    figure = scaling.scaling_figure(found, "a machine")
+    figure = scaling.draw_scaling(found, "a machine")
     games, memory = figure.axes
     line, _, (bars,) = games.containers[0]
     assert line.get_xdata().tolist() == [1, 4]
@@ -269,7 +273,7 @@ def test_scaling_is_drawn_and_kept(tmp_path, monkeypatch, capsys):
     assert "memory" in memory.get_ylabel()
 
     monkeypatch.setattr(benchmark, "measure_scaling", lambda *args: iter([found]))
-    args = benchmark.Args(part="scaling", device="cpu", output_dir=str(tmp_path / "new" / "folder"))
+    args = Args(part="scaling", device="cpu", output_dir=str(tmp_path / "new" / "folder"))
     assert benchmark.main(args) == 0
     result = json.loads((tmp_path / "new" / "folder" / "scaling.json").read_text())
     assert result["scaling"]["games ppo 4"]["rate"]["all"] == [100, 300, 120]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lab.common.cli import PAPER_VARIANTS
 from lab.common.stats import Estimate, mean_over_games
+from lab.common.variants import PAPER_VARIANTS
 from lab.report.claims import CLAIMS, Claim, Group, Measured, predicted_dead
 from lab.report.runs import POINTS, SCORE, Recorded
 from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED, judge, verdict

@@ -10,13 +10,15 @@ import sys
 import time
 
 import pytest
-from conftest import ENV, ROOT, TIMEOUT
+from conftest import ENV, TIMEOUT
 from interruptions import differences, start
 from test_sweep import TINY, folders
 
+import lab.sweep
 import lab.sweep.__main__ as sweep
+from lab.sweep import pool
 from lab.sweep import slurm as cluster
-from lab.training.run import RESUME_ME
+from lab.training.signals import CAN_RESUME
 
 MISSING = [
     name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None
@@ -155,7 +157,7 @@ def slurm(tmp_path_factory):
 
 def submit(slurm, cwd, *flags):
     named = ("--algorithms", "ppo", "--variants", "tanh-hr-z32", "--seeds", 1, 2, "--slurm", *flags)
-    command = [sys.executable, ROOT / "sweep.py", *named, "--", "--total-timesteps", TOTAL, *TINY]
+    command = [sys.executable, "-m", "lab.sweep", *named, "--", "--total-timesteps", TOTAL, *TINY]
     return subprocess.run(
         list(map(str, command)), cwd=cwd, env=slurm.env, capture_output=True, text=True, timeout=120
     )
@@ -233,7 +235,7 @@ def test_preempted_and_requeued_runs_are_those_without_a_break(slurm, tmp_path):
         (["--slurm", "--per-gpu", "2"], "--per-gpu is for this machine"),
         (["--slurm", "--hours", "0"], "--hours must be at least 0.1, not 0"),
         (["--slurm", "--cpus", "0"], "--cpus must be at least 1, not 0"),
-        (["--slurm", "--memory", "-1"], "--memory must be 0 or at least 0.1, not -1"),
+        (["--slurm", "--memory", "-1"], "--memory must be at least 0.1, not -1"),
         (["--slurm"], "--slurm: there is no sbatch here"),
     ],
 )
@@ -244,18 +246,19 @@ def test_flags_of_slurm_that_cannot_work(flags, message, refused, monkeypatch):
 
 def test_without_submitit_the_sweep_says_what_to_install(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    monkeypatch.delitem(sys.modules, "cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "lab.sweep.slurm", raising=False)
+    monkeypatch.delattr(lab.sweep, "slurm", raising=False)
     refused(sweep, ["--slurm"], "--slurm needs submitit: pip install submitit==1.5.4")
 
 
 class Runs:
-    """What `sweep.pool` makes, with a run that a signal has stopped."""
+    """What `make_pool` makes, with a run that a signal has stopped."""
 
     def __init__(self, *signals):
         self.stopped_by = set(signals)
 
     def run(self):
-        return RESUME_ME
+        return CAN_RESUME
 
 
 @pytest.mark.parametrize(
@@ -270,7 +273,7 @@ def test_a_stopped_job_is_put_back_at_its_limit_and_waits_where_slurm_puts_it_ba
     signals, waits, monkeypatch
 ):
     told = []
-    monkeypatch.setattr(sweep, "pool", lambda args: Runs(*signals))
+    monkeypatch.setattr(pool, "make_pool", lambda args: Runs(*signals))
     monkeypatch.setattr(cluster.time, "sleep", lambda seconds: told.append("waits"))
     before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("put back"))
     try:
@@ -279,4 +282,4 @@ def test_a_stopped_job_is_put_back_at_its_limit_and_waits_where_slurm_puts_it_ba
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert told == ["waits"] * waits + ["put back"]
-    assert exit_.value.code == RESUME_ME
+    assert exit_.value.code == CAN_RESUME

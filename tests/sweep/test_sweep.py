@@ -19,11 +19,14 @@ from test_scripts import SCRIPTS, VARIANTS
 
 import lab.sweep.__main__ as sweep
 from hadamard import ACTIVATIONS
-from lab.common.cli import PAPER_VARIANTS, UsageError, parse_flags, variant_flags, variant_name
-from lab.sweep.plan import plan
+from lab.common.cli import UsageError, parse_flags
+from lab.common.variants import PAPER_VARIANTS, variant_flags, variant_name
+from lab.sweep import pool as pool_room
+from lab.sweep.flags import Args
+from lab.sweep.plan import plan_runs
 from lab.training.checkpoint import FORMAT, Checkpoints, Footer
-from lab.training.run import RESUME_ME
-from lab.training.runfolder import Found, lock, saved_with
+from lab.training.runfolder import RunOnDisk, checkpoint_flags, lock
+from lab.training.signals import CAN_RESUME
 
 TINY = ("--num-envs", "4", "--num-steps", "16", "--num-minibatches", "4")
 TINY += ("--metrics-samples", "512", "--device", "cpu", "--checkpoint-every", "0")
@@ -38,7 +41,7 @@ def test_the_papers_variants_have_their_flags_by_name(variant, algorithm):
     """The same as the table of flags, which tests/test_scripts.py has."""
     args_class = SCRIPTS[algorithm].Args
     assert set(VARIANTS) == set(PAPER_VARIANTS)
-    args = parse_flags(args_class, argv=variant_flags(variant))
+    args = parse_flags(args_class, argv=variant_flags(variant, ACTIVATIONS))
     assert args == args_class(**VARIANTS[variant])
 
 
@@ -58,13 +61,15 @@ def test_a_variants_name_gives_its_flags(
     args_class = SCRIPTS[algorithm].Args
     named = {"activation": activation, "branches": branches, "combine": combine}
     args = args_class(**named, latent_dim=latent_dim, layer_norm=layer_norm, apply_to=apply_to)
-    assert parse_flags(args_class, argv=variant_flags(variant_name(args))) == args
+    assert parse_flags(args_class, argv=variant_flags(variant_name(args), ACTIVATIONS)) == args
+
+
+def plan(algorithms, variants, games, seeds, *flags, **more):
+    return plan_runs(Args(algorithms, variants, games, seeds, flags=flags, **more))
 
 
 def test_a_plan_has_every_combination_once():
-    runs = plan(
-        ("pqn", "dqn"), ("relu", "tanh-hr"), ("Breakout", "pong", "breakout"), (1, 2), "runs"
-    )
+    runs = plan(("pqn", "dqn"), ("relu", "tanh-hr"), ("Breakout", "pong", "breakout"), (1, 2))
     names = {(run.algorithm, run.variant, run.game, run.seed) for run in runs}
     assert len(runs) == len(names) == 2 * 2 * 2 * 2
     assert ("dqn", "relu", "Pong", 2) in names
@@ -77,16 +82,16 @@ def test_a_plan_has_every_combination_once():
 def test_on_another_machine_there_may_be_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="--device cuda: this machine has no CUDA device"):
-        plan(("ppo",), ("tanh",), ("Pong",), (1,), "runs", ("--device", "cuda"))
-    (run,) = plan(("ppo",), ("tanh",), ("Pong",), (1,), "runs", ("--device", "cuda"), True)
+        plan(("ppo",), ("tanh",), ("Pong",), (1,), "--device", "cuda")
+    (run,) = plan(("ppo",), ("tanh",), ("Pong",), (1,), "--device", "cuda", slurm=True)
     assert run.args.device == "cuda"
     with pytest.raises(UsageError, match="unknown --device 'gpu'"):
-        plan(("ppo",), ("tanh",), ("Pong",), (1,), "runs", ("--device", "gpu"), True)
+        plan(("ppo",), ("tanh",), ("Pong",), (1,), "--device", "gpu", slurm=True)
 
 
 def test_flags_of_one_algorithm_reach_that_one_alone():
     more = ("--gamma", "0.9", "dqn:", "--buffer-size", "5000", "pqn:", "--num-envs", "16")
-    runs = plan(("dqn", "ppo", "pqn"), ("tanh",), ("Pong",), (1,), "runs", more)
+    runs = plan(("dqn", "ppo", "pqn"), ("tanh",), ("Pong",), (1,), *more)
     args = {run.algorithm: run.args for run in runs}
     assert {name: found.gamma for name, found in args.items()} == dict.fromkeys(args, 0.9)
     assert args["dqn"].buffer_size == 5000
@@ -108,7 +113,7 @@ def test_flags_of_one_algorithm_reach_that_one_alone():
         (["--", "--seed", "7"], "--seed belongs to the sweep itself"),
         (["--", "--resume", "auto"], "--resume belongs to the sweep itself"),
         (["--", "--activation", "relu"], "dqn calls 'tanh' 'relu' with --activation relu"),
-        (["--", "--gamma", "2"], r"dqn: --gamma must be in \[0, 1\], not 2"),
+        (["--", "--gamma", "2"], "dqn: --gamma must be between 0 and 1, not 2"),
         (["--", "--gama", "0.9"], "did you mean --gamma"),
         (
             ["--", "a2c:", "--gamma", "0.9"],
@@ -130,7 +135,7 @@ def test_bad_input_is_refused_before_anything_starts(flags, message, refused):
 
 def test_a_dry_run_says_what_would_be_run_and_makes_nothing(script, tmp_path):
     flags = ("--algorithms", "pqn", "ppo", "--variants", "relu", "--seeds", 3, 4, "--dry-run")
-    done = script("sweep.py", *flags, "--", "--total-timesteps", 4096)
+    done = script("lab.sweep", *flags, "--", "--total-timesteps", 4096)
     assert list(tmp_path.iterdir()) == []
     lines = done.stdout.splitlines()
     assert len(lines) == 5
@@ -161,13 +166,13 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(
     """Three real runs are stopped; the same command finishes two of them and leaves them alone from
     then on. The third, of which no checkpoint is whole any more, is given up after three tries."""
     total = 1280
-    process = start_script("sweep.py", flags_of((1, 2, 3), total, 3), tmp_path)
+    process = start_script("lab.sweep", flags_of((1, 2, 3), total, 3), tmp_path)
     while sum((folder / "previous.pt").exists() for folder in folders(tmp_path)) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == RESUME_ME, err
+    assert process.returncode == CAN_RESUME, err
     assert "stopped; the same command goes on" in out
     first, second, third = folders(tmp_path)
     assert "__s3__" in third.name
@@ -177,7 +182,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(
         path.write_bytes(content)
 
     before = {path: path.read_bytes() for path in third.iterdir() if path.is_file()}
-    out, err = start_script("sweep.py", flags_of((1, 2, 3), total, 3), tmp_path).communicate(
+    out, err = start_script("lab.sweep", flags_of((1, 2, 3), total, 3), tmp_path).communicate(
         timeout=TIMEOUT
     )
     assert "3 runs: 2 done, 1 given up" in out, err
@@ -194,7 +199,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(
     assert differences(whole, first) == []
 
     before = files(tmp_path)
-    process = start_script("sweep.py", flags_of((1, 2), total), tmp_path)
+    process = start_script("lab.sweep", flags_of((1, 2), total), tmp_path)
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
     assert "2 runs: 2 done" in out
@@ -221,7 +226,7 @@ class Stub:
 
     def found(self):
         step = len(list(self.folder.glob("step*")))
-        return Found("now", self.folder, Footer(FORMAT, step, 0)) if step else None
+        return RunOnDisk("now", self.folder, Footer(FORMAT, step, 0)) if step else None
 
     def runs(self):
         return [self.found()] if self.found() else []
@@ -231,10 +236,12 @@ class Stub:
 
 
 def run_stubs(monkeypatch, tmp_path, *stubs, at_once=2):
-    monkeypatch.setattr(sweep, "LOOK_EVERY", 0.01)
-    monkeypatch.setattr(Found, "has_finished", lambda self, args: (self.folder / "done").exists())
-    jobs = [sweep.Job(stub, tmp_path / f"{stub.name}.log") for stub in stubs]
-    pool = sweep.Sweep(jobs, at_once, [], 30.0)
+    monkeypatch.setattr(pool_room, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(
+        RunOnDisk, "has_finished", lambda self, args: (self.folder / "done").exists()
+    )
+    jobs = [pool_room.Job(stub, tmp_path / f"{stub.name}.log") for stub in stubs]
+    pool = pool_room.Pool(jobs, at_once, [], 30.0)
     return pool, jobs
 
 
@@ -244,7 +251,7 @@ def test_a_run_that_crashes_is_tried_three_times_and_the_others_go_on(monkeypatc
         "(here / f'try{time.time_ns()}').touch(); sys.exit('it broke')", tmp_path, "bad"
     )
     pool, jobs = run_stubs(monkeypatch, tmp_path, crashing, good, at_once=1)
-    assert pool.run() == sweep.GIVEN_UP
+    assert pool.run() == pool_room.GIVEN_UP
     assert [job.state for job in jobs] == ["given up", "done"]
     assert len(list(crashing.folder.glob("try*"))) == 3
     out = capfd.readouterr().out
@@ -275,27 +282,24 @@ else:
     stub = Stub(code, tmp_path)
     pool, (job,) = run_stubs(monkeypatch, tmp_path, stub)
     monkeypatch.setattr(
-        sweep.Job,
+        pool_room.Job,
         "silent_for",
-        lambda self: 1801.0 if (stub.folder / "hung").exists() and job.tries == 0 else 0.0,
+        lambda self, now: 1801.0 if (stub.folder / "hung").exists() and job.tries == 0 else 0.0,
     )
     assert pool.run() == 0
     assert "silent for 30 minutes, killed" in capfd.readouterr().out
     assert job.tries == 1
 
 
-def test_silence_is_counted_from_the_start_and_from_the_last_word(tmp_path, monkeypatch):
-    job = sweep.Job(None, tmp_path / "log")
-    now = 1000.0
-    monkeypatch.setattr(sweep, "time", types.SimpleNamespace(monotonic=lambda: now))
+def test_silence_is_counted_from_the_start_and_from_the_last_word(tmp_path):
+    job = pool_room.Job(None, tmp_path / "log")
     job.heard = (-1, 900.0)
-    assert job.silent_for() == 100  # there is no log yet
+    assert job.silent_for(1000.0) == 100  # there is no log yet
     job.log.write_text("earlier\nlast\n\n")
-    assert job.silent_for() == 0
-    now = 1030.0
-    assert job.silent_for() == 30
+    assert job.silent_for(1000.0) == 0
+    assert job.silent_for(1030.0) == 30
     job.log.write_text("earlier\nlast\nmore\n")
-    assert job.silent_for() == 0
+    assert job.silent_for(1030.0) == 0
     assert job.last_line() == "more"
 
 
@@ -314,7 +318,7 @@ def test_a_run_of_another_process_is_waited_for(monkeypatch, tmp_path, capfd):
             (stub.folder / "done").touch()
             held.close()
 
-    monkeypatch.setattr(sweep.time, "sleep", look)
+    monkeypatch.setattr(pool_room.time, "sleep", look)
     assert pool.run() == 0
     assert job.state == "done"
     assert "is under way in another process" in capfd.readouterr().out
@@ -326,23 +330,23 @@ def test_a_job_of_a_cluster_waits_for_another_process_only_so_long(monkeypatch, 
     pool, (job,) = run_stubs(monkeypatch, tmp_path, stub)
     pool.patience = 0
     with lock(stub.folder):
-        assert pool.run() == sweep.GIVEN_UP
+        assert pool.run() == pool_room.GIVEN_UP
     assert job.state == "given up"
     assert "is left to that process, or to the next sweep" in capfd.readouterr().out
 
 
 def test_every_gpu_gets_its_share(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, GPU-5")
-    monkeypatch.setattr(sweep.torch.cuda, "is_available", lambda: True)
-    assert sweep.gpus() == ["1", "GPU-5"]
-    monkeypatch.setattr(sweep.torch.cuda, "is_available", lambda: False)
-    assert sweep.gpus() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pool_room.list_gpus() == ["1", "GPU-5"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pool_room.list_gpus() == []
     code = (
         "import os; (here / os.environ['CUDA_VISIBLE_DEVICES']).touch(); (here / 'done').touch()\n"
     )
     stubs = [Stub(code, tmp_path, f"s{i}") for i in range(4)]
     _, jobs = run_stubs(monkeypatch, tmp_path, *stubs)
-    pool = sweep.Sweep(jobs, 4, ["1", "GPU-5"], 30.0)
+    pool = pool_room.Pool(jobs, 4, ["1", "GPU-5"], 30.0)
     assert pool.run() == 0
     used = Counter(name for stub in stubs for name in os.listdir(stub.folder) if name != "done")
     assert used == {"1": 2, "GPU-5": 2}
@@ -351,7 +355,7 @@ def test_every_gpu_gets_its_share(monkeypatch, tmp_path):
 def test_every_run_gets_its_share_of_the_cores(monkeypatch, tmp_path):
     """7 cores, 2 runs at a time: 3 threads of torch and of the emulator, unless they are given."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(sweep, "cores", lambda: 7)
+    monkeypatch.setattr(pool_room, "count_cores", lambda: 7)
     code = (
         "import os; told = [os.environ['OMP_NUM_THREADS'], *sys.argv[1:]]\n"
         "(here / 'told').write_text(' '.join(told)); (here / 'done').touch()"
@@ -372,14 +376,14 @@ def test_every_run_gets_its_share_of_the_cores(monkeypatch, tmp_path):
 def test_finished_runs_are_found_whatever_the_threads(tmp_path, monkeypatch):
     """The number of the emulator's threads decides nothing; every other flag does."""
     monkeypatch.chdir(tmp_path)
-    wanted = plan(("ppo",), ("relu",), ("pong",), (5,), "runs", ("--total-timesteps", "2048"))[0]
+    (wanted,) = plan(("ppo",), ("relu",), ("pong",), (5,), "--total-timesteps", "2048")
     assert wanted.found() is None
     folder = tmp_path / "runs" / "any-name"
     folder.mkdir(parents=True)
     flags = dataclasses.asdict(wanted.args) | {"env_threads": 7}
     config = {"algorithm": "ppo", "flags": flags, "started": "2026"}
     (folder / "config.json").write_text(json.dumps(config))
-    Checkpoints(folder, saved_with(flags)).save(2048, {})
+    Checkpoints(folder, checkpoint_flags(flags)).save(2048, {})
     assert wanted.has_finished()
     config["flags"] = flags | {"gamma": 0.5}
     (folder / "config.json").write_text(json.dumps(config))
@@ -392,8 +396,8 @@ def test_a_finished_run_is_not_made_again_for_want_of_its_checkpoints(
 ):
     """Which may be taken away when it has ended, as they are large."""
     monkeypatch.chdir(tmp_path)
-    named = (("ppo",), ("tanh",), ("Pong",), (1,), "runs")
-    (wanted,) = plan(*named, (*TINY, "--total-timesteps", "64"))
+    named = (("ppo",), ("tanh",), ("Pong",), (1,))
+    (wanted,) = plan(*named, *TINY, "--total-timesteps", "64")
     in_process("ppo_atari", *wanted.command()[1:])
     folder = wanted.found().folder
     for name in ("checkpoint.pt", "previous.pt"):
@@ -403,7 +407,7 @@ def test_a_finished_run_is_not_made_again_for_want_of_its_checkpoints(
     assert gone.returncode == 2
     assert "it has finished (64 agent steps), and the checkpoints are gone" in gone.stderr
     # As one that is made longer and has not come to its end.
-    (longer,) = plan(*named, (*TINY, "--total-timesteps", "128"))
+    (longer,) = plan(*named, *TINY, "--total-timesteps", "128")
     config = json.loads((folder / "config.json").read_text())
     config["flags"]["total_timesteps"] = 128
     (folder / "config.json").write_text(json.dumps(config))

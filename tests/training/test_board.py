@@ -5,7 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lab.training import board as room
-from lab.training.board import Board, describe_run
+from lab.training.board import Board, start_board
 
 
 def points(folder, tag="x"):
@@ -88,10 +88,10 @@ def test_points_are_on_the_disk_after_some_seconds(tmp_path, monkeypatch):
 
 
 def test_pictures_texts_and_layout_are_read_back(tmp_path, events):
-    board = Board(tmp_path)
+    config = {"flags": {"seed": 1, "apply_to": "last"}, "game": "Pong"}
+    board = start_board(tmp_path, config | {"algorithm": "dqn", "variant": "tanh"}, ("td_loss",))
     pixels = np.zeros((3, 5, 3), np.uint8)
     board.image("picture", pixels, 4)
-    describe_run(board, {"seed": 1, "name": "a"}, ["x"], {"group": ["x", "y/(a|b)$"]})
     board.flush()
     log = events(tmp_path)
     image = log.Images("picture")[0]
@@ -99,4 +99,8 @@ def test_pictures_texts_and_layout_are_read_back(tmp_path, events):
     tags = log.Tags()["tensors"]
     assert {"hyperparameters/text_summary", "custom_scalars__config__"} <= set(tags)
     text = log.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert text == "|param|value|\n|-|-|\n|seed|1|\n|name|a|"
+    assert text.startswith("|param|value|\n|-|-|\n|seed|1|\n")
+    assert "\n|game|Pong|" in text
+    layout = log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0].decode("latin1")
+    assert "losses/td_loss" in layout
+    assert "conv_" not in layout

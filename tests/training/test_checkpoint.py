@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.common.cli import UsageError
+from lab.common.files import atomic_write
 from lab.training import checkpoint, replay
 from lab.training.checkpoint import (
     Checkpoints,
@@ -23,7 +24,6 @@ from lab.training.checkpoint import (
     newest_whole,
     restore,
     tensors,
-    written_whole,
 )
 from lab.training.replay import ReplayBuffer
 
@@ -356,7 +356,7 @@ def test_a_missing_segment_is_damage_that_is_told(tmp_path):
 
 def test_an_interrupt_in_the_middle_of_writing_stays_one(tmp_path):
     """torch hides what a file raises behind an error of its own."""
-    with written_whole(tmp_path / "file.pt") as file:
+    with atomic_write(tmp_path / "file.pt") as file:
         torch.save({"x": torch.ones(10)}, file)
     before = (tmp_path / "file.pt").read_bytes()
 
@@ -365,7 +365,7 @@ def test_an_interrupt_in_the_middle_of_writing_stays_one(tmp_path):
             raise KeyboardInterrupt
 
     def save():
-        with written_whole(tmp_path / "file.pt") as file:
+        with atomic_write(tmp_path / "file.pt") as file:
             file.file = Interrupted()
             torch.save({"x": torch.ones(10)}, file)
 

@@ -19,9 +19,10 @@ import dqn_atari
 import ppo_atari
 import pqn_atari
 from lab.common.device import pick_device
+from lab.training.frames import channels_last
 from lab.training.radam import RAdam
-from lab.training.replay import Batch, ReplayBuffer, channels_last
-from lab.training.run import RESUME_ME
+from lab.training.replay import Batch, ReplayBuffer
+from lab.training.signals import CAN_RESUME
 
 pytestmark = [
     pytest.mark.gpu,
@@ -140,7 +141,7 @@ def test_a_stopped_run_goes_on(algorithm, tmp_path):
         pass
     first.send_signal(signal.SIGTERM)
     out, _ = first.communicate(timeout=TIMEOUT)
-    assert first.returncode == RESUME_ME, out
+    assert first.returncode == CAN_RESUME, out
     (folder,) = (tmp_path / "runs").iterdir()
     again = subprocess.run(
         [*command, "--resume", "auto"], capture_output=True, timeout=TIMEOUT, **popen

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 import dqn_atari
 from lab.common import device
 from lab.common.cli import UsageError
-from lab.training.replay import TRANSITION_BYTES, ReplayBuffer, empty_obs, take_steps
-from lab.training.run import check_memory
+from lab.training.checks import check_memory
+from lab.training.frames import empty_obs, take_steps
+from lab.training.replay import TRANSITION_BYTES, ReplayBuffer
 from pqn_atari import Rollout
 
 

@@ -22,15 +22,10 @@ import pqn_atari
 from dqn_atari import Args
 from lab.common.cli import UsageError, parse_flags
 from lab.training.checkpoint import FORMAT, Checkpoints, Footer, newest_footer, read_state
-from lab.training.run import RESUME_ME, launch
-from lab.training.runfolder import (
-    describe,
-    lock,
-    resolve_resume,
-    resumed_config,
-    saved_with,
-    unfinished,
-)
+from lab.training.resume import find_unfinished, resolve_resume, resumed_config
+from lab.training.run import launch
+from lab.training.runfolder import checkpoint_flags, describe, lock
+from lab.training.signals import CAN_RESUME
 
 # As small as a run that learns, measures, wraps its memory and loses lives can be.
 SMALL = ("--latent-dim", 32, "--metrics-samples", 512, "--env-threads", 1)
@@ -160,7 +155,7 @@ def test_a_diverged_run_leaves_a_report_and_its_good_checkpoint(tmp_path):
     )
     saved = Checkpoints(folder).load()[0]
     assert saved["step"] < 128
-    assert all(weight.isfinite().all() for weight in saved["agent"].values())
+    assert all(weight.isfinite().all() for weight in saved["network"].values())
 
 
 def test_a_stop_while_games_come_back_leaves_all_as_it_was(tmp_path):
@@ -174,7 +169,7 @@ def test_a_stop_while_games_come_back_leaves_all_as_it_was(tmp_path):
         pass
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == RESUME_ME
+    assert process.returncode == CAN_RESUME
     assert "SIGTERM" in err
     assert "resumed at" not in out
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == files
@@ -209,7 +204,7 @@ def test_a_stop_waits_for_the_rollout_and_its_update(algorithm, stop_at, tmp_pat
         monkeypatch.setattr(script, "take_steps", take_steps)
     status = script.main(dataclasses.replace(args, runs_dir=str(tmp_path / "broken")))
     (whole,), (broken,) = (list((tmp_path / name).iterdir()) for name in ("whole", "broken"))
-    assert status == (0 if stop_at == 12 else RESUME_ME)
+    assert status == (0 if stop_at == 12 else CAN_RESUME)
     assert newest_footer(broken).step == (48 if stop_at == 12 else 32)
     monkeypatch.setattr(sys, "argv", [f"{algorithm}_atari.py", "--resume", str(broken)])
     with pytest.raises(SystemExit) as exit_:
@@ -236,7 +231,7 @@ def run_folder(tmp_path_factory):
             (folder / "checkpoint.pt").write_bytes(bytes(footer))
         elif checkpoint:
             flags = (whole | config)["flags"] or {}
-            Checkpoints(folder, saved_with(flags)).save(100, {})
+            Checkpoints(folder, checkpoint_flags(flags)).save(100, {})
         return folder
 
     return make
@@ -302,9 +297,9 @@ def test_auto_leaves_a_run_that_is_under_way_alone(tmp_path, run_folder):
     """Also before its first checkpoint: else there would be two of the same."""
     args = Args(seed=2, runs_dir=str(tmp_path))
     run_folder(flags=dataclasses.asdict(args), checkpoint=False).rename(tmp_path / "run")
-    assert unfinished(args, "dqn") is None
+    assert find_unfinished(args, "dqn") is None
     with lock(tmp_path / "run"), pytest.raises(UsageError, match="in use by another process"):
-        unfinished(args, "dqn")
+        find_unfinished(args, "dqn")
 
 
 def test_a_second_process_on_a_folder_is_refused(tmp_path):
@@ -362,11 +357,11 @@ def test_auto_takes_only_what_can_go_on(tmp_path, run_folder):
     }
     for name, config in others.items():
         run_folder(**({"flags": flags} | config)).rename(tmp_path / name)
-    assert unfinished(args, "dqn") is None
+    assert find_unfinished(args, "dqn") is None
     for name, started in (("old", "2027"), ("new", "2028")):
         run_folder(flags=flags | {"checkpoint_every": 3.0}, started=started).rename(tmp_path / name)
-    assert unfinished(args, "dqn") == tmp_path / "new"
-    assert unfinished(dataclasses.replace(args, gamma=0.5), "dqn") is None
+    assert find_unfinished(args, "dqn") == tmp_path / "new"
+    assert find_unfinished(dataclasses.replace(args, gamma=0.5), "dqn") is None
 
 
 def test_auto_takes_a_run_from_before_a_flag_came_in(tmp_path, run_folder):
@@ -375,5 +370,5 @@ def test_auto_takes_a_run_from_before_a_flag_came_in(tmp_path, run_folder):
     flags = dataclasses.asdict(args)
     del flags["double_dqn"]
     run_folder(flags=flags).rename(tmp_path / "before")
-    assert unfinished(args, "dqn") == tmp_path / "before"
-    assert unfinished(dataclasses.replace(args, double_dqn=True), "dqn") is None
+    assert find_unfinished(args, "dqn") == tmp_path / "before"
+    assert find_unfinished(dataclasses.replace(args, double_dqn=True), "dqn") is None

@@ -19,12 +19,11 @@ import dqn_atari
 import ppo_atari
 from dqn_atari import Args, QNetwork
 from hadamard import ACTIVATIONS
-from lab.common import cli as flags_room
 from lab.common.cli import UsageError
 from lab.common.device import free_memory, pick_device
-from lab.training import run as experiment
-from lab.training.encoder import hidden_layers
-from lab.training.replay import RecentObs
+from lab.training import board, checks, progress, runfolder
+from lab.training.frames import RecentObs
+from lab.training.measure import hidden_layers
 from lab.training.run import Run
 
 BAD_FLAGS = [
@@ -65,9 +64,11 @@ BAD_FLAGS = [
     (["--learning-rate", "-1"], r"--learning-rate must be at least 0, not -1"),
     (["--learning-rate", "nan"], r"--learning-rate must be at least 0 and below 1e18, not nan"),
     (["--init", "xavier"], r"--init 'xavier': choose one of torch, orthogonal, he_normal"),
-    (["--gamma", "1.5"], r"--gamma must be in \[0, 1\], not 1.5"),
-    (["--tau", "0"], r"--tau must be in \(0, 1\], not 0"),
-    (["--sticky-actions", "1"], r"--sticky-actions must be in \[0, 1\), not 1"),
+    (["--gamma", "1.5"], r"--gamma must be between 0 and 1, not 1.5"),
+    (["--tau", "0"], r"--tau must be above 0, not 0"),
+    (["--tau", "1.5"], r"--tau must be at most 1, not 1.5"),
+    (["--sticky-actions", "-0.5"], r"--sticky-actions must be at least 0, not -0.5"),
+    (["--sticky-actions", "1"], r"--sticky-actions must be below 1, not 1"),
     (["--metrics-samples", "511"], r"--metrics-samples must be at least 512"),
     (["--metrics-samples", "900", "--latent-dim", "1024"], r"must be at least 1024"),
     (
@@ -102,7 +103,7 @@ def test_bad_input_is_one_line_and_status_2(flags, message, refused, monkeypatch
     if "--device" not in flags:
         flags = [*flags, "--device", "cpu"]
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
-    monkeypatch.setattr(flags_room.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     refused(dqn_atari, flags, message)
 
 
@@ -165,7 +166,7 @@ def make_run(tmp_path):
 def test_runs_of_one_second_get_folders_of_their_own(make_run, monkeypatch):
     now = types.SimpleNamespace(strftime=lambda f: "20260101-000000", isoformat=lambda **k: "now")
     clock = types.SimpleNamespace(now=lambda zone: now)
-    monkeypatch.setattr(experiment.datetime, "datetime", clock)
+    monkeypatch.setattr(runfolder.datetime, "datetime", clock)
     names = []
     for _ in range(3):
         with make_run() as run:
@@ -178,7 +179,7 @@ def test_runs_of_one_second_get_folders_of_their_own(make_run, monkeypatch):
 def clock(monkeypatch):
     """The clock of the progress line, set by hand."""
     now = [100.0]
-    monkeypatch.setattr(experiment.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     return now
 
 
@@ -380,7 +381,7 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(error, tmp_path, monkeypa
     def full(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(experiment, "Board", full)
+    monkeypatch.setattr(board, "Board", full)
     expected = UsageError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="No space left" if expected is UsageError else None):
         Run(Args(runs_dir=str(tmp_path / "a" / "runs")), "dqn", torch.nn.Linear(1, 1), ())

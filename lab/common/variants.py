@@ -1,0 +1,61 @@
+"""The names of the variants of a hidden layer, from the flags and back: tanh-hr, relu, tanh-3hr."""
+
+import dataclasses
+import re
+from collections.abc import Collection
+
+from lab.common.cli import UsageError
+
+PAPER_VARIANTS = (
+    *("relu", "tanh", "sigmoid", "selu", "tanh-hr", "sigmoid-hr", "relu-hr"),
+    *("tanh-ln", "tanh-wide", "tanh-sum", "tanh-3hr"),
+)
+
+
+def variant_name(args) -> str:
+    """Return the paper's name for the hidden layers that the flags ask for: relu, tanh-hr, ...
+
+    Settings beyond the paper's get names of the same pattern, e.g. silu-hr or tanh-hr-ln. Whether
+    the norm and the layers that change are named depends on the script's own defaults: `tanh-hr` is
+    what the paper does with that algorithm.
+    """
+    default = {field.name: field.default for field in dataclasses.fields(args)}
+    name = args.activation
+    if args.branches > 1:
+        count = "" if args.branches == 2 else str(args.branches)
+        name += f"-{count}{'hr' if args.combine == 'product' else 'sum'}"
+    if args.latent_dim != 512:
+        name += "-wide" if args.latent_dim == 1024 else f"-z{args.latent_dim}"
+    if args.layer_norm != default["layer_norm"]:
+        name += "-ln" if args.layer_norm else "-noln"
+    if args.apply_to != default["apply_to"]:
+        name += f"-{args.apply_to}"
+    return name
+
+
+def variant_flags(name: str, activations: Collection[str]) -> list[str]:
+    """Return the flags of a variant by its name, as `variant_name` gives it: silu-3sum-z256-ln.
+
+    Raises UsageError for a name of another pattern or activation. Whether the algorithm calls it
+    so, too, the caller sees by `variant_name`: PQN is layer-normalised, so what DQN calls tanh-ln
+    is its tanh.
+    """
+    parts = (r"(?:-(\d*)(hr|sum))?", r"(?:-(wide)|-z(\d+))?", "(?:-(ln|noln))?", "(?:-(last|all))?")
+    pattern = f"({'|'.join(activations)}){''.join(parts)}"
+    if (match := re.fullmatch(pattern, name)) is None:
+        raise UsageError(
+            f"unknown variant {name!r}: choose one of the paper's ({', '.join(PAPER_VARIANTS)}) or "
+            "one of their pattern, such as silu-3hr-z256-ln"
+        )
+    activation, count, combined, wide, width, norm, apply_to = match.groups()
+    branches = str(count or 2) if combined else "1"
+    flags = ["--activation", activation, "--branches", branches]
+    if combined:
+        flags += ["--combine", "product" if combined == "hr" else "sum"]
+    if wide or width:
+        flags += ["--latent-dim", width or "1024"]
+    if norm:
+        flags += ["--layer-norm" if norm == "ln" else "--no-layer-norm"]
+    if apply_to:
+        flags += ["--apply-to", apply_to]
+    return flags

@@ -1,0 +1,99 @@
+"""Refusals of flags that cannot work, before anything is made: what all scripts share."""
+
+import importlib.util
+import math
+
+from hadamard import ACTIVATIONS, COMBINES, INITS
+from lab.common.cli import UsageError, at_least, below, between, check_folder, one_of
+from lab.common.device import check_device, require_memory, resolve_device
+from lab.training.atari import resolve_game
+from lab.training.frames import OBS_SHAPE
+from lab.training.replay import TRANSITION_BYTES
+
+PRECISIONS = ("fp32", "bf16")
+
+
+def check_shared_flags(args):
+    """Raise UsageError for a bad value of any flag that all scripts share; nothing is touched."""
+    check_machine(args)
+    one_of(args, ACTIVATIONS, "activation")
+    one_of(args, COMBINES, "combine")
+    one_of(args, INITS, "init")
+    one_of(args, ("last", "all"), "apply_to")
+    one_of(args, PRECISIONS, "precision")
+    at_least(args, 1, "total_timesteps", "branches", "latent_dim", "metrics_every")
+    # A game takes a tenth of a second to make, and some megabytes.
+    between(args, 1, 4096, "num_envs")
+    between(args, 0, 1024, "env_threads")
+    between(args, 0, 2**31 - 1 - args.num_envs, "seed")
+    at_least(args, 0, "sticky_actions", "checkpoint_every")
+    below(args, 1, "sticky_actions")
+    at_least(args, 1, "metrics_samples")
+    smallest = max(512, args.latent_dim)
+    if args.metrics_samples < smallest:
+        raise UsageError(
+            f"--metrics-samples must be at least {smallest} (a rank needs as many samples as there "
+            f"are features), not {args.metrics_samples}"
+        )
+    if args.track and importlib.util.find_spec("wandb") is None:
+        raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
+    if not args.resume:
+        check_folder(args, "runs_dir")
+
+
+def check_machine(args):
+    """Raise UsageError for a game or a device that is not there."""
+    try:
+        resolve_game(args.env_id)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    check_device(args)
+
+
+def check_rollout_flags(args):
+    """Raise UsageError unless rollouts divide into minibatches and fit into the run."""
+    at_least(args, 1, "num_steps", "num_minibatches", "update_epochs")
+    batch_size = args.num_envs * args.num_steps
+    rollout = f"--num-envs {args.num_envs} times --num-steps {args.num_steps} is {batch_size} steps"
+    if batch_size > args.total_timesteps:
+        raise UsageError(
+            f"{rollout} per rollout: more than --total-timesteps {args.total_timesteps}; it must "
+            "be at most that"
+        )
+    if batch_size % args.num_minibatches:
+        # The nearest that does; 10,000 on either side are enough for any real batch.
+        start = min(args.num_minibatches, batch_size)
+        near = (start + sign * k for k in range(10_000) for sign in (-1, 1))
+        closest = next((n for n in near if n > 0 and batch_size % n == 0), 1)
+        raise UsageError(
+            f"{rollout}, which --num-minibatches {args.num_minibatches} does not divide: {closest} "
+            "would"
+        )
+
+
+def check_memory(args):
+    """Raise UsageError if the device has not the memory that these flags ask for."""
+    device = resolve_device(args.device)
+    # Weights, gradients, two moments and, in DQN, a target network, all fp32.
+    unit = 5 * 4 * (64 * 7 * 7 + 1)
+    if args.branches > 8:
+        require_memory(f"--branches {args.branches}", args.branches, unit * args.latent_dim, device)
+    else:
+        bytes_each = unit * args.branches
+        require_memory(f"--latent-dim {args.latent_dim}", args.latent_dim, bytes_each, device)
+    obs = math.prod(OBS_SHAPE)
+    # Of each sample the obs in fp32 and the activations of four layers, three times over.
+    sample = 4 * obs + 12 * args.branches * (12_800 + 5_184 + 3_136 + args.latent_dim)
+    if hasattr(args, "buffer_size"):
+        what = f"--buffer-size {args.buffer_size}"
+        require_memory(what, args.buffer_size + 4 * args.num_envs, TRANSITION_BYTES, device)
+        require_memory(f"--batch-size {args.batch_size}", args.batch_size, sample, device)
+        return
+    steps = args.num_envs * args.num_steps
+    what = f"--num-envs {args.num_envs} times --num-steps {args.num_steps}, {steps} observations,"
+    require_memory(what, steps, obs, device)
+    minibatch = steps // args.num_minibatches
+    what = f"--num-minibatches {args.num_minibatches}: a minibatch of {minibatch}"
+    require_memory(what, minibatch, sample, device)
+    what = f"--metrics-samples {args.metrics_samples}"
+    require_memory(what, 2 * args.metrics_samples, obs, device)

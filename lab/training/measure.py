@@ -1,0 +1,76 @@
+"""What a run measures of its network: the hidden layers, when, and by which tags."""
+
+import collections
+
+import torch
+from torch import Tensor
+
+from hadamard import features
+from lab.common import tags
+from lab.training.encoder import NatureEncoder
+from metrics import dead_neurons, measure_layer, q_contribution
+
+
+def measurement_due(args, previous: int, step: int) -> bool:
+    """Return whether the layer is to be measured after the agent steps in (previous, step].
+
+    That is where a multiple of --metrics-every lies in them, and once --metrics-samples
+    observations are there for the first time: near what the network starts from. A run that is
+    shorter than --metrics-every measures nothing.
+    """
+    if args.metrics_every > args.total_timesteps:
+        return False
+    first = previous < args.metrics_samples <= step
+    return first or step // args.metrics_every > previous // args.metrics_every
+
+
+@torch.no_grad()
+def hidden_layers(
+    network: NatureEncoder, obs: Tensor, convolutions: bool = False
+) -> dict[str, Tensor]:
+    """Return the activations of a network's hidden layers, in fp32 whatever its precision.
+
+    obs uint8 (samples, 4, 84, 84) -> (samples, features) of "z", of "branch_0" ... where z has
+    several, and with `convolutions` of "conv_1" ... There a feature map counts as one neuron, seen
+    at one pixel per sample, drawn from a fixed seed: so the number of samples, on which the KDE
+    test depends, is the same for every layer.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parts = collections.defaultdict(list)
+    for part in obs.split(256):
+        maps = network.feature_maps(part)
+        branches = network.latent.branch_activations(features(maps[-1]))
+        parts["z"].append(network.latent.combine_branches(branches))
+        if len(branches) > 1:
+            for i, branch in enumerate(branches):
+                parts[f"branch_{i}"].append(branch)
+        if convolutions:
+            for i, layer in enumerate(maps, start=1):
+                pixel = torch.randint(layer[0, 0].numel(), (len(part),), generator=generator)
+                sample = torch.arange(len(part))
+                parts[f"conv_{i}"].append(layer.flatten(2)[sample, :, pixel])
+    return {name: torch.cat(layer) for name, layer in parts.items()}
+
+
+def measure_representation(
+    layers: dict[str, Tensor], weight: Tensor, bias: Tensor, contribution: str = "q_contribution"
+) -> dict[str, float]:
+    """Measure the hidden layers and their head; return values by TensorBoard tag.
+
+    layers: "z" and, where there are any, "branch_0" ..., "conv_1" ..., each (samples, features);
+    weight (actions, features) and bias (actions,) of the layer that reads z. Its output's parts, at
+    the tags below `contribution`, are means over samples and actions, those called `_abs` of the
+    magnitudes.
+    """
+    values, dead_of = {}, {name: dead_neurons(layer) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        for measure, value in measure_layer(layer, dead_of[name]).items():
+            values[tags.of_layer(measure, name)] = value
+    live, dead = q_contribution(layers["z"], dead_of["z"], weight, bias)
+    return values | {
+        f"{contribution}/live": live.mean().item(),
+        f"{contribution}/dead": dead.mean().item(),
+        f"{contribution}/bias": bias.mean().item(),
+        f"{contribution}/live_abs": live.abs().mean().item(),
+        f"{contribution}/dead_abs": dead.abs().mean().item(),
+    }

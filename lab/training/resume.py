@@ -1,0 +1,156 @@
+"""Which run goes on, and with which flags: what --resume means."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+from lab.common.cli import UsageError, flag, parse_flags, say
+from lab.training.atari import resolve_game
+from lab.training.checkpoint import FORMAT, describe_version, newest_footer, newest_whole
+from lab.training.runfolder import (
+    checkpoint_flags,
+    find_runs_of,
+    flags_that_decide,
+    in_use,
+    read_config,
+)
+
+
+def find_unfinished(args, algorithm: str) -> Path | None:
+    """Return the newest run of the same algorithm and flags, below --runs-dir, that can go on.
+
+    Raises UsageError if one of them is in use by another process, which may not have a checkpoint
+    yet.
+    """
+    found = []
+    for run in find_runs_of(args, algorithm):
+        if run.has_finished(args):
+            continue
+        if run.footer is not None and run.footer.format != FORMAT:
+            say(f"{run.folder} is left alone: it was {describe_version(run.footer)}")
+            continue
+        found.append((run.started, run.folder, run.footer is not None))
+    for _, folder, _ in found:
+        if in_use(folder):
+            raise UsageError(
+                f"{folder}, a run of these flags, is in use by another process: wait for it to "
+                "end, or stop it"
+            )
+    return max((run[:2] for run in found if run[2]), default=(None, None))[1]
+
+
+def same_game(one: str, other: str) -> bool:
+    """Return whether both are names of one game."""
+    with contextlib.suppress(ValueError):
+        return resolve_game(one) == resolve_game(other)
+    return False
+
+
+def saved_flags(args_class, folder: Path, config: dict, own: dict, asked: str = "--resume "):
+    """Return the flags of a run as `args_class`, with those in `own` in place of its own.
+
+    Raises UsageError if they are not those of this version, or of another kind.
+    """
+    try:
+        saved = args_class(**(config["flags"] | own))
+    except TypeError as error:
+        raise UsageError(
+            f"{asked}{folder}: its flags are not those of this version ({error}); resume it with "
+            f"commit {config.get('git_commit')}"
+        ) from None
+    for field in dataclasses.fields(args_class):
+        value = getattr(saved, field.name)
+        if not isinstance(value, (field.type, int) if field.type is float else field.type):
+            raise UsageError(
+                f"{asked}{folder}: config.json has {field.name} {value!r}, which is no "
+                f"{getattr(field.type, '__name__', field.type)}: put it back"
+            )
+    return saved
+
+
+def require_resumable(folder: Path, config: dict, algorithm: str):
+    """Raise UsageError unless the run is of this algorithm and has a checkpoint of this version."""
+    if config["algorithm"] != algorithm:
+        raise UsageError(
+            f"--resume {folder}: it is a run of {config['algorithm']}; resume it with "
+            f"{config['algorithm']}_atari.py"
+        )
+    footer = newest_footer(folder)
+    if footer is None and config.get("finished"):
+        raise UsageError(
+            f"--resume {folder}: it has finished ({config['finished']:,} agent steps), and the "
+            "checkpoints are gone from which it could be made longer"
+        )
+    if footer is None:
+        raise UsageError(f"--resume {folder}: it has no whole checkpoint.pt; start the run anew")
+    if footer.format != FORMAT:
+        raise UsageError(
+            f"--resume {folder}: it was {describe_version(footer)}; resume it with that one, "
+            f"commit {config.get('git_commit')}"
+        )
+
+
+def refuse_contradictions(folder: Path, config: dict, saved, given):
+    """Raise UsageError if the flags that are given are not those of the run."""
+    contradicting = [
+        f"{flag(name)} {value} contradicts the run in {folder}, which has {getattr(saved, name)}"
+        for name, value in flags_that_decide(dataclasses.asdict(given)).items()
+        if value not in (getattr(saved, name), config["flags"].get(name))
+        and not (name == "env_id" and same_game(value, saved.env_id))
+    ]
+    if contradicting:
+        raise UsageError("; ".join(contradicting) + ": leave it out, or start a new run")
+    if given.total_timesteps < saved.total_timesteps:
+        raise UsageError(
+            f"--total-timesteps {given.total_timesteps} is less than the {saved.total_timesteps} "
+            f"of the run in {folder}: it may only be raised"
+        )
+
+
+def resolve_resume(args, algorithm: str):
+    """Return the flags to run with: those given or, with --resume, those of that run.
+
+    None if that run has finished. `--resume auto` takes the unfinished run of the same flags, or
+    starts a new one. Besides it only --total-timesteps (more than before) and flags that decide no
+    number may be given. Raises UsageError, before anything is touched, for a path that is no run of
+    this algorithm, has no checkpoint or is of another version, and for a flag that contradicts.
+    """
+    if not args.resume:
+        return args
+    is_auto = args.resume == "auto"
+    folder = find_unfinished(args, algorithm) if is_auto else Path(args.resume)
+    if folder is None:
+        return dataclasses.replace(args, resume="")
+    config = read_config(folder)
+    require_resumable(folder, config, algorithm)
+    own = {"resume": str(folder), "runs_dir": str(folder.parent)}
+    if config["flags"].get("device") == "auto":  # as it was found then, also on another machine
+        own["device"] = "cpu" if config.get("device", "cpu") == "cpu" else "cuda"
+    saved = saved_flags(type(args), folder, config, own)
+    if is_auto:
+        kept = ("checkpoint_every", "track", "env_threads")
+        given = dataclasses.replace(saved, **{name: getattr(args, name) for name in kept})
+    else:
+        given = parse_flags(type(args), default=saved)
+    refuse_contradictions(folder, config, saved, given)
+    step = newest_footer(folder).step
+    if step >= given.total_timesteps:
+        say(f"{folder} has finished: {step:,} agent steps; a larger --total-timesteps would go on")
+        return None
+    newest_whole(folder, checkpoint_flags(config["flags"]))
+    own["env_id"] = saved.env_id  # as it was named, not as it may be named now
+    return dataclasses.replace(given, **own)
+
+
+def resumed_config(folder: Path, now: dict, step: int) -> dict:
+    """Return config.json of a run that goes on from this step; where and how is added to it.
+
+    `now` describes the run as it goes on (`describe`).
+    """
+    config = read_config(folder)
+    config["flags"]["total_timesteps"] = now["flags"]["total_timesteps"]
+    config.pop("finished", None)
+    kept = ("command", "git_commit", "git_has_changes", "device", "processor", "torch_threads")
+    kept += ("versions", "started")
+    config.setdefault("resumed", []).append({"step": step} | {name: now[name] for name in kept})
+    return config
