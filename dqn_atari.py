@@ -201,6 +201,7 @@ def act(
 
 
 def main(args: Args) -> int:
+    """Train DQN with these flags; return the exit status."""
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)

@@ -58,7 +58,7 @@ def init_parameters(weight: Tensor, bias: Tensor, init: str = "torch", gain: flo
 
 
 def features(maps: Tensor) -> Tensor:
-    """Feature maps (batch, channels, height, width) -> (batch, features), for a linear layer.
+    """Flatten feature maps (batch, channels, height, width) to (batch, features).
 
     Pixel by pixel, each with all its channels: as maps in channels-last memory lie there, so
     nothing is copied on the way, nor on the way back.
@@ -107,14 +107,14 @@ class _HadamardLayer(nn.Module):
             nn.init.zeros_(self.norm_bias)
 
     def _activate(self, branches: Tensor) -> Tensor:
-        """LayerNorm, if any, over the last axis of (..., branches, width), then the activation."""
+        """Normalise the last axis of (..., branches, width), if asked for; apply the activation."""
         if self.layer_norm:
             normed = F.layer_norm(branches, (self.width,), eps=LAYER_NORM_EPS)
             branches = torch.addcmul(self.norm_bias, normed, self.norm_weight)
         return ACTIVATIONS[self.activation](branches)
 
     def _branches(self, x: Tensor, axis: int) -> tuple[Tensor, ...]:
-        """The branches one by one, taken off this axis."""
+        """Return the branches one by one, taken off this axis."""
         activations = self._activations(x)
         # The gradient of unbind is a stack, a copy that one branch can do without.
         if self.branches == 1:
@@ -122,7 +122,7 @@ class _HadamardLayer(nn.Module):
         return activations.unbind(axis)
 
     def combine_branches(self, branches) -> Tensor:
-        """The product, or the sum, of the branches, over the first axis of `branches`."""
+        """Multiply or add the branches, over the first axis of `branches`."""
         # Pairwise rather than torch.prod, whose backward pass is slower and treats zeros apart.
         z = branches[0]
         for branch in branches[1:]:
@@ -163,7 +163,7 @@ class HadamardLinear(_HadamardLayer):
         return self._activate(branches)  # (..., branches, out_features)
 
     def branch_activations(self, x: Tensor) -> Tensor:
-        """x (..., in_features) -> (branches, ..., out_features), the factors (or terms) of z."""
+        """Return the factors of z (branches, ..., out_features), for x (..., in_features)."""
         return self._activations(x).movedim(-2, 0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class HadamardConv2d(_HadamardLayer):
         return self._activate(pixels).movedim((-2, -1), (1, 2))  # (batch, branches, C, H, W)
 
     def branch_activations(self, x: Tensor) -> Tensor:
-        """x (batch, C, H, W) -> (branches, batch, out_channels, H', W'), the factors of z."""
+        """Return the factors of z (branches, batch, out_channels, H', W'), for x (batch, C, H, W)."""
         return self._activations(x).movedim(1, 0)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = 2**20
 
 
 def _checked(z: Tensor) -> Tensor:
-    """z in float64, or ValueError that says what was wrong with what shape."""
+    """Return z in float64. Raise ValueError that says what was wrong with what shape."""
     if not isinstance(z, Tensor):
         raise ValueError(f"z must be a tensor (samples, features), not a {type(z).__name__}")
     shape = tuple(z.shape)
@@ -36,7 +36,7 @@ def _checked(z: Tensor) -> Tensor:
 
 
 def _jittered(z: Tensor, noise_variance: float, generator: torch.Generator | None):
-    """The neurons as rows, a' = a + N(0, noise_variance), shifted by their first value, and that.
+    """Return the neurons as rows, a' = a + N(0, noise_variance), less their first value, and that.
 
     The shift makes the density of a constant neuron independent of how large the constant is, where
     a' itself would swallow the noise. The noise is drawn on the CPU, so that it is the same for
@@ -56,12 +56,12 @@ def _jittered(z: Tensor, noise_variance: float, generator: torch.Generator | Non
 
 
 def _bandwidths(a: Tensor) -> Tensor:
-    """Scott's rule, n^(-1/5) std(a'), for a (features, samples); 0 for a neuron without spread."""
+    """Return n^(-1/5) std(a') (Scott's rule) of a (features, samples); 0 without spread."""
     return a.std(dim=1, keepdim=True) * a.shape[1] ** -0.2
 
 
 def _density(a: Tensor, bandwidth: Tensor, points: Tensor) -> Tensor:
-    """f(x) = 1/(n bw) sum_j K((x - a'_j) / bw), the sum written out: (features, points)."""
+    """Return f(x) = 1/(n bw) sum_j K((x - a'_j) / bw), the sum written out: (features, points)."""
     features, samples = a.shape
     density = torch.empty(features, points.shape[1], dtype=a.dtype, device=a.device)
     step = max(1, CHUNK_ELEMENTS // (features * samples))
@@ -73,7 +73,7 @@ def _density(a: Tensor, bandwidth: Tensor, points: Tensor) -> Tensor:
 
 
 def _peak_position(a: Tensor, bandwidth: Tensor) -> Tensor:
-    """Where the density of each neuron is highest, (features, 1), by binning and a convolution."""
+    """Find where the density of each neuron is highest, (features, 1), by a binned convolution."""
     low = a.amin(dim=1, keepdim=True)
     u = (a - low) * (BINS_PER_BANDWIDTH / bandwidth)  # in bins
     left = u.floor()
@@ -108,7 +108,7 @@ def kernel_density(
     noise_variance: float = 1e-5,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Gaussian kernel density of each neuron (v1 App. B.1), with the noise of `dead_neurons`.
+    """Compute the Gaussian kernel density of each neuron (v1 App. B.1), with that test's noise.
 
     z (samples, features); points (points,) for all neurons or (points, features), one column each.
     Returns densities (points, features), float64. A neuron without any spread (noise_variance 0)
@@ -136,7 +136,7 @@ def dead_neurons(
     noise_variance: float = 1e-5,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The paper's test (v1 App. B.1): bool (features,), True where a neuron is dead.
+    """Test which neurons are dead (v1 App. B.1): bool (features,).
 
     a' = a + N(0, noise_variance); bandwidth n^(-1/5) std(a'); dead if the highest value of the
     Gaussian kernel density of a' is at least `threshold`. `generator` draws the noise; without one
@@ -165,7 +165,7 @@ def dead_neurons(
 
 
 def effective_rank(z: Tensor, delta: float = 0.01) -> int:
-    """Smallest k whose k largest singular values of z hold a share >= 1 - delta of their sum.
+    """Return the smallest k whose k largest singular values of z sum to a share >= 1 - delta.
 
     Kumar et al. 2021 (srank). z (samples, features), not centred; it should have at least as many
     samples as features. 0 for a z of zeros.
@@ -184,7 +184,7 @@ def _effective_rank(s: Tensor, delta: float) -> int:
 
 
 def entropy_rank(z: Tensor) -> float:
-    """exp of the entropy of the singular values of z divided by their sum (Roy and Vetterli 2007).
+    """Return exp of the entropy of the singular values over their sum (Roy and Vetterli 2007).
 
     z (samples, features). Between 1 and the number of features; 0 for a z of zeros.
     """
@@ -198,7 +198,7 @@ def _entropy_rank(s: Tensor) -> float:
 
 
 def dormant_neurons(z: Tensor, tau: float = 0.0) -> Tensor:
-    """Bool (features,): E|h_i| / mean_k E|h_k| <= tau (Sokar et al. 2023, Eq. 1).
+    """Test E|h_i| / mean_k E|h_k| <= tau (Sokar et al. 2023, Eq. 1): bool (features,).
 
     z (samples, features). It cannot see a saturated tanh neuron, whose |h| is 1. In a layer of
     zeros every neuron is dormant.
@@ -210,7 +210,7 @@ def dormant_neurons(z: Tensor, tau: float = 0.0) -> Tensor:
 
 
 def saturated_neurons(z: Tensor, level: float = 0.99, share: float = 0.99) -> Tensor:
-    """Bool (features,): |z_i| > level on at least a `share` of the samples. z (samples, features).
+    """Test |z_i| > level on at least a `share` of the samples: bool (features,).
 
     Made for tanh, whose saturation it sees even where a neuron switches between -1 and 1. It does
     not see a sigmoid saturated at 0, and for unbounded activations the level means little.
@@ -221,7 +221,7 @@ def saturated_neurons(z: Tensor, level: float = 0.99, share: float = 0.99) -> Te
 
 
 def q_contribution(z: Tensor, dead: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The parts of the Q-values that live and that dead neurons bring in (v4 Fig. 4, Theorem 4.1).
+    """Split the Q-values into what live and dead neurons bring (v4 Fig. 4, Theorem 4.1).
 
     Q_a = sum_live W_ai z_i + sum_dead W_ai z_i + b_a. z (samples, features), dead bool (features,),
     weight (actions, features), bias (actions,). Returns (live, dead_part), each (samples, actions),
@@ -243,7 +243,7 @@ def q_contribution(z: Tensor, dead: Tensor, weight: Tensor, bias: Tensor) -> tup
 
 
 def measure_layer(z: Tensor, dead: Tensor | None = None) -> dict[str, float]:
-    """All MEASURES of z (samples, features): shares of neurons in [0, 1], and ranks.
+    """Return all MEASURES of z (samples, features): shares of neurons in [0, 1], and ranks.
 
     dead, bool (features,), are its `dead_neurons` where they are known.
     """

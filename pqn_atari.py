@@ -260,6 +260,7 @@ def update(
 
 
 def main(args: Args) -> int:
+    """Train PQN with these flags; return the exit status."""
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
     sampling = torch.Generator(device).manual_seed(args.seed)

@@ -265,6 +265,7 @@ def write_gif(path: Path, pictures: Iterator[Image.Image]):
 
 
 def main(args: Args) -> int:
+    """Play the games, print the scores and keep them; return the exit status."""
     check(args)
     folder = Path(args.run)
     device = pick_device(args.device)

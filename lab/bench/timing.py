@@ -78,7 +78,7 @@ def random_obs(count: int) -> Tensor:
 
 
 def make_dqn_kernels(script, args, parts: dict, num_actions: int) -> tuple:
-    """Act on one obs of each game; update on a batch that is already drawn."""
+    """Return acting on one obs of each game, and an update on a batch that is already drawn."""
     network, optimizer = parts["network"], parts["optimizer"]
     parts["target_network"] = copy.deepcopy(network)
     device = network.head.weight.device
@@ -97,7 +97,7 @@ def make_dqn_kernels(script, args, parts: dict, num_actions: int) -> tuple:
 
 
 def make_rollout_kernels(script, args, parts: dict, num_actions: int) -> tuple:
-    """PPO and PQN: act on every row of a rollout, greedily, on the host; one update."""
+    """Return acting on every row of a rollout, actions on the host, and its update."""
     network, optimizer = parts["network"], parts["optimizer"]
     device = value_head(network).weight.device
     rollout = script.empty_rollout(args, device)
@@ -154,6 +154,7 @@ class WholeRun(NamedTuple):
 
     @property
     def rate(self) -> float:
+        """Return agent steps per second between the first and the last point."""
         (step, start), (last, end) = self.points[0], self.points[-1]
         return (last - step) / (end - start)
 

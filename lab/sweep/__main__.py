@@ -73,6 +73,7 @@ def submit_to_slurm(args: Args) -> int:
 
 
 def main(args: Args) -> int:
+    """Run, submit or only print what the flags name; return the exit status."""
     if args.dry_run:
         print_plan(plan_runs(args))
         return 0

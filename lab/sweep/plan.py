@@ -25,6 +25,7 @@ class PlannedRun(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Return Game__algorithm__variant__sSEED."""
         return f"{self.game}__{self.algorithm}__{self.variant}__s{self.seed}"
 
     def command(self, *more: str) -> list[str]:
@@ -41,6 +42,7 @@ class PlannedRun(NamedTuple):
         return max(runs, key=lambda run: (run.has_finished(self.args), run.started), default=None)
 
     def has_finished(self) -> bool:
+        """Return whether a run of these flags has taken all its steps."""
         return any(run.has_finished(self.args) for run in self.runs())
 
 

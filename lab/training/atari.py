@@ -26,7 +26,7 @@ SAVED = ("obs", "seeds", "reseeds", "log_lengths", "press_fire", "returns", "len
 
 
 def resolve_game(env_id: str) -> str:
-    """The ROM id of a game by any of its usual names.
+    """Return the ROM id of a game by any of its usual names.
 
     Breakout, breakout, ALE/Breakout-v5 and BreakoutNoFrameskip-v4 all give "breakout". Raises
     ValueError, with the closest names, for anything else.
@@ -45,7 +45,7 @@ def resolve_game(env_id: str) -> str:
 
 
 def game_title(rom: str) -> str:
-    """The name used in run names and score tables: "space_invaders" -> "SpaceInvaders"."""
+    """Return the name used in run names and tables: "space_invaders" -> "SpaceInvaders"."""
     return rom.title().replace("_", "")
 
 
@@ -136,7 +136,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
 
     @property
     def obs(self) -> np.ndarray:
-        """The newest observations (num_envs, 4, 84, 84)."""
+        """Return the newest observations (num_envs, 4, 84, 84)."""
         return self._obs
 
     @staticmethod
@@ -167,6 +167,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         return obs, {"lives": infos["lives"]}
 
     def step(self, actions: np.ndarray):
+        """Take one agent step in every game; see the docstring of the class."""
         if not self._was_reset:
             raise RuntimeError("call reset() before the first step()")
         executed = self._checked_actions(actions)
@@ -216,7 +217,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
 
     @staticmethod
     def _game_starts(ale_infos) -> np.ndarray:
-        """The emulator's frame counter at the start of each running game."""
+        """Return the emulator's frame counter at the start of each running game."""
         return ale_infos["frame_number"] - ale_infos["episode_frame_number"]
 
     def _checked_actions(self, actions) -> np.ndarray:
@@ -232,7 +233,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         return actions.astype(np.int64)  # a copy: FIRE may replace some
 
     def _draw_seeds(self, indices):
-        """Fresh seeds for these envs, a function of the first seed, the env and a count alone."""
+        """Draw seeds for these envs, a function of the first seed, the env and a count alone."""
         for i in indices:
             self._reseeds[i] += 1
             entropy = [self._seed, int(i), int(self._reseeds[i])]
@@ -246,7 +247,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         return self._games.reset(seed=self._seeds[mask].copy(), options={"reset_mask": mask})
 
     def state_dict(self) -> dict:
-        """Everything from which `load_state_dict` brings the games back: a copy, small arrays.
+        """Return all from which `load_state_dict` brings the games back: a copy, small arrays.
 
         The emulator's own state is not in it, but the seed of each game and the actions since.
         """
@@ -258,7 +259,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         return self._same() | state | {"seed": self._seed, "actions": np.concatenate(actions)}
 
     def _same(self) -> dict:
-        """What has to be the same where games are saved and where they are loaded."""
+        """Return what has to be the same where games are saved and where they are loaded."""
         return {
             "game": self.game,
             "num_envs": self.num_envs,
@@ -267,7 +268,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         }
 
     def load_state_dict(self, state: dict) -> np.ndarray:
-        """Go on exactly where `state_dict` was taken: the obs (num_envs, 4, 84, 84) of that moment.
+        """Go on exactly where `state_dict` was taken; return the obs (num_envs, 4, 84, 84) of then.
 
         Plays the logged actions back, at the speed of the emulator: of each game at most
         RESEED_AFTER steps and the rest of a game. Raises ValueError, naming what differs, for the
@@ -305,4 +306,5 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         return obs
 
     def close_extras(self, **kwargs):
+        """Close the emulator's threads; gymnasium calls it from `close`."""
         self._games.close()

@@ -48,7 +48,7 @@ class Damaged(Exception):
 
 
 def sync_folder(folder: Path):
-    """Have the names in a folder on the disk, too."""
+    """Put the names in a folder on the disk, too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,14 +56,14 @@ def sync_folder(folder: Path):
         os.close(descriptor)
 
 
-def plain(value):
-    """A copy in which numpy arrays are tensors, which loads without running any code."""
+def to_plain(value):
+    """Return a copy in which numpy arrays are tensors, which loads without running any code."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value
 
 
@@ -100,7 +100,7 @@ def restore(parts: dict, saved: dict):
 
 
 def tensors(value, name: str = ""):
-    """All tensors in a nest of dicts and lists, with their names: "optimizer.state.0.exp_avg"."""
+    """Yield (name, tensor) in a nest of dicts and lists: "optimizer.state.0.exp_avg"."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, dict | list | tuple):
@@ -110,7 +110,7 @@ def tensors(value, name: str = ""):
 
 
 def read_footer(path: Path) -> Footer:
-    """The last line of a checkpoint. Raises Damaged if it is not there."""
+    """Read the last line of a checkpoint. Raise Damaged if it is not there."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - FOOTER_BYTES))
         match = FOOTER.fullmatch(file.read())
@@ -120,7 +120,7 @@ def read_footer(path: Path) -> Footer:
 
 
 def newest_footer(folder: Path) -> Footer | None:
-    """That of the newest checkpoint that has one; None without any."""
+    """Return the footer of the newest checkpoint that has one, or None."""
     for name in (NEWEST, PREVIOUS):
         with contextlib.suppress(OSError, Damaged):
             return read_footer(folder / name)
@@ -128,18 +128,18 @@ def newest_footer(folder: Path) -> Footer | None:
 
 
 def describe_version(footer: Footer) -> str:
-    """In words, where its format is not the one of this version."""
+    """Describe a checkpoint whose format is not the one of this version."""
     age = "a newer" if footer.format > FORMAT else "an older"
     return f"written by {age} version (format {footer.format}, here {FORMAT})"
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is one, whole or not."""
+    """Return whether there is a checkpoint, whole or not."""
     return any((folder / name).exists() for name in (NEWEST, PREVIOUS))
 
 
 def read_state(path: Path) -> dict:
-    """The state in a checkpoint file.
+    """Read the state in a checkpoint file.
 
     Raises Damaged, and UsageError for a format other than that of this version and for anything
     but tensors and plain values, which could run code when loaded.
@@ -165,10 +165,10 @@ def read_state(path: Path) -> dict:
 def newest_whole(
     folder: Path, flags: dict, use: Callable[[dict], None] = lambda content: None
 ) -> tuple[Path, dict, list[str]]:
-    """The newest checkpoint that is whole and of which `use` can read the rest; nothing is changed.
+    """Find the newest checkpoint that is whole and of which `use` can read the rest.
 
-    Its path, its content, and what is damaged of a newer one. Raises UsageError if there is none,
-    or if it belongs to other flags.
+    Returns its path, its content, and what is damaged of a newer one; changes nothing. Raises
+    UsageError if there is none, or if it belongs to other flags.
     """
     problems = []
     for path in (folder / NEWEST, folder / PREVIOUS):
@@ -189,7 +189,7 @@ def newest_whole(
 
 
 def require_flags(folder: Path, content: dict, flags: dict):
-    """UsageError if the run was saved with other flags: config.json is not what it was.
+    """Raise UsageError if the run was saved with other flags: config.json is not what it was.
 
     A flag that came into the scripts since then is not in its checkpoint.
     """
@@ -236,7 +236,7 @@ class Checkpoints:
             if new:
                 sync_folder(self.replay)
             content = {"number": number, "segments": segments, "flags": self.flags}
-            content["state"] = plain(state)
+            content["state"] = to_plain(state)
             fresh = self.folder / "fresh.pt"
             with atomic_write(fresh) as file:
                 torch.save(content, file)
@@ -265,9 +265,10 @@ class Checkpoints:
                     path.unlink()
 
     def load(self, memory=None) -> tuple[dict, list[str]]:
-        """The newest whole state, its replay memory filled into `memory`, and what was damaged.
+        """Load the newest whole state; return it and what was damaged of a newer one.
 
-        A damaged newest checkpoint is set aside as damaged.pt. Raises UsageError if none is whole.
+        The replay memory is filled into `memory`. A damaged newest checkpoint is set aside as
+        damaged.pt. Raises UsageError if none is whole.
         """
 
         def fill(content: dict):

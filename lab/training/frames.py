@@ -65,6 +65,7 @@ class RecentObs:
         return {"frames": self.frames, "seen": self.seen}
 
     def load_state_dict(self, state: dict):
+        """Go on from a checkpoint."""
         self.frames.copy_(state["frames"])
         self.seen = state["seen"]
 

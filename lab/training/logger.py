@@ -33,9 +33,11 @@ class Means:
         return means
 
     def state_dict(self) -> dict:
+        """Return what a checkpoint keeps; nothing is copied."""
         return self.values
 
     def load_state_dict(self, state: dict):
+        """Go on from a checkpoint."""
         self.values = {
             tag: [value.to(self.device) for value in values] for tag, values in state.items()
         }

@@ -13,9 +13,9 @@ VAST = 1e10
 
 
 def rectification(step: int, beta2: float) -> float | None:
-    """r_t of step t = 1, 2, ... (Liu et al., Algorithm 2); None while the variance is intractable.
+    """Return r_t of step t = 1, 2, ... (Liu et al., Algorithm 2); None while it is undefined.
 
-    That is while rho_t <= 5, as the PQN authors' optimizer (optax) and torch have it.
+    It is undefined while rho_t <= 5, as the PQN authors' optimizer (optax) and torch have it.
     """
     decay = beta2**step
     rho_inf = 2 / (1 - beta2) - 1
@@ -38,7 +38,7 @@ class RAdam(torch.optim.Adam):
             group["steps"] = 0  # a plain number: a GPU is not waited for
 
     def step(self) -> None:
-        """One step, with the gradients that are there."""
+        """Take one step, with the gradients that are there."""
         plain = [(group["lr"], group["eps"]) for group in self.param_groups]
         for group in self.param_groups:
             group["steps"] += 1

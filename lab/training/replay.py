@@ -112,6 +112,7 @@ class ReplayBuffer:
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict):
+        """Go on from a checkpoint, whose segments have been read already."""
         self.position, self.size = state["position"], state["size"]
         frames = state["final_frames"].items()
         self.final_frames = {at: frame.to(self.device) for at, frame in frames}

@@ -137,7 +137,7 @@ class Run:
 
     @property
     def stopped(self) -> int | None:
-        """The signal that asked the run to stop, or None."""
+        """Return the signal that asked the run to stop, or None."""
         return self._stop.received
 
     def goes_on(self) -> bool:

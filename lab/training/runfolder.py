@@ -116,7 +116,7 @@ def read_config(folder: Path, asked: str = "--resume ") -> dict:
 
 @functools.lru_cache(maxsize=10_000)
 def _read_unchanged_config(folder: Path, time_ns: int) -> dict:
-    """`read_config`, once for each version of the file: a sweep asks for each of many runs."""
+    """Read each version of a config.json once: a sweep asks for each of many runs."""
     return read_config(folder)
 
 
@@ -142,6 +142,7 @@ class RunOnDisk(NamedTuple):
     finished: int = 0
 
     def has_finished(self, args) -> bool:
+        """Return whether the run has taken as many steps as these flags ask for."""
         saved = 0 if self.footer is None else self.footer.step
         return max(saved, self.finished) >= args.total_timesteps
 

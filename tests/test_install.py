@@ -1,0 +1,61 @@
+"""The package as its users have it: installed in a fresh environment, called from elsewhere."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "runs", "report", "build", "*.egg-info", ".*_cache"
+)
+USE = """
+import sys, torch
+from hadamard import HadamardLinear
+from metrics import dead_neurons, effective_rank
+z = HadamardLinear(8, 16)(torch.randn(64, 8))
+print(tuple(z.shape), dead_neurons(z).shape, effective_rank(z) > 0, "gymnasium" in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def call(tmp_path_factory):
+    """Call a command of the environment, in a folder without the project: the finished process."""
+    source, there = tmp_path_factory.mktemp("source") / "project", tmp_path_factory.mktemp("there")
+    shutil.copytree(ROOT, source, ignore=LEFT_OUT)
+    subprocess.run([sys.executable, "-m", "venv", there / "env"], check=True)
+    bin_ = there / "env" / "bin"
+    pip = [bin_ / "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, source], check=True)
+    (there / "elsewhere").mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def call(name, *arguments):
+        command = [bin_ / name, *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=there / "elsewhere", env=environment, capture_output=True, text=True
+        )
+
+    return call
+
+
+@pytest.mark.long
+def test_the_installed_package_works_from_any_folder(call):
+    done = call("python", "-c", USE)
+    assert done.stdout == "(64, 16) torch.Size([16]) True False\n", done.stderr
+    done = call("python", "-c", "import importlib.metadata as m; print(m.version('hadamard-rl'))")
+    assert done.stdout.count(".") == 2, done.stderr
+
+    named = ("--algorithms", "ppo", "--variants", "relu", "--seeds", 1)
+    small = ("--total-timesteps", 64, "--num-envs", 4, "--num-steps", 16, "--latent-dim", 512)
+    small += ("--metrics-samples", 512, "--device", "cpu")
+    done = call("hr-sweep", *named, "--", *small)
+    assert done.returncode == 0, done.stderr
+    done = call("hr-report", "runs")
+    assert "1 run, of which" in done.stdout, done.stderr
+    done = call("python", "-c", "import glob; print(*glob.glob('runs/*__s1__*'))")
+    done = call("hr-evaluate", done.stdout.strip(), "--games", 0)
+    assert done.returncode == 2
+    assert done.stderr.startswith("hr-evaluate: error: --games must be between 1 and 1024, not 0")
