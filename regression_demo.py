@@ -28,6 +28,7 @@ from device import require_memory
 from flags import UsageError, check_folder, flag, launch, require, require_one_of, say
 from hadamard import INITS, HadamardLinear, init_parameters
 from lab.common.files import as_text, replacing, write_summary
+from lab.common.stats import mean_interval
 from lab.regression.claims import (
     CLAIMS,
     Cell,
@@ -35,7 +36,6 @@ from lab.regression.claims import (
     count_claims,
     geometric_mean,
     judge_cell,
-    mean_interval,
     sweep_figure,
 )
 from lab.regression.theory import all_checks, dying_figure

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
+
+from lab.common.stats import difference
 
 Cell = dict[str, dict[str, np.ndarray]]
 
@@ -82,21 +83,9 @@ def judge(claim: Claim, first: np.ndarray, second: np.ndarray) -> Verdict:
     """
     if claim.measure == "mse":
         first, second = -np.log10(first), -np.log10(second)
-    margin = first.mean() - second.mean()
-    if claim.like:
-        margin = math.log10(2) - abs(margin)
-    counts = np.array([len(first), len(second)])
-    variances = np.array([first.var(ddof=1), second.var(ddof=1)]) / counts
-    if variances.sum() == 0:
-        return Verdict(margin, 0.0)
-    freedom = variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
-    return Verdict(margin, stats.t.ppf(0.975, freedom) * math.sqrt(variances.sum()))
-
-
-def mean_interval(values: np.ndarray) -> np.ndarray:
-    """Mean of values (seeds,) and both ends of its 95 % interval (Student's t)."""
-    half_width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return values.mean() + half_width * np.array([0, -1, 1])
+    found = difference([first], [second])
+    margin = math.log10(2) - abs(found.value) if claim.like else found.value
+    return Verdict(margin, found.high - found.value)
 
 
 class Setting(NamedTuple):

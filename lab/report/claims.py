@@ -143,7 +143,7 @@ def told_probability(
     """
     found = probability_of_improvement(*scores)
     by_game = per_game(games, shares_won(*scores))
-    return found, f"P({first} > {second}) = {found.told()}{by_game}"
+    return found, f"P({first} > {second}) = {found.format()}{by_game}"
 
 
 def better(first: str, second: str) -> Callable:
@@ -206,12 +206,12 @@ def more_than_double(first: str, second: str) -> Callable:
         scores = [group.human_normalised(name, games) for name in (first, second)]
         found = ratio_of_medians(*scores)
         each = [
-            f"{name} {estimate(of, median).told()}"
+            f"{name} {estimate(of, median).format()}"
             for name, of in zip((first, second), scores, strict=True)
         ]
         for game, ours, theirs in zip(games, *scores, strict=True):
             each += [f"{game} {ours.mean():.2f} and {theirs.mean():.2f}"] * (len(games) > 1)
-        ratio, empty = f"ratio {found.told()}", ""
+        ratio, empty = f"ratio {found.format()}", ""
         if math.isnan(found.value):
             ratio = "no ratio"
             empty = f"the median of {second} is not above 0: takes runs of it above random play"

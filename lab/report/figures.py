@@ -10,12 +10,12 @@ import warnings
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
-from scipy import stats
 
 from lab.common.stats import (
     Estimate,
     estimate,
     iqm,
+    mean_interval,
     normalised,
     performance_profile,
     probability_of_improvement,
@@ -57,15 +57,6 @@ def color(variant: str, variants: list[str]) -> str:
     return COLORS.get(variant, f"C{variants.index(variant) % 10}")
 
 
-def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """values (seeds, points) -> mean, lower and upper end (points,); the ends nan with one seed."""
-    middle = values.mean(axis=0)
-    if len(values) < 2:
-        return middle, *np.full((2, len(middle)), np.nan)
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values, axis=0)
-    return middle, middle - half, middle + half
-
-
 def _grid(count: int, width: float = 4.2, height: float = 3.0):
     """A figure with that many panels, at most 4 in a row."""
     columns = min(count, 4)
@@ -97,7 +88,7 @@ def _line(axes, group: Group, game: str, tag: str, variant: str, branch: bool = 
     if not runs:
         return
     values = np.stack([run.measures[tag] for run in runs])
-    middle, low, high = t_interval(values)
+    middle, low, high = mean_interval(values)
     steps, line = runs[0].steps, color(variant, group.variants)
     if branch:
         axes.plot(steps, middle, color=line, ls=":", lw=1)

@@ -158,7 +158,7 @@ def as_cells(rows: list[dict]) -> list[dict]:
         if isinstance(number, float) and math.isnan(number):
             return ""
         if isinstance(value, Estimate):
-            return value.told(digits=1 if abs(number) >= 10 else 2)
+            return value.format(digits=1 if abs(number) >= 10 else 2)
         return f"{value:.1f}" if isinstance(value, float) else value
 
     return [{name: cell(value) for name, value in row.items()} for row in rows]

@@ -1,6 +1,7 @@
 """Statistics over runs: against loops, scipy, full enumeration and rliable's own results."""
 
 import itertools
+import math
 
 import ale_py.roms
 import numpy as np
@@ -18,6 +19,7 @@ from lab.common.stats import (
     improvement_p,
     iqm,
     mean,
+    mean_interval,
     mean_over_games,
     median,
     normalised,
@@ -25,7 +27,7 @@ from lab.common.stats import (
     probability_of_improvement,
     ratio_of_medians,
     reference_scores,
-    resampled,
+    resample,
 )
 
 SCORES = [np.array([1.0, 4.0, 2.5]), np.array([10.0, -3.0]), np.array([0.5, 0.25, 7.0, 8.0])]
@@ -83,7 +85,7 @@ def test_intervals_are_those_of_all_possible_draws(statistic):
 
 
 def test_draws_stay_within_their_game():
-    drawn = resampled(SCORES, repeats=500)
+    drawn = resample(SCORES, repeats=500)
     assert drawn.shape == (500, 9)
     start = 0
     for game in SCORES:
@@ -169,6 +171,26 @@ def test_difference_and_ratio():
     ratio = ratio_of_medians(SCORES, above, fewest=2)
     assert ratio.value == pytest.approx(3.5 / np.median([game.mean() for game in above]))
     assert ratio.low < ratio.value < ratio.high
+
+
+@given(arrays(float, st.integers(2, 12), elements=st.floats(0.01, 1000)))
+def test_intervals_of_a_mean_are_students(values):
+    mean, low, high = mean_interval(values)
+    assert mean == pytest.approx(sum(values) / len(values))
+    if np.ptp(values) > 0:
+        scale = np.std(values, ddof=1) / math.sqrt(len(values))
+        expected = stats.t(len(values) - 1, loc=mean, scale=scale).interval(0.95)
+        assert (low, high) == pytest.approx(expected)
+
+
+def test_intervals_of_curves_are_students_at_each_point():
+    values = np.random.default_rng(0).normal(size=(4, 7))
+    mean, low, high = mean_interval(values)
+    for i in range(7):
+        expected = stats.ttest_1samp(values[:, i], 0).confidence_interval()
+        assert (low[i], high[i]) == pytest.approx(expected)
+        assert mean[i] == pytest.approx(values[:, i].mean())
+    assert np.isnan(mean_interval(values[:1])[1:]).all()
 
 
 def test_a_ratio_over_what_may_be_nothing_has_no_upper_end():

@@ -16,7 +16,6 @@ from lab.regression.claims import (
     geometric_mean,
     judge,
     judge_tuned,
-    mean_interval,
     sweep_figure,
 )
 
@@ -68,16 +67,6 @@ def test_seeds_that_agree_exactly_leave_no_doubt_and_a_tie_does_not_hold():
     tie = judge(ERROR, np.full(5, 1e4), np.full(5, 1e4))  # both diverged
     assert not tie.holds
     assert not tie.clear
-
-
-@given(values)
-def test_intervals_are_students(values):
-    mean, low, high = mean_interval(values)
-    assert mean == pytest.approx(sum(values) / len(values))
-    if np.ptp(values) > 0:
-        scale = np.std(values, ddof=1) / math.sqrt(len(values))
-        expected = stats.t(len(values) - 1, loc=mean, scale=scale).interval(0.95)
-        assert (low, high) == pytest.approx(expected)
 
 
 def cells_where(errors):

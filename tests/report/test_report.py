@@ -17,7 +17,7 @@ import lab.report.__main__ as report
 from flags import UsageError
 from lab.report import claims
 from lab.report.__main__ import Args, group_runs, main, read_all
-from lab.report.figures import curves, t_interval
+from lab.report.figures import curves
 from lab.report.rows import game_rows, prediction_rows
 from lab.report.runs import POINTS, SCORE
 from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED, judge_all
@@ -170,16 +170,6 @@ def test_one_game_with_three_seeds_decides_no_score(tmp_path):
         if expected == OPEN:
             assert "p = 0.1" in line.why
             assert "takes up to about 5 seeds" in line.why
-
-
-def test_intervals_of_curves_are_students():
-    values = np.random.default_rng(0).normal(size=(4, 7))
-    mean, low, high = t_interval(values)
-    for i in range(7):
-        expected = stats.ttest_1samp(values[:, i], 0).confidence_interval()
-        assert (low[i], high[i]) == pytest.approx(expected)
-        assert mean[i] == pytest.approx(values[:, i].mean())
-    assert np.isnan(t_interval(values[:1])[1]).all()
 
 
 class Page(html.parser.HTMLParser):
