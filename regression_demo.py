@@ -27,8 +27,9 @@ from torch.utils.tensorboard import SummaryWriter
 from device import require_memory
 from flags import UsageError, check_folder, flag, launch, require, require_one_of, say
 from hadamard import INITS, HadamardLinear, init_parameters
-from lab.common.files import as_text, replacing, write_summary
+from lab.common.files import replacing, write_summary
 from lab.common.stats import mean_interval
+from lab.common.tables import format_table
 from lab.regression.claims import (
     CLAIMS,
     Cell,
@@ -328,7 +329,7 @@ def check(args: Args):
 def run_demo(args: Args) -> tuple[dict, dict, dict]:
     """All architectures in one setting, and the theory: figures, tables, fits by name."""
     theory = [line._asdict() | {"holds": line.holds} for line in all_checks()]
-    say(f"{as_text(theory)}\n")
+    say(f"{format_table(theory)}\n")
     steps = np.unique(np.geomspace(1, args.steps, 12).round().astype(int)).tolist()
     fits = {}
     for name, architecture in ARCHITECTURES.items():
@@ -382,7 +383,7 @@ def main(args: Args) -> int:
         write_json(folder / f"{name}.json", config)
     for table in ("fits", "claims", "sweep_claims"):
         if table in tables:
-            say(f"\n{as_text(tables[table])}")
+            say(f"\n{format_table(tables[table])}")
     if any((own.mse[-1] == DIVERGED).any() for own in fits.values()):
         say(f"\nsome networks have diverged: they count with an error of {DIVERGED:,.0f}, rank 0")
     say(f"\n{seconds:.0f} s; in {args.output_dir}: {', '.join(OUTPUTS[name])}, tensorboard/")

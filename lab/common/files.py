@@ -1,7 +1,6 @@
 """What a comparison leaves behind: pictures, tables and TensorBoard, whole or not at all."""
 
 import contextlib
-import csv
 import shutil
 import signal
 import sys
@@ -14,26 +13,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from flags import UsageError
-
-
-def as_text(rows: list[dict]) -> str:
-    """Rows of a table as aligned columns, numbers to four digits."""
-    shown = [list(rows[0])] + [
-        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
-        for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return "\n".join(
-        "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip()
-        for line in shown
-    )
-
-
-def write_csv(path: Path, rows: list[dict]):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+from lab.common.tables import write_csv
 
 
 def write_summary(

@@ -9,7 +9,6 @@ such setting is reported by itself. A score is a mean raw return of 100 games in
 """
 
 import itertools
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,12 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from flags import UsageError, check_folder, counted, launch, say, variant_flags
-from lab.common.files import replacing, write_csv
+from lab.common.files import replacing
 from lab.common.stats import BOOTSTRAP_SEEDS, reference_scores
-from lab.report.claims import Group, counts
+from lab.common.tables import write_csv
 from lab.report.figures import all_figures, improvements
+from lab.report.groups import Group, group_runs, name_groups, name_settings
+from lab.report.measures import is_counted
 from lab.report.page import folded, paragraph, picture, svg, table, write_page
 from lab.report.rows import (
     aggregate_rows,
@@ -36,10 +37,9 @@ from lab.report.rows import (
 from lab.report.runs import (
     CURVES_CSV,
     RUNS_CSV,
-    Recorded,
+    RunRecord,
     find_runs,
-    is_source,
-    name_settings,
+    has_tables,
     read_run,
     read_tables,
     table_rows,
@@ -89,17 +89,17 @@ class Args:
     """variant that is compared with all others"""
 
 
-def identity(run: Recorded) -> tuple:
+def identity(run: RunRecord) -> tuple:
     """What two copies of a run have in common; settings as `name_settings` has told them apart."""
     return run.algorithm, run.setting, run.variant, run.game, run.seed
 
 
-def preference(run: Recorded) -> tuple:
+def preference(run: RunRecord) -> tuple:
     """Of two runs of the same flags the one with the higher counts."""
     return run.complete, run.whole, run.started, run.last_step
 
 
-def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
+def read_all(paths: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:
     """The runs, and what is missing, in words.
 
     Of two of the same the complete one, then the whole, the newer, the further, the first named.
@@ -107,7 +107,7 @@ def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
     runs, remarks = [], []
     for folder in find_runs(list(paths)):
         try:
-            runs += read_tables(folder) if is_source(folder) else [read_run(folder)]
+            runs += read_tables(folder) if has_tables(folder) else [read_run(folder)]
         except UsageError as error:
             remarks.append(str(error))
     name_settings(runs)
@@ -133,13 +133,13 @@ def read_all(paths: tuple[str, ...]) -> tuple[list[Recorded], list[str]]:
     return found, remarks
 
 
-def earlier(folder: Path) -> list[Recorded]:
+def earlier(folder: Path) -> list[RunRecord]:
     """The runs in the tables of a report that is there.
 
     UsageError if they cannot be read, as they may be all that is left of these runs.
     """
     try:
-        found = read_tables(folder) if is_source(folder) else []
+        found = read_tables(folder) if has_tables(folder) else []
     except UsageError as error:
         raise UsageError(
             f"--out {error}; what they still hold would be lost: choose another --out, or remove "
@@ -149,7 +149,7 @@ def earlier(folder: Path) -> list[Recorded]:
     return found
 
 
-def refuse_to_lose(folder: Path, before: list[Recorded], runs: list[Recorded]):
+def refuse_to_lose(folder: Path, before: list[RunRecord], runs: list[RunRecord]):
     """UsageError if the report in this folder has runs, `before`, that are not among `runs`.
 
     Or are there, but not complete or not whole. Its tables may be all that is left of them.
@@ -164,12 +164,12 @@ def refuse_to_lose(folder: Path, before: list[Recorded], runs: list[Recorded]):
         )
 
 
-def compared(runs: list[Recorded], args: Args) -> list[str]:
+def compared(runs: list[RunRecord], args: Args) -> list[str]:
     """What is left out for want of runs of --first and --baseline that count, in words.
 
     UsageError where that is not a default.
     """
-    variants = sorted({run.variant for run in runs if counts(run)})
+    variants = sorted({run.variant for run in runs if is_counted(run)})
     remarks = []
     for name, without in WITHOUT.items():
         variant = getattr(args, name)
@@ -180,24 +180,6 @@ def compared(runs: list[Recorded], args: Args) -> list[str]:
             raise UsageError(f"--{name} {variant}: no run of it that counts; there are {there}")
         remarks.append(f"{without}: no run of {variant} (--{name}) that counts")
     return remarks
-
-
-def group_runs(runs: list[Recorded]) -> list[Group]:
-    """Complete runs with a score, by algorithm and setting."""
-    found = {}
-    for run in runs:
-        if counts(run):
-            found.setdefault((run.algorithm, run.setting), []).append(run)
-    return [Group(*key, members) for key, members in sorted(found.items())]
-
-
-def group_names(groups: list[Group]) -> list[str]:
-    """What the names of their files begin with, which are also anchors of the page."""
-    names = ["top", "claims"]
-    for group in groups:
-        name = re.sub(r"[^a-z0-9.]+", "-", group.title.lower())[:60].strip("-")
-        names.append(f"{name}-{len(names)}" if name in names else name)
-    return names[2:]
 
 
 def remarks_on(group: Group) -> list[str]:
@@ -274,7 +256,7 @@ def group_section(
     return name, group.title, parts
 
 
-def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: Args):
+def write_report(folder: Path, runs: list[RunRecord], remarks: list[str], args: Args):
     """Everything, into `folder`."""
     groups = group_runs(runs)
     findings = judge_all(groups)
@@ -282,7 +264,7 @@ def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: A
     tables["claims.csv"] = claim_rows(findings)
     sections = [("top", "", summary(runs, groups, remarks))]
     sections.append(("claims", "The paper's claims", claims_part(findings)))
-    for name, group in zip(group_names(groups), groups, strict=True):
+    for name, group in zip(name_groups(groups), groups, strict=True):
         found = improvements(group, args.first)
         drawn = {}
         for which, figure in all_figures(group, args.first, found).items():
@@ -305,7 +287,7 @@ def write_report(folder: Path, runs: list[Recorded], remarks: list[str], args: A
     write_page(folder / "index.html", "Hadamard representations: what the runs say", sections)
 
 
-def summary(runs: list[Recorded], groups: list[Group], remarks: list[str]) -> list[str]:
+def summary(runs: list[RunRecord], groups: list[Group], remarks: list[str]) -> list[str]:
     counting = sum(len(group.runs) for group in groups)
     parts = [
         paragraph(
@@ -366,13 +348,13 @@ def main(args: Args) -> int:
     remarks += compared(runs, args)
     folder = Path(args.out)
     before = earlier(folder)
-    outdated = itertools.product(group_names(group_runs(before)), (*CAPTIONS, *TABLES), KINDS)
+    outdated = itertools.product(name_groups(group_runs(before)), (*CAPTIONS, *TABLES), KINDS)
     refuse_to_lose(folder, before, runs)
     names = ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv")
     of_groups = tuple(f"{name}_{which}.{kind}" for name, which, kind in outdated)
     with replacing(folder, names, "--out", of_groups) as staged:
         write_report(staged, runs, remarks, args)
-    counting = sum(map(counts, runs))
+    counting = sum(map(is_counted, runs))
     say(
         f"{counted(len(runs), 'run')}, of which {counting} count (complete, with a score): "
         f"{folder / 'index.html'}"

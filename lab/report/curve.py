@@ -12,8 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from flags import UsageError
-from lab.common.files import replacing, write_csv
-from lab.report.runs import RETURNS, Curve, Recorded, as_text, read_run, scalars
+from lab.common.events import Curve, read_scalars
+from lab.common.files import replacing
+from lab.common.tables import format_number, write_csv
+from lab.common.tags import RETURN
+from lab.report.runs import RunRecord, read_run
 
 KEPT = (
     *("charts/episodic", "charts/epsilon", "charts/learning_rate", "losses/", "representation/"),
@@ -40,11 +43,11 @@ MEASURES = {  # panel -> (tag, what it is called, factor)
 }
 
 
-def draw(run: Recorded, curves: dict[str, Curve]) -> Figure:
+def draw(run: RunRecord, curves: dict[str, Curve]) -> Figure:
     figure = Figure(figsize=(14, 4), layout="constrained")
     FigureCanvasAgg(figure)
     score, *others = figure.subplots(1, 1 + len(MEASURES))
-    steps, returns = curves[RETURNS]
+    steps, returns = curves[RETURN]
     score.plot(steps, returns, ".", ms=2, color="0.7", label="each game")
     if len(returns) >= 100:
         means = np.convolve(returns, np.ones(100) / 100, mode="valid")
@@ -69,11 +72,13 @@ def draw(run: Recorded, curves: dict[str, Curve]) -> Figure:
 def write_curves(folder: Path, stem: Path):
     """Table and picture, both or neither. UsageError for what is no run, or cannot be written."""
     run = read_run(folder)
-    curves = {tag: of for tag, of in sorted(scalars(folder)[0].items()) if tag.startswith(KEPT)}
-    if RETURNS not in curves:
+    curves = {
+        tag: of for tag, of in sorted(read_scalars(folder)[0].items()) if tag.startswith(KEPT)
+    }
+    if RETURN not in curves:
         raise UsageError(f"no game has ended in {folder}: train it further, with --resume {folder}")
     rows = [
-        {"tag": tag, "agent_step": step, "value": as_text(value)}
+        {"tag": tag, "agent_step": step, "value": format_number(value)}
         for tag, curve in curves.items()
         for step, value in zip(*curve, strict=True)
     ]

@@ -21,31 +21,11 @@ from lab.common.stats import (
     probability_of_improvement,
     reference_scores,
 )
-from lab.report.claims import (
-    DEAD,
-    MIN_SEEDS,
-    RANK,
-    Group,
-    at_the_end,
-    has_prediction,
-    predicted_share,
-)
+from lab.report.claims import MIN_SEEDS
+from lab.report.groups import VARIANTS, Group
+from lab.report.measures import DEAD, RANK, at_the_end, has_prediction, predict_share
 from lab.report.runs import SCORE
 
-# Of colours that the colour-blind tell apart (Okabe and Ito), then matplotlib's own.
-COLORS = {
-    "relu": "#999999",
-    "tanh": "#0072B2",
-    "tanh-hr": "#D55E00",
-    "sigmoid": "#009E73",
-    "selu": "#CC79A7",
-    "relu-hr": "#000000",
-    "tanh-ln": "#56B4E9",
-    "tanh-wide": "#E69F00",
-    "tanh-sum": "#C8B400",
-    "sigmoid-hr": "#8C564B",
-    "tanh-3hr": "#9467BD",
-}
 OVER_TIME = {  # tag below representation/ -> title, whether it is a share
     "dead_kde": ("dead neurons", True),
     "effective_rank": ("effective rank", False),
@@ -54,7 +34,7 @@ OVER_TIME = {  # tag below representation/ -> title, whether it is a share
 
 
 def color(variant: str, variants: list[str]) -> str:
-    return COLORS.get(variant, f"C{variants.index(variant) % 10}")
+    return VARIANTS.get(variant, f"C{variants.index(variant) % 10}")
 
 
 def _grid(count: int, width: float = 4.2, height: float = 3.0):
@@ -229,7 +209,7 @@ def prediction(group: Group) -> Figure | None:
         runs = [run for run in group.runs if run.variant == variant and has_prediction(run)]
         if not runs:
             continue
-        predicted = [predicted_share(run) for run in runs]
+        predicted = [predict_share(run) for run in runs]
         measured = [at_the_end(run, DEAD) for run in runs]
         axes.plot(predicted, measured, "o", color=color(variant, group.variants), label=variant)
         drawn = True

@@ -25,7 +25,7 @@ from scipy.stats import ttest_ind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from checkpoint import written_whole
-from lab.report.runs import NAMED
+from lab.report.groups import NAMED
 
 TAG = "charts/mean_return_100"
 COLUMNS = ("game", "algorithm", "variant", "precision", "seed", "commit", "agent_step", TAG)

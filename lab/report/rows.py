@@ -14,22 +14,24 @@ from lab.common.stats import (
     normalised,
     reference_scores,
 )
-from lab.report.claims import (
+from lab.common.tables import format_number
+from lab.report.groups import Group
+from lab.report.measures import (
     BRANCHES_DEAD,
+    BRANCHES_SATURATED,
     DEAD,
     RANK,
-    Group,
+    SATURATED,
+    at_first,
     at_the_end,
-    counts,
+    branches_saturated,
     dead_part,
     has_prediction,
-    predicted_share,
+    is_counted,
+    predict_share,
 )
-from lab.report.runs import FINISHED, SCORE, Recorded, as_text
+from lab.report.runs import IN_FINISHED_GAMES, SCORE, RunRecord
 from lab.report.verdicts import OPEN, Finding
-
-SATURATED = "representation/saturated"
-BRANCHES_SATURATED = tuple(f"representation/branch_{i}/saturated" for i in (0, 1))
 
 
 def game_rows(group: Group) -> list[dict]:
@@ -47,33 +49,22 @@ def game_rows(group: Group) -> list[dict]:
             over_seeds = functools.partial(mean_over_seeds, group, variant, game)
             row["score"] = over_seeds(SCORE)
             row["mean score over the run"] = over_seeds(lambda run: np.nanmean(run.measures[SCORE]))
-            row["dead at first, %"] = over_seeds(lambda run: first_measured(run, DEAD)).in_percent
+            row["dead at first, %"] = over_seeds(lambda run: at_first(run, DEAD)).in_percent
             row["dead, %"] = over_seeds(DEAD).in_percent
             row["rank"] = over_seeds(RANK)
             row["saturated, %"] = over_seeds(SATURATED).in_percent
             row["branches saturated, %"] = over_seeds(branches_saturated).in_percent
             part = f"dead part of {'the value' if group.algorithm == 'ppo' else 'Q'}, %"
             row[part] = over_seeds(dead_part).in_percent
-            row["steps in finished games, %"] = over_seeds(FINISHED).in_percent
+            row["steps in finished games, %"] = over_seeds(IN_FINISHED_GAMES).in_percent
             rows.append(row)
     return rows
 
 
 def mean_over_seeds(
-    group: Group, variant: str, game: str, measure: str | Callable[[Recorded], float]
+    group: Group, variant: str, game: str, measure: str | Callable[[RunRecord], float]
 ) -> Estimate:
     return mean_over_games(group.values(variant, [game], measure))
-
-
-def first_measured(run: Recorded, measure: str) -> float:
-    """The first value of a measure in a run, at the first point of the curve that has one."""
-    values = run.measures.get(measure, np.array([math.nan]))
-    return values[np.argmax(~np.isnan(values))]
-
-
-def branches_saturated(run: Recorded) -> float:
-    """Share of saturated neurons in each branch of z, mean over the two; nan without."""
-    return np.mean([at_the_end(run, tag) for tag in BRANCHES_SATURATED])
 
 
 def aggregate_rows(group: Group, baseline: str) -> list[dict]:
@@ -110,7 +101,7 @@ def prediction_rows(group: Group) -> list[dict]:
         first, second = (at_the_end(run, tag) for tag in BRANCHES_DEAD)
         row = {"game": run.game, "variant": run.variant, "seed": run.seed}
         row |= {"branch 0 dead, %": 100 * first, "branch 1 dead, %": 100 * second}
-        row["predicted, %"] = 100 * predicted_share(run)
+        row["predicted, %"] = 100 * predict_share(run)
         row["measured, %"] = 100 * at_the_end(run, DEAD)
         for branch, tag in enumerate(BRANCHES_SATURATED):
             row[f"branch {branch} saturated, %"] = 100 * at_the_end(run, tag)
@@ -118,14 +109,18 @@ def prediction_rows(group: Group) -> list[dict]:
     return rows
 
 
-def run_rows(runs: list[Recorded]) -> list[dict]:
+def run_rows(runs: list[RunRecord]) -> list[dict]:
     return [
         {
             "run": run.name,
             "setting": run.setting,
             "agent steps": f"{run.last_step:,} of {run.total:,}",
-            "counts": "yes" if counts(run) else "no score" if run.complete else "no: not complete",
-            "score at the end": f"{at_the_end(run, SCORE):.1f}" if counts(run) else "",
+            "counts": "yes"
+            if is_counted(run)
+            else "no score"
+            if run.complete
+            else "no: not complete",
+            "score at the end": f"{at_the_end(run, SCORE):.1f}" if is_counted(run) else "",
             "commit": run.commit,
         }
         for run in runs
@@ -168,7 +163,7 @@ def as_columns(rows: list[dict]) -> list[dict]:
     """For CSV: an interval as three columns, numbers to six digits."""
     return [
         {
-            column: as_text(number) if isinstance(number, float) else number
+            column: format_number(number) if isinstance(number, float) else number
             for name, value in row.items()
             for column, number in (
                 [(name, value.value), (f"{name} low", value.low), (f"{name} high", value.high)]

@@ -7,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from flags import UsageError
-from lab.common.files import as_text, replacing, write_summary
+from lab.common.files import replacing, write_summary
+from lab.common.tables import format_table
 
 ROWS = [{"name": "a", "value": 1.23456789, "count": 3}, {"name": "bcd", "value": 1e-9, "count": 40}]
 
@@ -63,7 +64,7 @@ def test_a_block_that_fails_changes_nothing(tmp_path, problem):
 
 
 def test_text_has_a_header_and_aligned_columns():
-    assert as_text(ROWS).splitlines() == [
+    assert format_table(ROWS).splitlines() == [
         "name  value  count",
         "a     1.235  3",
         "bcd   1e-09  40",

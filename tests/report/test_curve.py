@@ -4,7 +4,7 @@ import csv
 
 import pytest
 from PIL import Image
-from test_runs import make_run
+from planted import make_run
 
 
 @pytest.fixture

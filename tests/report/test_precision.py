@@ -5,8 +5,8 @@ import json
 import resource
 
 import pytest
+from planted import make_run
 from scipy import stats
-from test_runs import make_run
 
 
 @pytest.fixture

@@ -10,52 +10,19 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from PIL import Image
+from planted import ENDS, judge_folder, make_run, make_runs, plant_measures, read_group
 from scipy import stats
-from test_runs import make_run
 
 import lab.report.__main__ as report
 from flags import UsageError
-from lab.report import claims
-from lab.report.__main__ import Args, group_runs, main, read_all
+from lab.report.__main__ import Args, main, read_all
 from lab.report.figures import curves
+from lab.report.measures import BRANCHES_DEAD, predict_dead
 from lab.report.rows import game_rows, prediction_rows
 from lab.report.runs import POINTS, SCORE
-from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED, judge_all
+from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED
 
 DEAD, RANK = "representation/dead_kde", "representation/effective_rank"
-ENDS = (50, *range(100, 1001, 100))  # agent steps at which something is logged
-
-
-def make_runs(folder, algorithm, scores, games=("Breakout", "Seaquest"), seeds=3, dead=None):
-    """variant -> score at the end; seeds differ by a little; dead: variant -> (z, branch 0, 1)."""
-    for variant, score in scores.items():
-        for game in games:
-            for seed in range(seeds):
-                end = score + 0.1 * seed
-                returns = [(step, end * step / 1000) for step in ENDS]
-                measures = {}
-                for tag, share in zip(
-                    (DEAD, *claims.BRANCHES_DEAD), (dead or {}).get(variant, ()), strict=False
-                ):
-                    measures[tag] = [(step, share + 0.001 * seed) for step in ENDS]
-                name = f"{game}__{algorithm}__{variant}__s{seed}"
-                make_run(
-                    folder / name,
-                    [(step, value) for step, value in returns for _ in range(100)],
-                    algorithm=algorithm,
-                    variant=variant,
-                    game=game,
-                    measures=measures,
-                    flags={"seed": seed},
-                )
-
-
-def findings(folder):
-    """(algorithm, claim) -> finding"""
-    runs, remarks = read_all((str(folder),))
-    assert remarks == []
-    found = judge_all(group_runs(runs))
-    return {(f.setting, f.claim): f for f in found}
 
 
 def test_planted_truths_are_found(tmp_path):
@@ -67,7 +34,7 @@ def test_planted_truths_are_found(tmp_path):
         "relu-hr": (0.9, 0.6, 0.6),
     }
     make_runs(tmp_path, "dqn", scores, dead=dead)
-    found = findings(tmp_path)
+    found = judge_folder(tmp_path)
 
     def of(claim):
         return found["DQN", claim].verdict
@@ -113,7 +80,7 @@ def test_doubling_is_judged_on_human_normalised_scores(tmp_path):
     ):
         folder = tmp_path / str(seeds)
         make_runs(folder, "pqn", {"tanh": 5.0, "tanh-hr": 9.0}, games=("Breakout",), seeds=seeds)
-        line = findings(folder)["PQN", claim]
+        line = judge_folder(folder)["PQN", claim]
         middle = 0.1 * (seeds // 2)  # make_runs adds a tenth per seed
         ratio = (9 + middle - 1.7) / (5 + middle - 1.7)
         assert (line.verdict, line.why) == (expected, why)
@@ -135,14 +102,14 @@ def test_where_hardly_or_nearly_every_branch_dies_nothing_is_said_of_independenc
 ):
     make_runs(tmp_path, "pqn", {"tanh-hr": 5.0}, dead={"tanh-hr": dead})
     claim = "Products of tanh-hr die as independent branches would, within 5 points: p^2"
-    line = findings(tmp_path)["PQN", claim]
+    line = judge_folder(tmp_path)["PQN", claim]
     assert line.verdict == expected
     assert ("neuron died, so nothing is told apart" in line.why) == (expected == OPEN)
 
 
 def test_few_seeds_decide_nothing(tmp_path):
     make_runs(tmp_path, "dqn", {"relu": 20.0, "tanh-hr": 30.0}, seeds=2)
-    line = findings(tmp_path)["DQN", "Tanh (HR) scores higher than ReLU"]
+    line = judge_folder(tmp_path)["DQN", "Tanh (HR) scores higher than ReLU"]
     assert line.verdict == OPEN
     assert line.why == "fewer than 3 seeds: takes 3 in each game"
 
@@ -154,7 +121,7 @@ def test_equal_runs_decide_nothing(tmp_path):
         {"relu": 9.0, "tanh-hr": 9.0},
         dead=dict.fromkeys(("relu", "tanh-hr"), (0.0,)),
     )
-    found = findings(tmp_path)
+    found = judge_folder(tmp_path)
     assert found["DQN", "Tanh (HR) scores higher than ReLU"].verdict == OPEN
     assert found["DQN", "Tanh (HR) has fewer dead neurons than relu"].verdict == OPEN
 
@@ -165,7 +132,7 @@ def test_one_game_with_three_seeds_decides_no_score(tmp_path):
         folder = tmp_path / str(seeds)
         scores = {"relu": 1.0, "tanh-hr": 9.0}
         make_runs(folder, "dqn", scores, games=("Breakout",), seeds=seeds)
-        line = findings(folder)["DQN", "Tanh (HR) scores higher than ReLU"]
+        line = judge_folder(folder)["DQN", "Tanh (HR) scores higher than ReLU"]
         assert line.verdict == expected
         if expected == OPEN:
             assert "p = 0.1" in line.why
@@ -354,10 +321,10 @@ def test_two_folders_of_one_name_are_two_runs(tmp_path, monkeypatch):
 
 def test_only_what_the_paper_predicts_is_compared_with_a_prediction(tmp_path):
     make_runs(tmp_path, "dqn", {"silu-hr": 2.0}, dead={"silu-hr": (0.2, 0.3, 0.4)})
-    (group,) = group_runs(read_all((str(tmp_path),))[0])
+    group = read_group(tmp_path)
     assert prediction_rows(group) == []
     with pytest.raises(KeyError):
-        claims.predicted_dead("silu", (0.3, 0.4))
+        predict_dead("silu", (0.3, 0.4))
 
 
 def test_a_report_is_not_written_among_runs(tmp_path, monkeypatch):
@@ -414,12 +381,12 @@ def test_a_group_tells_where_and_from_what_its_runs_were_made(tmp_path):
     first = {"device": "cpu", "processor": "AMD, 2 cores", "versions": {"torch": "2.13.0"}}
     first["git_commit"] = "a" * 40
     make_run(tmp_path / "one", **first)
-    group = group_runs(read_all((str(tmp_path),))[0])[0]
+    group = read_group(tmp_path)
     assert report.remarks_on(group) == ["Run on AMD, 2 cores."]
     resumed = [{"step": 500, "processor": "Intel, 4 cores", "git_commit": "b" * 40}]
     versions = {"torch": "2.14.0"}
     make_run(tmp_path / "two", **first | {"resumed": resumed, "versions": versions, "game": "Pong"})
-    group = group_runs(read_all((str(tmp_path),))[0])[0]
+    group = read_group(tmp_path)
     told = report.remarks_on(group)
     assert "Runs of several commits: aaaaaaaaaa, bbbbbbbbbb." in told
     assert "Run on AMD, 2 cores and Intel, 4 cores." in told
@@ -446,7 +413,7 @@ def test_tables_tell_the_dead_part_and_the_saturation_of_branches(
         measures[DEAD] = [(40, 0.25), (900, 0.5)]
         named = {"algorithm": algorithm, "flags": {"seed": seed}}
         make_run(tmp_path / f"run{seed}", measures=measures, **named)
-    group = group_runs(read_all((str(tmp_path),))[0])[0]
+    group = read_group(tmp_path)
     (row,) = game_rows(group)
     assert row[column] == pytest.approx((37.5, *stats.t.interval(0.95, 1, loc=37.5, scale=12.5)))
     assert row["branches saturated, %"] == pytest.approx((15, 15, 15))
@@ -468,26 +435,12 @@ BIAS = (
 INDEPENDENT = "Products of tanh-hr die as independent branches would, within 5 points: p^2"
 
 
-def plant(folder, of, algorithm="pqn", seeds=3):
-    """Runs with these measures: (variant, game) -> tag -> value; seeds differ by a thousandth."""
-    for (variant, game), tags in of.items():
-        for seed in range(seeds):
-            named = {"algorithm": algorithm, "variant": variant, "game": game}
-            measures = {
-                tag: [(step, value * (1 + 0.001 * seed)) for step in ENDS]
-                for tag, value in tags.items()
-            }
-            made = f"{game}{variant}{seed}"
-            make_run(folder / made, measures=measures, flags={"seed": seed}, **named)
-    return {f.claim: f for f in findings(folder).values() if f.setting == algorithm.upper()}
-
-
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"), [(300, 200, SUPPORTED), (200, 300, CONTRADICTED)]
 )
 def test_the_higher_rank_is_told(tmp_path, ours, theirs, expected):
     planted = {("tanh-hr", "Pong"): {RANK: ours}, ("tanh", "Pong"): {RANK: theirs}}
-    assert plant(tmp_path, planted)[RANKS].verdict == expected
+    assert plant_measures(tmp_path, planted)[RANKS].verdict == expected
 
 
 def test_games_that_point_apart_are_told_beside_their_mean(tmp_path):
@@ -495,7 +448,7 @@ def test_games_that_point_apart_are_told_beside_their_mean(tmp_path):
     dead = {("tanh", "Pong"): 0.1, ("tanh-hr", "Pong"): 0.3}
     dead |= {("tanh", "Qbert"): 0.8, ("tanh-hr", "Qbert"): 0.2}
     planted = {cell: {DEAD: share, RANK: 1000 * share} for cell, share in dead.items()}
-    found = plant(tmp_path, planted)
+    found = plant_measures(tmp_path, planted)
     gap = found["Tanh (HR) has fewer dead neurons than tanh"]
     assert gap.verdict == SUPPORTED  # of the mean
     assert gap.ours.endswith("points: Pong -20.02, Qbert 60.06")
@@ -512,9 +465,9 @@ def test_scores_are_told_per_game_where_there_is_more_than_one(tmp_path):
         make_runs(tmp_path / "both", "pqn", scores, games=(game,))
         make_runs(tmp_path / game, "pqn", scores, games=(game,))
     claim = "PQN", "Tanh (HR) scores higher than Tanh"
-    one = findings(tmp_path / "Pong")[claim].ours
+    one = judge_folder(tmp_path / "Pong")[claim].ours
     assert re.fullmatch(r"P\(tanh-hr > tanh\) = 1.00; p = 0.1\d\d", one)  # 1 of 20 orders, twice
-    both = findings(tmp_path / "both")[claim].ours
+    both = judge_folder(tmp_path / "both")[claim].ours
     assert both.startswith("P(tanh-hr > tanh) = 0.50: Pong 1.00, Qbert 0.00; p = ")
 
 
@@ -533,7 +486,7 @@ def test_a_hidden_bias_is_judged_in_the_game_of_the_paper(
         return {DEAD: dead, "q_contribution/dead_abs": part, "q_contribution/live_abs": 1 - part}
 
     planted = {("tanh", "Seaquest"): tags(seaquest), ("tanh", "Breakout"): tags(breakout)}
-    line = plant(tmp_path, planted)[BIAS]
+    line = plant_measures(tmp_path, planted)[BIAS]
     assert (line.verdict, line.why, line.games) == (expected, why, "1")
 
 
@@ -550,10 +503,10 @@ def test_dead_products_against_those_of_independent_branches(
     tmp_path, seaquest, breakout, independent, fewer
 ):
     def tags(share):
-        return {DEAD: share} | dict.fromkeys(claims.BRANCHES_DEAD, 0.4)
+        return {DEAD: share} | dict.fromkeys(BRANCHES_DEAD, 0.4)
 
     planted = {("tanh-hr", "Seaquest"): tags(seaquest), ("tanh-hr", "Breakout"): tags(breakout)}
-    found = plant(tmp_path, planted)
+    found = plant_measures(tmp_path, planted)
     assert (found[INDEPENDENT].verdict, found[FEWER].verdict) == (independent, fewer)
     assert f"Breakout {100.1 * breakout:.1f} and 16.0 %" in found[FEWER].ours
     if independent == OPEN:
@@ -569,13 +522,13 @@ def test_two_that_score_alike(tmp_path, scores, expected):
     three, two = scores
     make_runs(tmp_path, "dqn", {"tanh-3hr": three, "tanh-hr": two}, seeds=16)
     claim = "The product of three scores like that of two (wins 35 to 65 % of the pairs)"
-    assert findings(tmp_path)["DQN", claim].verdict == expected
+    assert judge_folder(tmp_path)["DQN", claim].verdict == expected
 
 
 @pytest.mark.parametrize(("seeds", "lines", "bands"), [(1, 1, 0), (2, 3, 0), (3, 1, 1)])
 def test_of_few_seeds_each_is_drawn_and_of_more_their_interval(tmp_path, seeds, lines, bands):
     make_runs(tmp_path, "pqn", {"tanh": 5.0}, games=("Pong",), seeds=seeds)
-    (axes,) = curves(group_runs(read_all((str(tmp_path),))[0])[0]).axes
+    (axes,) = curves(read_group(tmp_path)).axes
     assert (len(axes.lines), len(axes.collections)) == (lines, bands)
 
 
