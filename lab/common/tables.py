@@ -1,7 +1,7 @@
 """Tables as files and as text; a row is a dict, column -> cell."""
 
 import csv
-from pathlib import Path
+import io
 
 
 def format_number(value: float) -> str:
@@ -24,9 +24,10 @@ def format_table(rows: list[dict]) -> str:
     )
 
 
-def write_csv(path: Path, rows: list[dict]):
-    """Write rows with a header; the first row names the columns of all."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def format_csv(rows: list[dict]) -> bytes:
+    """Format rows as CSV with a header; the first row names the columns of all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -4,8 +4,8 @@ import json
 
 from board import Board
 from lab.common import tags
-from lab.report.__main__ import read_all
 from lab.report.groups import Group, group_runs
+from lab.report.inputs import read_all
 from lab.report.measures import BRANCHES_DEAD, DEAD
 from lab.report.verdicts import Finding, judge_all
 
@@ -15,7 +15,7 @@ ENDS = (50, *range(100, 1001, 100))  # agent steps at which something is logged
 def make_run(
     folder, returns=((100, 1.0), (900, 3.0)), total=1000, last=None, measures=None, **more
 ):
-    """Make a run folder with these scores, (agent step, return), and measures by tag, (step, value).
+    """Make a run folder with scores, (agent step, return), and measures by tag, (step, value).
 
     `more` goes into its config.json, `flags` of it beside the others; it ends at step `last`.
     """

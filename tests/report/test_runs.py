@@ -11,8 +11,7 @@ from planted import make_run
 
 from flags import UsageError
 from lab.common.events import Curve
-from lab.common.tables import write_csv
-from lab.report.groups import name_settings
+from lab.common.tables import format_csv
 from lab.report.runs import (
     CURVES_CSV,
     IN_FINISHED_GAMES,
@@ -84,7 +83,7 @@ def test_tables_bring_back_the_runs(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows(runs), strict=True):
-        write_csv(out / name, rows)
+        (out / name).write_bytes(format_csv(rows))
     assert find_runs([str(out)]) == [out]
     again = read_tables(out)
     for before, after in zip(runs, again, strict=True):
@@ -149,7 +148,7 @@ def test_share_of_the_steps_in_games_that_have_ended(tmp_path):
 def test_a_table_that_is_cut_off_is_refused(tmp_path):
     run = read_run(make_run(tmp_path / "a"))
     for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows([run]), strict=True):
-        write_csv(tmp_path / name, rows)
+        (tmp_path / name).write_bytes(format_csv(rows))
     assert len(read_tables(tmp_path)) == 1
     whole = (tmp_path / CURVES_CSV).read_text().splitlines()
     (tmp_path / CURVES_CSV).write_text("\n".join(whole[:-30]))
@@ -179,7 +178,7 @@ def test_a_cell_that_no_report_writes_is_refused(tmp_path, table, column, cell, 
     tables = table_rows([read_run(make_run(tmp_path / "run"))])
     tables[table][0][column] = cell
     for name, rows in zip((RUNS_CSV, CURVES_CSV), tables, strict=True):
-        write_csv(tmp_path / name, rows)
+        (tmp_path / name).write_bytes(format_csv(rows))
     with pytest.raises(UsageError, match=message):
         read_tables(tmp_path)
 
@@ -187,23 +186,10 @@ def test_a_cell_that_no_report_writes_is_refused(tmp_path, table, column, cell, 
 def test_curves_of_a_run_that_is_not_listed_are_refused(tmp_path):
     runs = [read_run(make_run(tmp_path / name)) for name in ("a", "b")]
     listed, points = table_rows(runs)
-    write_csv(tmp_path / RUNS_CSV, listed[:1])
-    write_csv(tmp_path / CURVES_CSV, points)
+    (tmp_path / RUNS_CSV).write_bytes(format_csv(listed[:1]))
+    (tmp_path / CURVES_CSV).write_bytes(format_csv(points))
     with pytest.raises(UsageError, match=r"curves.csv has a run that runs.csv lacks, b"):
         read_tables(tmp_path)
-
-
-def test_runs_with_other_flags_are_other_settings(tmp_path):
-    named = {"seed": 5, "env_id": "Pong", "runs_dir": "elsewhere", "device": "cuda"}
-    folders = [
-        make_run(tmp_path / "a"),
-        make_run(tmp_path / "b", flags=named),
-        make_run(tmp_path / "c", flags={"gamma": 0.5}),
-        make_run(tmp_path / "d", algorithm="dqn", flags={"gamma": 0.9}),
-    ]
-    runs = [read_run(folder) for folder in folders]
-    name_settings(runs)
-    assert [run.setting for run in runs] == ["gamma 0.99", "gamma 0.99", "gamma 0.5", ""]
 
 
 def test_what_is_no_run_is_refused(tmp_path):

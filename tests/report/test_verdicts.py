@@ -1,4 +1,4 @@
-"""Claims as such, and verdicts on numbers: which way, and how many seeds an open one would take."""
+"""Verdicts on numbers: which way, and how many seeds an open one would take."""
 
 import re
 
@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flags import PAPER_VARIANTS
 from lab.common.stats import Estimate, mean_over_games
-from lab.report.claims import CLAIMS, Claim
+from lab.report.claims import Claim
 from lab.report.groups import Group
-from lab.report.measures import predict_dead
 from lab.report.runs import POINTS, SCORE, RunRecord
 from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED, TESTS, Measured, judge, reach_verdict
 
@@ -164,29 +162,3 @@ def test_a_claim_of_a_range_is_judged_from_both_sides():
     assert of(0.1, 0.2) == CONTRADICTED
     assert of(0.8, 0.9) == CONTRADICTED
     assert of(0.2, 0.6) == OPEN
-
-
-@pytest.mark.parametrize(
-    ("activation", "expected"), [("tanh", 0.12), ("sigmoid", 0.35), ("relu", 0.58)]
-)
-def test_predicted_deaths_by_counting_draws(activation, expected):
-    """Branches dead with 0.3 and 0.4; dead at either end of their range with equal chance."""
-    assert predict_dead(activation, (0.3, 0.4)) == pytest.approx(expected)
-    rng = np.random.default_rng(0)
-    dead = rng.random((2, 400_000)) < np.array([[0.3], [0.4]])
-    high = rng.random((2, 400_000)) < 0.5
-    if activation == "tanh":
-        product = dead.all(axis=0)
-    else:  # dead at 0 kills the product; a sigmoid may also be dead at 1, which does not
-        at_zero = dead & ~high if activation == "sigmoid" else dead
-        product = dead.all(axis=0) | at_zero.any(axis=0)
-    assert product.mean() == pytest.approx(expected, abs=0.005)
-
-
-def test_every_claim_is_of_variants_that_there_are():
-    for claim in CLAIMS:
-        # and, beyond the paper, the fourth of {LayerNorm, none} x {HR, none}
-        assert set(claim.variants) <= {*PAPER_VARIANTS, "tanh-hr-ln"}
-        assert claim.algorithm in ("dqn", "ppo", "pqn")
-    named = [(claim.algorithm, claim.text) for claim in CLAIMS]
-    assert len(named) == len(set(named))
