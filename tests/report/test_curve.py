@@ -6,10 +6,18 @@ import pytest
 from PIL import Image
 from planted import make_run
 
+import lab.report.curve as curve_script
+
 
 @pytest.fixture
-def curve(of_results):
-    return of_results("curve")
+def curve(launched):
+    """Call it with arguments: (status, what it printed, what it complained)."""
+
+    def call(*arguments):
+        done = launched(curve_script, arguments)
+        return done.returncode, done.stdout, done.stderr
+
+    return call
 
 
 def test_every_point_is_in_the_table(tmp_path, curve):
