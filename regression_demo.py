@@ -19,27 +19,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.utils.tensorboard import SummaryWriter
 
 from device import require_memory
 from flags import UsageError, check_folder, flag, launch, require, require_one_of, say
 from hadamard import INITS, HadamardLinear, init_parameters
-from lab.common.files import replacing, write_summary
+from lab.common.files import check_targets, replace_files
 from lab.common.stats import mean_interval
 from lab.common.tables import format_table
-from lab.regression.claims import (
-    CLAIMS,
-    Cell,
-    Setting,
-    count_claims,
-    geometric_mean,
-    judge_cell,
-    sweep_figure,
-)
-from lab.regression.theory import all_checks, dying_figure
+from lab.regression.claims import CLAIMS, Cell, Setting, count_claims, judge_cell
+from lab.regression.figures import draw_dying, draw_fits, draw_sweep
+from lab.regression.outputs import write_curves, write_summary
+from lab.regression.theory import all_checks
 from metrics import effective_rank
 from runfolder import provenance, write_json
 
@@ -102,7 +94,7 @@ DIVERGED = 1e4
 
 
 def target(x: Tensor) -> Tensor:
-    """The target, v1 Fig. 2."""
+    """Return the function to fit, v1 Fig. 2."""
     return 10 * torch.sin(7 * x) + 15 * torch.sin(10 * x) + 5 * torch.cos(5 * x)
 
 
@@ -138,9 +130,17 @@ class Fits(NamedTuple):
     losses: Tensor  # (gradient steps, seeds), on the training samples before each step
     y: Tensor  # (seeds, POINTS), the fits when last measured
 
+    def cell(self, at: int) -> dict[str, np.ndarray]:
+        """Return what a claim compares, after steps[at]: errors and ranks, (seeds,) each."""
+        return {"mse": self.mse[at].double().numpy(), "rank": self.rank[at].double().numpy()}
+
+    def mean_losses(self) -> Tensor:
+        """Return the geometric mean over the seeds of the training losses, (gradient steps,)."""
+        return self.losses.log().mean(1).exp()
+
 
 def train(architecture: Architecture, args: Args, steps: list[int], ranked: bool = True) -> Fits:
-    """Train the seeds of an architecture at once up to the last of `steps`; measured at each.
+    """Train the seeds of an architecture at once up to the last of `steps`; measure at each.
 
     The networks are stacked and mapped over (torch.func); both optimizers work element by element,
     so each network takes the steps that it would take alone. Without `ranked` no rank is measured.
@@ -191,11 +191,6 @@ def train(architecture: Architecture, args: Args, steps: list[int], ranked: bool
     return Fits(steps, mse, rank, losses, fits)
 
 
-def measured(fits: Fits, at: int) -> dict[str, np.ndarray]:
-    """What regression_claims.py asks for of one architecture, after fits.steps[at]."""
-    return {"mse": fits.mse[at].double().numpy(), "rank": fits.rank[at].double().numpy()}
-
-
 # The grid of --sweep. The default setting is in it.
 RANGES = {"[0, 1]": (0.0, 1.0), "[-1, 1]": (-1.0, 1.0), "[-pi, pi]": (-math.pi, math.pi)}
 LEARNING_RATES = {"adam": (1e-3, 1e-2, 1e-1), "sgd": (1e-4, 1e-3, 1e-2)}
@@ -203,8 +198,8 @@ STEPS = [250, 500, 1000, 2000]
 SWEPT = ("x_min", "x_max", "optimizer", "learning_rate", "steps")
 
 
-def sweep(args: Args) -> dict[Setting, Cell]:
-    """Train every architecture on the grid."""
+def train_grid(args: Args) -> dict[Setting, Cell]:
+    """Train every architecture on the grid: what was measured in each setting."""
     compared = (claim for claim in CLAIMS if claim.measure == "rank")
     ranked = {name for claim in compared for name in (claim.first, claim.second)}
     runs = [
@@ -224,14 +219,14 @@ def sweep(args: Args) -> dict[Setting, Cell]:
             fits = train(architecture, run_args, STEPS, ranked=name in ranked)
             for at, steps in enumerate(STEPS):
                 setting = Setting(x_range, optimizer, rate, steps)
-                cells.setdefault(setting, {})[name] = measured(fits, at)
+                cells.setdefault(setting, {})[name] = fits.cell(at)
         left = (time.monotonic() - start) / done * (len(runs) - done)
         say(f"{done}/{len(runs)}  {optimizer} {rate:g} on {x_range}  ETA {left:.0f} s")
     return cells
 
 
-def table_of_fits(cell: Cell) -> list[dict]:
-    """A row per architecture: means over the seeds and their 95 % intervals (Student's t).
+def fit_rows(cell: Cell) -> list[dict]:
+    """Return a row per architecture: means over the seeds and their intervals (Student's t).
 
     Those of the error are taken of its logarithm, so that `mse` is a geometric mean.
     """
@@ -246,63 +241,8 @@ def table_of_fits(cell: Cell) -> list[dict]:
     return rows
 
 
-def mean_losses(fits: Fits) -> Tensor:
-    """Geometric mean over the seeds of the training loss before each step, (gradient steps,)."""
-    return fits.losses.log().mean(1).exp()
-
-
-def fits_figure(args: Args, all_fits: dict[str, Fits]) -> Figure:
-    """The fits of the first seed, the losses and the effective ranks over training."""
-    figure = Figure(figsize=(15, 10), layout="constrained")
-    grid = figure.add_gridspec(3, 4)
-    x = torch.linspace(args.x_min, args.x_max, POINTS)
-    losses, ranks = figure.add_subplot(grid[2, :2]), figure.add_subplot(grid[2, 2:])
-    for i, (name, fits) in enumerate(all_fits.items()):
-        axes = figure.add_subplot(grid[i // 4, i % 4])
-        axes.plot(x, fits.y[0], color=f"C{i}", lw=3, alpha=0.6, label=f"fit, seed {args.seed}")
-        axes.plot(x, target(x), color="black", lw=0.8, label="y")
-        error, title = geometric_mean(measured(fits, -1)["mse"]), ARCHITECTURES[name].title
-        axes.set_title(f"{title}: error {error:.2g}", fontsize=10)
-        axes.legend(fontsize=7, loc="upper left")
-        losses.plot(mean_losses(fits), color=f"C{i}", label=title, lw=1)
-        ranks.errorbar(
-            fits.steps,
-            fits.rank.mean(1),
-            [mean_interval(rank)[2] - rank.mean() for rank in fits.rank.double().numpy()],
-            color=f"C{i}",
-            label=title,
-        )
-    seeds = f"{args.seeds} seeds"
-    losses.set(yscale="log", title=f"training loss, geometric mean of {seeds}", xlabel="step")
-    ranks.set(title=f"effective rank of the last hidden layer, {seeds}, 95 %", xlabel="step")
-    ranks.set(xscale="log")
-    for axes in (losses, ranks):
-        axes.legend(fontsize=8, ncols=2)
-        axes.grid(alpha=0.3)
-    figure.suptitle(
-        f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x on [{args.x_min:g}, {args.x_max:g}]: {args.steps} "
-        f"steps of {args.optimizer}, learning rate {args.learning_rate:g}, {args.samples} samples, "
-        f"noise {args.noise:g}, init {args.init}; "
-        f"error: mean squared, geometric mean of {seeds}"
-    )
-    return figure
-
-
-def log_curves(folder: Path, args: Args, all_fits: dict[str, Fits]):
-    """One TensorBoard run per architecture, so that its charts lie over one another."""
-    for name, fits in all_fits.items():
-        with SummaryWriter(str(folder / name)) as writer:
-            losses = mean_losses(fits)
-            for step in range(0, args.steps, max(1, args.steps // 200)):
-                writer.add_scalar("losses/mse", losses[step], step)
-            for at, step in enumerate(fits.steps):
-                mse = geometric_mean(measured(fits, at)["mse"])
-                writer.add_scalar("fit/mse", mse, step)
-                writer.add_scalar("representation/effective_rank", fits.rank[at].mean(), step)
-
-
 def check(args: Args):
-    """UsageError for a bad flag, before anything is touched."""
+    """Raise UsageError for a bad flag, before anything is touched."""
     require(args, "between 2 and 1000", lambda value: 2 <= value <= 1000, "seeds")
     require(args, "between 0 and 1,000,000,000", lambda value: 0 <= value <= 1e9, "seed")
     require(args, "between -1000 and 1000", lambda value: abs(value) <= 1000, "x_min", "x_max")
@@ -327,7 +267,7 @@ def check(args: Args):
 
 
 def run_demo(args: Args) -> tuple[dict, dict, dict]:
-    """All architectures in one setting, and the theory: figures, tables, fits by name."""
+    """Train all architectures in one setting and check the theory: figures, tables, fits."""
     theory = [line._asdict() | {"holds": line.holds} for line in all_checks()]
     say(f"{format_table(theory)}\n")
     steps = np.unique(np.geomspace(1, args.steps, 12).round().astype(int)).tolist()
@@ -335,25 +275,31 @@ def run_demo(args: Args) -> tuple[dict, dict, dict]:
     for name, architecture in ARCHITECTURES.items():
         fits[name] = train(architecture, args, steps)
         say(f"{architecture.title}: {args.seeds} seeds trained")
-    cell = {name: measured(own, -1) for name, own in fits.items()}
+    cell = {name: own.cell(-1) for name, own in fits.items()}
     tables = {
         "theory": theory,
-        "fits": table_of_fits(cell),
+        "fits": fit_rows(cell),
         "claims": [judge_cell(claim, cell).row(claim) for claim in CLAIMS],
     }
-    return {"fits": fits_figure(args, fits), "dying": dying_figure()}, tables, fits
+    x = torch.linspace(args.x_min, args.x_max, POINTS)
+    heading = (
+        f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x on [{args.x_min:g}, {args.x_max:g}]: {args.steps} "
+        f"steps of {args.optimizer}, learning rate {args.learning_rate:g}, {args.samples} samples, "
+        f"noise {args.noise:g}, init {args.init}"
+    )
+    titled = {ARCHITECTURES[name].title: own for name, own in fits.items()}
+    figures = {"fits": draw_fits(x, target(x), titled, args.seed, heading), "dying": draw_dying()}
+    return figures, tables, fits
 
 
 def run_sweep(args: Args) -> tuple[dict, dict]:
-    """All architectures on the grid: figures, tables."""
-    cells = sweep(args)
+    """Train all architectures on the grid: figures, tables."""
+    cells = train_grid(args)
     points = {name: torch.linspace(*ends, POINTS) for name, ends in RANGES.items()}
     variances = {name: target(x).var().item() for name, x in points.items()}
-    rows = [
-        setting._asdict() | row for setting, cell in cells.items() for row in table_of_fits(cell)
-    ]
+    rows = [setting._asdict() | row for setting, cell in cells.items() for row in fit_rows(cell)]
     tables = {"sweep_claims": count_claims(cells, variances), "sweep_fits": rows}
-    return {"sweep": sweep_figure(cells)}, tables
+    return {"sweep": draw_sweep(cells)}, tables
 
 
 OUTPUTS = {
@@ -363,23 +309,24 @@ OUTPUTS = {
 
 
 def main(args: Args) -> int:
-    """0, or 1 if a line of the theory does not hold."""
+    """Return 0, or 1 if a line of the theory does not hold."""
     check(args)
+    name, out = "sweep" if args.sweep else "demo", Path(args.output_dir)
+    check_targets(out, (*OUTPUTS[name], "tensorboard/"), "--output-dir")
     config = provenance(args)
     start = time.monotonic()
-    name = "sweep" if args.sweep else "demo"
-    with replacing(Path(args.output_dir), (*OUTPUTS[name], "tensorboard/")) as folder:
-        if args.sweep:
-            figures, tables, fits = *run_sweep(args), {}
-            for swept in SWEPT:
-                del config["flags"][swept]
-            config["grid"] = {"ranges": RANGES, "learning_rates": LEARNING_RATES, "steps": STEPS}
-        else:
-            figures, tables, fits = run_demo(args)
+    if args.sweep:
+        figures, tables, fits = *run_sweep(args), {}
+        for swept in SWEPT:
+            del config["flags"][swept]
+        config["grid"] = {"ranges": RANGES, "learning_rates": LEARNING_RATES, "steps": STEPS}
+    else:
+        figures, tables, fits = run_demo(args)
+    seconds = time.monotonic() - start
+    config["seconds"] = round(seconds, 1)
+    with replace_files(out, "--output-dir") as folder:
         write_summary(folder, name, figures, tables)
-        log_curves(folder / "tensorboard", args, fits)
-        seconds = time.monotonic() - start
-        config["seconds"] = round(seconds, 1)
+        write_curves(folder, fits)
         write_json(folder / f"{name}.json", config)
     for table in ("fits", "claims", "sweep_claims"):
         if table in tables:

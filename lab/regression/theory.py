@@ -8,9 +8,7 @@ closed form; every measurement comes from a network or from drawn units.
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from hadamard import HadamardLinear
@@ -279,29 +277,3 @@ def dying_checks(units: int = UNITS, seed: int = 0) -> list[Check]:
 def all_checks() -> list[Check]:
     """The whole table."""
     return theorem_checks() + gradient_checks() + dying_checks()
-
-
-def dying_figure() -> Figure:
-    """Probability of a dead product: formulas as lines, drawn units as points (after v1 Fig. 13).
-
-    Above over p with independent branches, below over their correlation at the paper's rates.
-    """
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    panels = figure.subplots(2, len(PAPER_RATES), sharey=True)
-    x = np.linspace(0, 1, 65)
-    generator = torch.Generator().manual_seed(0)
-    for (activation, rate), (above, below) in zip(PAPER_RATES.items(), panels.T, strict=True):
-        for axes, p, rho, label in (
-            (above, x, 0 * x, "p, independent branches"),
-            (below, 0 * x + rate, x, f"correlation of the branches' deaths, p = {rate}"),
-        ):
-            for branches, color in ((1, "0.4"), (2, "tab:blue"), (3, "tab:orange")):
-                cases = [(activation, p[i], branches, rho[i]) for i in range(len(x))]
-                axes.plot(x, [dead_probability(*case) for case in cases], color=color)
-                shares = [dead_share(*case, 10_000, generator) for case in cases[::8]]
-                name = layer_name(activation, branches)
-                axes.plot(x[::8], shares, "o", ms=4, color=color, label=name)
-            axes.set(xlabel=label, ylabel="share of dead units", ylim=(-0.03, 1.03))
-            axes.legend(fontsize=8)
-            axes.grid(alpha=0.3)
-    return figure

@@ -146,15 +146,3 @@ def test_names_are_those_of_the_paper():
     assert theory.layer_name("relu", 2) == "ReLU (HR)"
     assert theory.layer_name("tanh", 3) == "Tanh (2xHR)"
     assert theory.layer_name("tanh", 2, "sum") == "Tanh (+HR)"
-
-
-def test_the_figure_has_the_paper_and_the_correlated_panels():
-    figure = theory.dying_figure()
-    assert len(figure.axes) == 6
-    for axes in figure.axes:
-        curves, points = axes.lines[::2], axes.lines[1::2]
-        assert len(curves) == len(points) == 3
-        for curve, dots in zip(curves, points, strict=True):
-            expected = curve.get_ydata()[::8]
-            error = 5 * (expected * (1 - expected) / 10_000) ** 0.5
-            assert (abs(dots.get_ydata() - expected) <= error + 1e-12).all()
