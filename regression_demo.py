@@ -31,7 +31,7 @@ from lab.common.tables import format_table
 from lab.regression.claims import CLAIMS, Cell, Setting, count_claims, judge_cell
 from lab.regression.figures import draw_dying, draw_fits, draw_sweep
 from lab.regression.outputs import write_curves, write_summary
-from lab.regression.theory import all_checks
+from lab.regression.theory import check_all
 from metrics import effective_rank
 from runfolder import provenance, write_json
 
@@ -99,7 +99,7 @@ def target(x: Tensor) -> Tensor:
 
 
 class Network(nn.Module):
-    """x (batch, 1) -> y (batch, 1) and z (batch, width), the last hidden layer."""
+    """A network from x (batch, 1) to y (batch, 1); z (batch, width) is its last hidden layer."""
 
     def __init__(self, architecture: Architecture, init: str):
         super().__init__()
@@ -117,6 +117,7 @@ class Network(nn.Module):
         init_parameters(self.head.weight, self.head.bias, init, gain=1.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y (batch, 1) and z (batch, width)."""
         z = self.hidden(x)
         return self.head(z), z
 
@@ -268,7 +269,7 @@ def check(args: Args):
 
 def run_demo(args: Args) -> tuple[dict, dict, dict]:
     """Train all architectures in one setting and check the theory: figures, tables, fits."""
-    theory = [line._asdict() | {"holds": line.holds} for line in all_checks()]
+    theory = [line._asdict() | {"holds": line.holds} for line in check_all()]
     say(f"{format_table(theory)}\n")
     steps = np.unique(np.geomspace(1, args.steps, 12).round().astype(int)).tolist()
     fits = {}

@@ -53,6 +53,7 @@ class Verdict(NamedTuple):
 
     @property
     def holds(self) -> bool:
+        """Whether the margin is on the claim's side."""
         return self.margin > 0
 
     @property

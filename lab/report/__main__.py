@@ -113,9 +113,8 @@ def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[s
         figures = draw_all(scores) if args.figures else {}
         files |= {f"{name}_{which}.csv": format_csv(csv_rows(of)) for which, of in tables.items()}
         for which, figure in figures.items():
-            drawn[which] = render_svg(figure)
-            files[f"{name}_{which}.svg"] = drawn[which]
             files[f"{name}_{which}.png"] = render_png(figure, dpi=110)
+            drawn[which] = files[f"{name}_{which}.svg"] = render_svg(figure)
         section = {"name": name, "scores": scores, "tables": tables, "figures": drawn}
         sections.append(section | describe_group(group))
     for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows(runs), strict=True):
@@ -136,6 +135,7 @@ def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[s
 
 
 def main(args: Args) -> int:
+    """Make a report. Raise UsageError where that is not possible."""
     if not args.runs:
         raise UsageError("no runs: name their folders, such as runs")
     check_folder(args, "out")

@@ -79,6 +79,7 @@ def draw_run(run: RunRecord, curves: dict[str, Curve]) -> Figure:
 
 
 def main(args: Args) -> int:
+    """Write table and picture, or neither. Raise UsageError where that is not possible."""
     if not args.stem:
         raise UsageError("give a run folder and a stem, such as runs/NAME results/NAME")
     folder, stem = Path(args.run), Path(args.stem)

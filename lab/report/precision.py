@@ -178,6 +178,7 @@ def draw_curves(curves: dict[str, dict[str, np.ndarray]], titles: dict[str, str]
 
 
 def main(args: Args) -> int:
+    """Write table and picture, or neither, and print the areas. Raise UsageError if that fails."""
     if not args.runs:
         raise UsageError("give a stem and run folders, such as results/precision runs/*")
     stem = Path(args.stem)

