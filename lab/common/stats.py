@@ -119,32 +119,24 @@ def _too_few(fewest: int, *all_scores: Scores) -> bool:
 
 
 def estimate(
-    scores: Scores,
-    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    repeats: int = REPEATS,
-    seed: int = 0,
-    fewest: int = BOOTSTRAP_SEEDS,
+    scores: Scores, statistic: Callable, repeats: int = REPEATS, fewest: int = BOOTSTRAP_SEEDS
 ) -> Estimate:
     """Return one of STATISTICS over runs of several games, with its bootstrapped interval."""
     games = _games(scores)
     value = float(statistic(np.concatenate(scores), games))
     if _too_few(fewest, scores):
         return Estimate(value, np.nan, np.nan)
-    return Estimate(value, *percentile_interval(statistic(resample(scores, repeats, seed), games)))
+    return Estimate(value, *percentile_interval(statistic(resample(scores, repeats), games)))
 
 
 def performance_profile(
-    scores: Scores,
-    thresholds: np.ndarray,
-    repeats: int = REPEATS,
-    seed: int = 0,
-    fewest: int = BOOTSTRAP_SEEDS,
+    scores: Scores, thresholds: np.ndarray, repeats: int = REPEATS, fewest: int = BOOTSTRAP_SEEDS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the share of runs above each threshold (thresholds,), with lower and upper ends."""
     share = np.array([(np.concatenate(scores) > t).mean() for t in thresholds])
     if _too_few(fewest, scores):
         return share, *np.full((2, len(thresholds)), np.nan)
-    drawn = resample(scores, repeats, seed)
+    drawn = resample(scores, repeats)
     ends = [percentile_interval((drawn > threshold).mean(axis=1)) for threshold in thresholds]
     return share, *np.array(ends).T
 
@@ -161,11 +153,7 @@ def shares_won(ours: Scores, theirs: Scores) -> list[float]:
 
 
 def probability_of_improvement(
-    ours: Scores,
-    theirs: Scores,
-    repeats: int = REPEATS,
-    seed: int = 0,
-    fewest: int = BOOTSTRAP_SEEDS,
+    ours: Scores, theirs: Scores, repeats: int = REPEATS, fewest: int = BOOTSTRAP_SEEDS
 ) -> Estimate:
     """Return the mean over games of `shares_won`, with its bootstrapped interval.
 
@@ -174,7 +162,7 @@ def probability_of_improvement(
     value = float(np.mean(shares_won(ours, theirs)))
     if _too_few(fewest, ours, theirs):
         return Estimate(value, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = [
         _wins(*(z[rng.integers(len(z), size=(repeats, len(z)))] for z in (x, y)))
         for x, y in zip(ours, theirs, strict=True)
@@ -182,13 +170,13 @@ def probability_of_improvement(
     return Estimate(value, *percentile_interval(np.mean(drawn, axis=0)))
 
 
-def improvement_p(ours: Scores, theirs: Scores, repeats: int = 10_000, seed: int = 0) -> float:
+def improvement_p(ours: Scores, theirs: Scores, repeats: int = 10_000) -> float:
     """Return the two-sided p of `probability_of_improvement` being 0.5, by a permutation test.
 
     Labels are drawn anew within each game. It is right for any number of seeds, where a bootstrap
     of few is too narrow.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn, seen = np.zeros(repeats), 0.0
     for x, y in zip(ours, theirs, strict=True):
         ranks = stats.rankdata(np.concatenate([x, y]))
@@ -239,28 +227,20 @@ def _student(samples: list[np.ndarray], signs: list[float], games: int) -> Estim
 
 
 def ratio_of_medians(
-    ours: Scores,
-    theirs: Scores,
-    repeats: int = REPEATS,
-    seed: int = 0,
-    fewest: int = BOOTSTRAP_SEEDS,
+    ours: Scores, theirs: Scores, repeats: int = REPEATS, fewest: int = BOOTSTRAP_SEEDS
 ) -> Estimate:
     """Return `median` of ours over that of theirs; nan where theirs is not above 0.
 
     A draw in which it is not counts as no bound above: an infinite ratio.
     """
 
-    def medians(values: np.ndarray, scores: Scores) -> np.ndarray:
-        return median(values, _games(scores))
-
-    def ratio(above, below, otherwise):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(below > 0, above / below, otherwise)
-
-    whole = (medians(np.concatenate(scores), scores) for scores in (ours, theirs))
-    value = float(ratio(*whole, np.nan))
-    if math.isnan(value) or _too_few(fewest, ours, theirs):
-        return Estimate(value, np.nan, np.nan)
-    above, below = resample(ours, repeats, seed), resample(theirs, repeats, seed + 1)
-    ratios = ratio(medians(above, ours), medians(below, theirs), np.inf)
-    return Estimate(value, *percentile_interval(ratios))
+    above, below = (median(np.concatenate(of), _games(of)) for of in (ours, theirs))
+    if below <= 0:
+        return Estimate(np.nan, np.nan, np.nan)
+    if _too_few(fewest, ours, theirs):
+        return Estimate(float(above / below), np.nan, np.nan)
+    drawn = median(resample(ours, repeats), _games(ours))
+    below_drawn = median(resample(theirs, repeats, seed=1), _games(theirs))
+    ratios = np.full(repeats, np.inf)
+    np.divide(drawn, below_drawn, out=ratios, where=below_drawn > 0)
+    return Estimate(float(above / below), *percentile_interval(ratios))

@@ -17,7 +17,6 @@ import tyro
 
 from flags import UsageError, check_folder, counted, launch, say
 from lab.common.files import write_files
-from lab.common.stats import reference_scores
 from lab.common.tables import format_csv
 from lab.report.figures import draw_all, render_png, render_svg
 from lab.report.groups import Group, group_runs, name_groups
@@ -27,7 +26,7 @@ from lab.report.page import render_page
 from lab.report.rows import claim_rows, csv_rows, group_tables, run_rows
 from lab.report.runs import CURVES_CSV, RUNS_CSV, RunRecord, table_rows
 from lab.report.scores import Scores
-from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED, Finding, judge_all
+from lab.report.verdicts import judge_all
 
 FIGURES = ("curves", "representation", "efficiency", "profiles", "improvement", "prediction")
 TABLES = ("games", "over_games", "improvement", "prediction")
@@ -78,34 +77,10 @@ def list_files(groups: list[Group]) -> set[str]:
     return {"index.html", RUNS_CSV, CURVES_CSV, "claims.csv"} | {"_".join(pair) for pair in own}
 
 
-def describe_group(group: Group) -> dict:
-    """Return what a reader has to know of the runs of a group."""
-    return {
-        "missing": [
-            f"{variant} in {game}"
-            for game in group.games
-            for variant in group.variants
-            if (variant, game) not in group.cells
-        ],
-        "commits": sorted({commit for run in group.runs for commit in run.commits}),
-        "machines": sorted({machine for run in group.runs for machine in run.machines}),
-        "torches": sorted({torch for run in group.runs for torch in run.torches}),
-        "unknown": [game for game in group.games if game not in reference_scores()],
-    }
-
-
-def split_findings(findings: list[Finding]) -> dict[str, list[dict]]:
-    """Return the rows of findings with something measured, and those without."""
-    return {
-        "measured": claim_rows([finding for finding in findings if finding.ours]),
-        "unmeasured": claim_rows([finding for finding in findings if not finding.ours]),
-    }
-
-
 def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[str, bytes]:
     """Return the files of a report by name: page, tables and figures."""
     groups = group_runs(runs)
-    findings = judge_all(groups)
+    claims = claim_rows(judge_all(groups))
     files, sections = {}, []
     for name, group in zip(name_groups(groups), groups, strict=True):
         scores = Scores(group, args.first, args.baseline)
@@ -115,20 +90,15 @@ def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[s
         for which, figure in figures.items():
             files[f"{name}_{which}.png"] = render_png(figure, dpi=110)
             drawn[which] = files[f"{name}_{which}.svg"] = render_svg(figure)
-        section = {"name": name, "scores": scores, "tables": tables, "figures": drawn}
-        sections.append(section | describe_group(group))
+        sections.append({"name": name, "scores": scores, "tables": tables, "figures": drawn})
     for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows(runs), strict=True):
         files[name] = format_csv(rows)
-    files["claims.csv"] = format_csv(claim_rows(findings))
+    files["claims.csv"] = format_csv(claims)
     page = render_page(
         runs=run_rows(runs),
         counting=sum(len(group.runs) for group in groups),
         remarks=remarks,
-        findings=split_findings(findings),
-        tally={
-            name: sum(finding.verdict == name for finding in findings)
-            for name in (SUPPORTED, CONTRADICTED, OPEN)
-        },
+        claims=claims,
         groups=sections,
     )
     return files | {"index.html": page.encode()}

@@ -88,6 +88,16 @@ class Group:
                 found = (kept, games)
         return found
 
+    def missing(self) -> list[str]:
+        """Return the pairs of variant and game of which there is no run, in words."""
+        return [
+            f"{v} in {g}" for g in self.games for v in self.variants if (v, g) not in self.cells
+        ]
+
+    def collect(self, name: str) -> list[str]:
+        """Return the "commits", "machines" or "torches" of all runs, each once."""
+        return sorted({item for run in self.runs for item in getattr(run, name)})
+
     def values(
         self, variant: str, games: list[str], measure: str | Callable[[RunRecord], float]
     ) -> Scores:

@@ -22,9 +22,9 @@ def at_the_end(run: RunRecord, measure: str) -> float:
     return float(values[-1] if measure == SCORE else np.mean(values[-(POINTS // 10) :]))
 
 
-def at_first(run: RunRecord, measure: str) -> float:
-    """Return the first value of a measure, at the first point of the run that has one."""
-    values = run.measures.get(measure, np.array([math.nan]))
+def dead_at_first(run: RunRecord) -> float:
+    """Return the share of dead neurons at the first point of the run that has one."""
+    values = run.measures.get(DEAD, np.array([math.nan]))
     return float(values[np.argmax(~np.isnan(values))])
 
 

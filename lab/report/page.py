@@ -8,6 +8,7 @@ import jinja2
 
 from flags import counted
 from lab.common.stats import BOOTSTRAP_SEEDS, Estimate, reference_scores
+from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED
 
 
 def format_cell(value) -> str:
@@ -20,11 +21,6 @@ def format_cell(value) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def encode(content: bytes) -> str:
-    """Return bytes in base64, as a data: address has them."""
-    return base64.b64encode(content).decode()
-
-
 def render_page(**context) -> str:
     """Return the page in HTML; page.html says what is in the context."""
     environment = jinja2.Environment(
@@ -34,6 +30,11 @@ def render_page(**context) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": format_cell, "base64": encode, "plural": counted}
+    environment.filters |= {
+        "cell": format_cell,
+        "base64": lambda content: base64.b64encode(content).decode(),
+        "plural": counted,
+    }
     environment.globals |= {"bootstrap_seeds": BOOTSTRAP_SEEDS, "known": reference_scores()}
+    environment.globals["verdicts"] = (SUPPORTED, CONTRADICTED, OPEN)
     return environment.get_template("page.html").render(context)

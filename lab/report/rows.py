@@ -8,31 +8,6 @@ from lab.report.scores import Scores
 from lab.report.verdicts import OPEN, Finding
 
 
-def game_rows(scores: Scores) -> list[dict]:
-    """Return a row per game and variant: seeds, score at the end, measures of z."""
-    return [
-        {"game": game, "variant": variant, "seeds": len(scores.group.cells[variant, game])} | row
-        for (game, variant), row in scores.by_game.items()
-    ]
-
-
-def over_games_rows(scores: Scores) -> list[dict]:
-    """Return a row per scale and variant: median, IQM and mean of the normalised scores."""
-    return [
-        {"scale": scale, "variant": variant} | row
-        for scale, rows in scores.over_games.items()
-        for variant, row in rows.items()
-    ]
-
-
-def improvement_rows(scores: Scores) -> list[dict]:
-    """Return a row per other variant: how often the first one beats it."""
-    return [
-        {"of": scores.first, "over": other, "probability of improvement": found}
-        for other, found in scores.improvements.items()
-    ]
-
-
 def prediction_rows(scores: Scores) -> list[dict]:
     """Return a row per run with a prediction: dead and saturated shares, of branches and of z."""
     rows = []
@@ -48,9 +23,12 @@ def prediction_rows(scores: Scores) -> list[dict]:
 def group_tables(scores: Scores) -> dict[str, list[dict]]:
     """Return the tables of a group by name; those without rows are left out."""
     tables = {
-        "games": game_rows(scores),
-        "over_games": over_games_rows(scores),
-        "improvement": improvement_rows(scores),
+        "games": scores.by_game,
+        "over_games": scores.over_games,
+        "improvement": [
+            {"of": scores.first, "over": other, "probability of improvement": found}
+            for other, found in scores.improvements.items()
+        ],
         "prediction": prediction_rows(scores),
     }
     return {name: rows for name, rows in tables.items() if rows}

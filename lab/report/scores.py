@@ -2,38 +2,14 @@
 
 import functools
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from lab.common.stats import (
-    STATISTICS,
-    Estimate,
-    estimate,
-    iqm,
-    mean_interval,
-    mean_over_games,
-    normalised,
-    performance_profile,
-    probability_of_improvement,
-    reference_scores,
-)
+from lab.common import stats
+from lab.common.stats import Estimate
+from lab.report import measures
 from lab.report.groups import Group
-from lab.report.measures import (
-    BRANCHES_DEAD,
-    BRANCHES_SATURATED,
-    DEAD,
-    RANK,
-    SATURATED,
-    at_first,
-    at_the_end,
-    branches_saturated,
-    dead_part,
-    has_prediction,
-    mean_score,
-    predict_share,
-)
 from lab.report.runs import IN_FINISHED_GAMES, SCORE, RunRecord
 
 
@@ -68,53 +44,57 @@ class Scores:
 
     def __init__(self, group: Group, first: str = "tanh-hr", baseline: str = "relu"):
         self.group, self.first, self.baseline = group, first, baseline
-        variants, games = group.comparable()
         # Variants and games to compare over games on human-normalised scores.
-        self.variants, self.games = variants, [game for game in games if game in reference_scores()]
+        self.variants, games = group.comparable()
+        self.games = [game for game in games if game in stats.reference_scores()]
 
     @functools.cached_property
-    def by_game(self) -> dict[tuple[str, str], dict[str, Estimate]]:
-        """(game, variant) -> score at the end and measures of z, means over seeds."""
-        group, found = self.group, {}
+    def by_game(self) -> list[dict]:
+        """Per game and variant: seeds, score at the end, measures of z; means over the seeds."""
+        group, rows = self.group, []
         part = f"dead part of {'the value' if group.algorithm == 'ppo' else 'Q'}, %"
+        numbers = {
+            "score": SCORE,
+            "mean score over the run": measures.mean_score,
+            "dead at first, %": measures.dead_at_first,
+            "dead, %": measures.DEAD,
+            "rank": measures.RANK,
+            "saturated, %": measures.SATURATED,
+            "branches saturated, %": measures.branches_saturated,
+            part: measures.dead_part,
+            "steps in finished games, %": IN_FINISHED_GAMES,
+        }
         for game in group.games:
             for variant in group.variants:
                 if (variant, game) not in group.cells:
                     continue
-                over_seeds = functools.partial(self._over_seeds, variant, game)
-                found[game, variant] = {
-                    "score": over_seeds(SCORE),
-                    "mean score over the run": over_seeds(mean_score),
-                    "dead at first, %": over_seeds(lambda run: at_first(run, DEAD)).in_percent,
-                    "dead, %": over_seeds(DEAD).in_percent,
-                    "rank": over_seeds(RANK),
-                    "saturated, %": over_seeds(SATURATED).in_percent,
-                    "branches saturated, %": over_seeds(branches_saturated).in_percent,
-                    part: over_seeds(dead_part).in_percent,
-                    "steps in finished games, %": over_seeds(IN_FINISHED_GAMES).in_percent,
-                }
-        return found
+                row = {"game": game, "variant": variant, "seeds": len(group.cells[variant, game])}
+                for name, measure in numbers.items():
+                    found = stats.mean_over_games(group.values(variant, [game], measure))
+                    row[name] = found.in_percent if name.endswith("%") else found
+                rows.append(row)
+        return rows
 
     @functools.cached_property
-    def over_games(self) -> dict[str, dict[str, dict[str, int | Estimate]]]:
-        """Scale -> variant -> games; median, IQM and mean of their scores; on comparable games."""
+    def over_games(self) -> list[dict]:
+        """Per scale and variant: median, IQM and mean of the scores of all comparable games."""
         variants, games = self.group.comparable()
-        known = reference_scores()
+        known, rows = stats.reference_scores(), []
         scales = {"human-normalised": {game: known[game] for game in self.games}}
         if self.baseline in variants:
             scales["baseline-normalised"] = self._ranges(self.baseline, games)
-        found = {}
         for scale, ranges in scales.items():
             if not ranges:
                 continue
             for variant in variants:
-                raw = self.group.values(variant, list(ranges), SCORE)
-                scores = [
-                    normalised(of, *ends) for of, ends in zip(raw, ranges.values(), strict=True)
-                ]
-                row = {name: estimate(scores, of) for name, of in STATISTICS.items()}
-                found.setdefault(scale, {})[variant] = {"games": len(ranges)} | row
-        return found
+                scores = []
+                for game, (low, high) in ranges.items():
+                    (of_game,) = self.group.values(variant, [game], SCORE)
+                    scores.append(stats.normalised(of_game, low, high))
+                row = {"scale": scale, "variant": variant, "games": len(ranges)}
+                row |= {name: stats.estimate(scores, of) for name, of in stats.STATISTICS.items()}
+                rows.append(row)
+        return rows
 
     @functools.cached_property
     def improvements(self) -> dict[str, Estimate]:
@@ -124,7 +104,7 @@ class Scores:
             games = self.group.common_games(self.first, other)
             if other != self.first and games:
                 both = (self.group.values(name, games, SCORE) for name in (self.first, other))
-                found[other] = probability_of_improvement(*both)
+                found[other] = stats.probability_of_improvement(*both)
         return found
 
     @functools.cached_property
@@ -133,27 +113,28 @@ class Scores:
         return [
             Prediction(
                 run,
-                tuple(at_the_end(run, tag) for tag in BRANCHES_DEAD),
-                tuple(at_the_end(run, tag) for tag in BRANCHES_SATURATED),
-                predict_share(run),
-                at_the_end(run, DEAD),
+                tuple(measures.at_the_end(run, tag) for tag in measures.BRANCHES_DEAD),
+                tuple(measures.at_the_end(run, tag) for tag in measures.BRANCHES_SATURATED),
+                measures.predict_share(run),
+                measures.at_the_end(run, measures.DEAD),
             )
             for run in self.group.runs
-            if has_prediction(run)
+            if measures.has_prediction(run)
         ]
 
     @functools.cached_property
     def efficiency(self) -> dict[str, Band]:
         """Variant -> interquartile mean of the human-normalised scores against agent steps."""
-        found, known, steps = {}, reference_scores(), self.group.runs[0].steps
+        found, known, steps = {}, stats.reference_scores(), self.group.runs[0].steps
         for variant in self.variants:
             curves = [
-                normalised(self._curves(variant, game, SCORE), *known[game]) for game in self.games
+                stats.normalised(self._curves(variant, game, SCORE), *known[game])
+                for game in self.games
             ]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of nan: drawn as gaps
                 values = [
-                    estimate([of[:, i] for of in curves], iqm, repeats=400)
+                    stats.estimate([of[:, i] for of in curves], stats.iqm, repeats=400)
                     for i in range(len(steps))
                 ]
             found[variant] = Band(steps, *np.array(values).T)
@@ -166,16 +147,15 @@ class Scores:
         every = np.concatenate([of for games in scores.values() for of in games])
         thresholds = np.linspace(min(0.0, every.min()), every.max() * 1.02 + 1e-3, 101)
         return {
-            variant: Band(thresholds, *performance_profile(games, thresholds, repeats=1_000))
+            variant: Band(thresholds, *stats.performance_profile(games, thresholds, repeats=1_000))
             for variant, games in scores.items()
         }
 
     @functools.cached_property
     def highest_rank(self) -> float:
         """The highest effective rank of any run."""
-        ranks = [run.measures[RANK] for run in self.group.runs if RANK in run.measures]
-        found = np.concatenate([[1.0], *ranks])
-        return float(np.nanmax(found))
+        ranks = [run.measures.get(measures.RANK, []) for run in self.group.runs]
+        return float(np.nanmax(np.concatenate([[1.0], *ranks])))
 
     def curve(self, variant: str, game: str, measure: str) -> Band | None:
         """Return the mean over seeds of a measure against agent steps; None without a run."""
@@ -184,13 +164,7 @@ class Scores:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of nan: drawn as gaps
-            return Band(self.group.runs[0].steps, *mean_interval(runs), runs)
-
-    def _over_seeds(
-        self, variant: str, game: str, measure: str | Callable[[RunRecord], float]
-    ) -> Estimate:
-        """Return the mean of a measure over the seeds of a variant in a game."""
-        return mean_over_games(self.group.values(variant, [game], measure))
+            return Band(self.group.runs[0].steps, *stats.mean_interval(runs), runs)
 
     def _ranges(self, variant: str, games: list[str]) -> dict[str, tuple[float, float]]:
         """Return game -> lowest and highest point of the score curves of a variant (v1 D.1)."""

@@ -12,20 +12,10 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from scipy import stats
+from scipy.stats import norm
 
-from lab.common.stats import (
-    Estimate,
-    difference,
-    estimate,
-    improvement_p,
-    mean_over_games,
-    median,
-    probability_of_improvement,
-    ratio_of_medians,
-    reference_scores,
-    shares_won,
-)
+from lab.common import stats
+from lab.common.stats import Estimate
 from lab.report.claims import CLAIMS, Claim
 from lab.report.groups import Group
 from lab.report.measures import DEAD, at_the_end, dead_part, predict_share
@@ -68,7 +58,7 @@ def format_games(games: list[str], numbers: Iterable[float]) -> str:
 def measure_wins(claim: Claim, group: Group, games: list[str]) -> Measured:
     """Test that a run of the first variant scores higher than one of the second more often."""
     found, words = _probability(claim, group, games)
-    p = improvement_p(*(group.values(name, games, SCORE) for name in claim.variants))
+    p = stats.improvement_p(*(group.values(name, games, SCORE) for name in claim.variants))
     return Measured(found, f"{words}; p = {p:.3f}", above=0.5, p=p)
 
 
@@ -81,8 +71,8 @@ def _probability(claim: Claim, group: Group, games: list[str]) -> tuple[Estimate
     """Return how often a run of the first variant beats one of the second, and that in words."""
     first, second = claim.variants
     scores = [group.values(name, games, SCORE) for name in (first, second)]
-    found = probability_of_improvement(*scores)
-    by_game = format_games(games, shares_won(*scores))
+    found = stats.probability_of_improvement(*scores)
+    by_game = format_games(games, stats.shares_won(*scores))
     return found, f"P({first} > {second}) = {found.format()}{by_game}"
 
 
@@ -94,9 +84,9 @@ def measure_doubling(claim: Claim, group: Group, games: list[str]) -> Measured:
     """
     first, second = claim.variants
     scores = [group.human_normalised(name, games) for name in (first, second)]
-    found = ratio_of_medians(*scores)
+    found = stats.ratio_of_medians(*scores)
     each = [
-        f"{name} {estimate(of, median).format()}"
+        f"{name} {stats.estimate(of, stats.median).format()}"
         for name, of in zip((first, second), scores, strict=True)
     ]
     if len(games) > 1:
@@ -113,7 +103,7 @@ def measure_higher(claim: Claim, group: Group, games: list[str]) -> Measured:
     """Test that a measure is higher in the first variant: mean difference over games."""
     (first, second), (measure,) = claim.variants, claim.measures
     values = [group.values(variant, games, measure) for variant in (first, second)]
-    found = difference(*values)
+    found = stats.difference(*values)
     shown, unit, scale = found, "", 1
     if measure == DEAD:
         shown, unit, scale = found.in_percent, " points", 100
@@ -126,7 +116,7 @@ def measure_share(claim: Claim, group: Group, games: list[str]) -> Measured:
     """Test that a share, mean over games, lies within the claim's bounds."""
     (variant,), (measure,) = claim.variants, claim.measures
     values = group.values(variant, games, measure)
-    found = mean_over_games(values)
+    found = stats.mean_over_games(values)
     by_game = [100 * of.mean() for of in values]
     words = f"{found.in_percent} %{format_games(games, by_game)}"
     return Measured(found, words, *claim.between)
@@ -143,8 +133,8 @@ def measure_gap(claim: Claim, group: Group, games: list[str]) -> Measured:
     dead = group.values(variant, games, DEAD)
     expected = group.values(variant, games, predict_share)
     gaps = [x - y for x, y in zip(dead, expected, strict=True)]
-    found = mean_over_games(gaps)
-    shares = [mean_over_games(of).value for of in (dead, expected)]
+    found = stats.mean_over_games(gaps)
+    shares = [stats.mean_over_games(of).value for of in (dead, expected)]
     undecided = ""
     nothing = "neuron died, so nothing is told apart: takes runs in which"
     if max(shares) < 0.05:
@@ -167,8 +157,8 @@ def measure_bias(claim: Claim, group: Group, games: list[str]) -> Measured:
     Nothing is decided where fewer than one neuron in a hundred is dead.
     """
     (variant,) = claim.variants
-    found = mean_over_games(group.values(variant, games, dead_part))
-    dead = mean_over_games(group.values(variant, games, DEAD)).value
+    found = stats.mean_over_games(group.values(variant, games, dead_part))
+    dead = stats.mean_over_games(group.values(variant, games, DEAD)).value
     words = f"{found.in_percent} % of the magnitude, from {100 * dead:.1f} % of the neurons"
     undecided = ""
     if dead < 0.01:
@@ -217,8 +207,8 @@ def reach_verdict(of: Measured, seeds: int) -> tuple[str, str]:
         return OPEN, of.undecided
     if of.p is not None:
         if of.p >= 0.05:
-            deviation = max(stats.norm.isf(of.p / 2), 1e-9)
-            short = stats.norm.isf(0.05 / 2) / deviation
+            deviation = max(norm.isf(of.p / 2), 1e-9)
+            short = norm.isf(0.05 / 2) / deviation
             return OPEN, f"p = {of.p:.3f}: {format_seeds_needed(seeds, short)}"
         return (SUPPORTED if value > of.above else CONTRADICTED), ""
     if math.isnan(low):
@@ -242,7 +232,7 @@ def judge(claim: Claim, group: Group) -> Finding:
     """Test a claim on the runs of one group, which is of its algorithm."""
     games = group.common_games(*claim.variants)
     if claim.human:
-        games = [game for game in games if game in reference_scores()]
+        games = [game for game in games if game in stats.reference_scores()]
     if claim.games:
         games = [game for game in games if game in claim.games]
     cells = [group.cells[variant, game] for variant in claim.variants for game in games]

@@ -6,7 +6,7 @@ from planted import ENDS, make_run, make_runs, read_group
 from scipy import stats
 
 from lab.report.measures import DEAD, predict_dead
-from lab.report.rows import csv_rows, game_rows, group_tables, over_games_rows, prediction_rows
+from lab.report.rows import csv_rows, group_tables, prediction_rows
 from lab.report.scores import Scores
 
 
@@ -56,7 +56,7 @@ def test_tables_tell_the_dead_part_and_the_saturation_of_branches(
         named = {"algorithm": algorithm, "flags": {"seed": seed}}
         make_run(tmp_path / f"run{seed}", measures=measures, **named)
     group = read_group(tmp_path)
-    (row,) = game_rows(Scores(group))
+    (row,) = Scores(group).by_game
     assert row[column] == pytest.approx((37.5, *stats.t.interval(0.95, 1, loc=37.5, scale=12.5)))
     assert row["branches saturated, %"] == pytest.approx((15, 15, 15))
     assert (row["dead at first, %"].value, row["dead, %"].value) == pytest.approx((25, 50))
@@ -71,13 +71,13 @@ def test_scores_over_games_are_normalised_by_humans_and_by_the_baseline(tmp_path
     make_runs(tmp_path, "dqn", {"relu": 20.0, "tanh-hr": 30.0}, games=games)
     make_run(tmp_path / "pong", algorithm="dqn", variant="relu", game="Pong")
     scores = Scores(read_group(tmp_path))
-    rows = {(row["game"], row["variant"]): row for row in csv_rows(game_rows(scores))}
+    rows = {(row["game"], row["variant"]): row for row in csv_rows(scores.by_game)}
     low, high = stats.t.interval(0.95, 2, loc=20.1, scale=0.1 / np.sqrt(3))
     row = rows["Breakout", "relu"]
     assert row["seeds"] == 3
     for column, value in (("score", 20.1), ("score low", low), ("score high", high)):
         assert float(row[column]) == pytest.approx(value)
-    over = {(row["scale"], row["variant"]): row for row in over_games_rows(scores)}
+    over = {(row["scale"], row["variant"]): row for row in scores.over_games}
     human = over["human-normalised", "tanh-hr"]
     assert human["mean"].value == pytest.approx((30.1 - 1.7) / (30.5 - 1.7))
     assert human["games"] == 1
@@ -92,7 +92,7 @@ def test_a_stray_run_takes_no_game_from_the_others(tmp_path):
     games = ("Breakout", "Seaquest", "Pong", "Qbert")
     make_runs(tmp_path, "dqn", {"relu": 2.0, "tanh-hr": 3.0}, games=games, seeds=1)
     make_runs(tmp_path, "dqn", {"selu": 2.0}, games=("Alien",), seeds=1)
-    rows = over_games_rows(Scores(read_group(tmp_path)))
+    rows = Scores(read_group(tmp_path)).over_games
     assert {(row["variant"], row["games"]) for row in rows} == {("relu", 4), ("tanh-hr", 4)}
 
 
