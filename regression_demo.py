@@ -177,8 +177,9 @@ def train(architecture: Architecture, args: Args, steps: list[int], ranked: bool
             at = steps.index(step)
             error = (fits - target(points)).square().mean((1, 2))
             mse[at] = error.nan_to_num(DIVERGED).clamp(max=DIVERGED)
-            for i in range(args.seeds if ranked else 0):
-                rank[at, i] = effective_rank(z[i]) if z[i].isfinite().all() else 0
+            if ranked:
+                ranks = [effective_rank(of) if of.isfinite().all() else 0 for of in z]
+                rank[at] = torch.tensor(ranks)
             fits = fits.squeeze(2)
         if step == steps[-1]:
             break
@@ -203,19 +204,13 @@ def train_grid(args: Args) -> dict[Setting, Cell]:
     """Train every architecture on the grid: what was measured in each setting."""
     compared = (claim for claim in CLAIMS if claim.measure == "rank")
     ranked = {name for claim in compared for name in (claim.first, claim.second)}
-    runs = [
-        (x_range, optimizer, rate)
-        for x_range in RANGES
-        for optimizer, rates in LEARNING_RATES.items()
-        for rate in rates
-    ]
-    cells = {}
-    start = time.monotonic()
-    for done, (x_range, optimizer, rate) in enumerate(runs, start=1):
-        low, high = RANGES[x_range]
-        run_args = dataclasses.replace(
-            args, x_min=low, x_max=high, optimizer=optimizer, learning_rate=rate
-        )
+    rates = [(optimizer, rate) for optimizer, of in LEARNING_RATES.items() for rate in of]
+    runs = list(itertools.product(RANGES, rates))
+    cells, start = {}, time.monotonic()
+    for done, (x_range, (optimizer, rate)) in enumerate(runs, start=1):
+        flags = {"optimizer": optimizer, "learning_rate": rate}
+        flags["x_min"], flags["x_max"] = RANGES[x_range]
+        run_args = dataclasses.replace(args, **flags)
         for name, architecture in ARCHITECTURES.items():
             fits = train(architecture, run_args, STEPS, ranked=name in ranked)
             for at, steps in enumerate(STEPS):
@@ -293,14 +288,14 @@ def run_demo(args: Args) -> tuple[dict, dict, dict]:
     return figures, tables, fits
 
 
-def run_sweep(args: Args) -> tuple[dict, dict]:
-    """Train all architectures on the grid: figures, tables."""
+def run_sweep(args: Args) -> tuple[dict, dict, dict]:
+    """Train all architectures on the grid: figures, tables, and no fits to show."""
     cells = train_grid(args)
     points = {name: torch.linspace(*ends, POINTS) for name, ends in RANGES.items()}
     variances = {name: target(x).var().item() for name, x in points.items()}
     rows = [setting._asdict() | row for setting, cell in cells.items() for row in fit_rows(cell)]
     tables = {"sweep_claims": count_claims(cells, variances), "sweep_fits": rows}
-    return {"sweep": draw_sweep(cells)}, tables
+    return {"sweep": draw_sweep(cells)}, tables, {}
 
 
 OUTPUTS = {
@@ -317,7 +312,7 @@ def main(args: Args) -> int:
     config = provenance(args)
     start = time.monotonic()
     if args.sweep:
-        figures, tables, fits = *run_sweep(args), {}
+        figures, tables, fits = run_sweep(args)
         for swept in SWEPT:
             del config["flags"][swept]
         config["grid"] = {"ranges": RANGES, "learning_rates": LEARNING_RATES, "steps": STEPS}

@@ -21,15 +21,14 @@ from lab.report.figures import render_png
 from lab.report.runs import MEASURED, WINDOW, RunRecord, read_run
 
 TABULATED = (tags.RETURN, tags.LENGTH, tags.EPSILON, tags.LEARNING_RATE, tags.LOSSES, *MEASURED)
-DEAD_TEST = "dead by the KDE test"
 PANELS = {  # title -> (tag, what it is called, factor)
     "dead and saturated neurons (%)": [
-        (tags.dead(), f"z, {DEAD_TEST}", 100),
-        (tags.dead("branch_0"), f"branch 0, {DEAD_TEST}", 100),
-        (tags.dead("branch_1"), f"branch 1, {DEAD_TEST}", 100),
-        (tags.dead("conv_1"), f"conv 1, {DEAD_TEST}", 100),
-        (tags.dead("conv_2"), f"conv 2, {DEAD_TEST}", 100),
-        (tags.dead("conv_3"), f"conv 3, {DEAD_TEST}", 100),
+        (tags.dead(), "z, dead by the KDE test", 100),
+        (tags.dead("branch_0"), "branch 0, dead by the KDE test", 100),
+        (tags.dead("branch_1"), "branch 1, dead by the KDE test", 100),
+        (tags.dead("conv_1"), "conv 1, dead by the KDE test", 100),
+        (tags.dead("conv_2"), "conv 2, dead by the KDE test", 100),
+        (tags.dead("conv_3"), "conv 3, dead by the KDE test", 100),
         (tags.of_layer("dormant_0.1"), "z, dormant at 0.1", 100),
         (tags.saturated(), "z, saturated", 100),
         (tags.saturated("branch_0"), "branch 0, saturated", 100),

@@ -32,7 +32,7 @@ from lab.report.runs import POINTS, RunRecord, read_run
 
 COLUMNS = ("game", "algorithm", "variant", "precision", "seed", "commit", "agent_step", MEAN_RETURN)
 PRECISIONS = {"fp32": "tab:blue", "bf16": "tab:orange"}
-Runs = dict[tuple, list[dict]]  # the first five columns of a run -> its rows of the table
+Runs = dict[tuple, list[tuple]]  # the first five columns of a run -> its rows of the table
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Args:
     """run folders, and tables that an earlier call wrote"""
 
 
-def read_curve(folder: Path, run: RunRecord) -> list[dict]:
+def read_curve(folder: Path, run: RunRecord) -> list[tuple]:
     """Return the rows of a run, at evenly spaced steps to its end. Raise UsageError without one."""
     curves, _ = read_scalars(folder)
     if MEAN_RETURN not in curves:
@@ -55,22 +55,18 @@ def read_curve(folder: Path, run: RunRecord) -> list[dict]:
     if steps[-1] < at[-2]:
         raise UsageError(f"{folder} has not finished; finish it first: --resume {folder}")
     about = (run.game, run.algorithm, run.variant, str(run.flags.get("precision")), str(run.seed))
-    return [
-        # Before the first game has ended there is no score: its first value stands for it.
-        dict(zip(COLUMNS, (*about, run.commit, str(int(step)), format_number(value)), strict=True))
-        for step, value in zip(at, np.interp(at, steps, values), strict=True)
-    ]
+    # Before the first game has ended there is no score: its first value stands for it.
+    scores = map(format_number, np.interp(at, steps, values))
+    return [(*about, run.commit, int(step), score) for step, score in zip(at, scores, strict=True)]
 
 
-def read_table(path: Path) -> list[dict]:
+def read_table(path: Path) -> list[tuple]:
     """Return the rows that an earlier call wrote. Raise UsageError for another file."""
     try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows, header = list(reader), tuple(reader.fieldnames or ())
+        header, *rows = csv.reader(path.read_text().splitlines())
     except (OSError, ValueError, csv.Error):
-        rows, header = [], ()
-    if header != COLUMNS:
+        header, rows = [], []
+    if tuple(header) != COLUMNS:
         raise UsageError(
             f"{path} is no table of this script: its first line must be {','.join(COLUMNS)}"
         )
@@ -78,23 +74,20 @@ def read_table(path: Path) -> list[dict]:
         raise UsageError(f"{path} holds no run, only a header: give one with runs")
     for line, row in enumerate(rows, start=2):
         try:
-            int(row["seed"])
-            if not np.isfinite([float(row["agent_step"]), float(row[MEAN_RETURN])]).all():
+            seed, _, step, value = row[4:]
+            if not np.isfinite([int(seed), float(step), float(value)]).all():
                 raise ValueError
-            if row.keys() != set(COLUMNS):
-                raise ValueError
-        except (TypeError, ValueError):
-            cells = ",".join(str(cell) for cell in row.values() if cell is not None)
+        except ValueError:
             raise UsageError(
-                f"{path}, line {line}: {cells} must be {len(COLUMNS)} cells, the seed and the "
-                "last two numbers"
+                f"{path}, line {line}: {','.join(row)} must be {len(COLUMNS)} cells, the seed and "
+                "the last two numbers"
             ) from None
-    return rows
+    return [tuple(row) for row in rows]
 
 
 def read_sources(sources: list[Path]) -> Runs:
     """Return the runs in folders and tables; the last of two that are the same counts."""
-    runs, first = {}, {}  # first: algorithm -> a folder of it, and its flags
+    runs, first = {}, {}  # first: algorithm -> a folder of it, and its run
     for source in sources:
         if source.suffix == ".csv":
             rows = read_table(source)
@@ -102,15 +95,13 @@ def read_sources(sources: list[Path]) -> Runs:
             run = read_run(source)
             refuse_unequal_flags(source, run, *first.setdefault(run.algorithm, (source, run)))
             rows = read_curve(source, run)
-        for key, points in itertools.groupby(rows, lambda row: tuple(row.values())[:5]):
+        for key, points in itertools.groupby(rows, lambda row: row[:5]):
             runs[key] = list(points)
             about = f"{source}: {', '.join(key)}"
             if key[3] not in PRECISIONS:
                 raise UsageError(f"{about}: its precision must be fp32 or bf16")
-            if len(runs[key]) != POINTS:
-                raise UsageError(
-                    f"{about}: it must have {POINTS} points in a row, not {len(runs[key])}"
-                )
+            if (count := len(runs[key])) != POINTS:
+                raise UsageError(f"{about}: it must have {POINTS} points in a row, not {count}")
     return runs
 
 
@@ -134,10 +125,9 @@ def group_curves(runs: Runs) -> dict[str, dict[str, np.ndarray]]:
     """
     curves, settings = defaultdict(lambda: defaultdict(list)), defaultdict(set)
     for key in sorted(runs, key=lambda key: (key[1], key[3], int(key[4]))):
-        (game, algorithm, variant, precision, _), rows = key, runs[key]
-        settings[algorithm].add(f"{game}, {variant}, to {rows[-1]['agent_step']}")
-        curve = [(float(row["agent_step"]), float(row[MEAN_RETURN])) for row in rows]
-        curves[algorithm][precision].append(curve)
+        game, algorithm, variant, precision, _ = key
+        settings[algorithm].add(f"{game}, {variant}, to {runs[key][-1][6]}")
+        curves[algorithm][precision].append(np.array([row[6:] for row in runs[key]], float))
     for algorithm, own in curves.items():
         if len(settings[algorithm]) > 1:
             several = " and ".join(sorted(settings[algorithm]))
@@ -189,7 +179,7 @@ def main(args: Args) -> int:
     runs = read_sources(list(map(Path, args.runs)))
     curves = group_curves(runs)
     titles = {of[1]: f"{of[1]}, {of[2]}, {of[0]}" for of in runs}
-    rows = [row for points in runs.values() for row in points]
+    rows = [dict(zip(COLUMNS, row, strict=True)) for of_run in runs.values() for row in of_run]
     files = {table: format_csv(rows), picture: render_png(draw_curves(curves, titles), dpi=90)}
     write_files(stem.parent, files, "stem in")
     say("| algorithm | seeds | area, fp32 | area, bf16 | bf16 - fp32 (95 %) |\n|-|-|-|-|-|")
