@@ -127,15 +127,7 @@ def run_demo(args: Args) -> tuple[dict, dict, dict]:
         "fits": fit_rows(cell),
         "claims": [judge_cell(claim, cell).row(claim) for claim in CLAIMS],
     }
-    x = torch.linspace(args.x_min, args.x_max, POINTS)
-    heading = (
-        f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x on [{args.x_min:g}, {args.x_max:g}]: {args.steps} "
-        f"steps of {args.optimizer}, learning rate {args.learning_rate:g}, {args.samples} samples, "
-        f"noise {args.noise:g}, init {args.init}"
-    )
-    titled = {ARCHITECTURES[name].title: own for name, own in fits.items()}
-    figures = {"fits": draw_fits(x, target(x), titled, args.seed, heading), "dying": draw_dying()}
-    return figures, tables, fits
+    return {"fits": draw_fits(args, fits), "dying": draw_dying()}, tables, fits
 
 
 def run_sweep(args: Args) -> tuple[dict, dict, dict]:

@@ -6,35 +6,42 @@ from matplotlib.figure import Figure
 
 from lab.common.stats import mean_interval
 from lab.regression.claims import CLAIMS, Cell, Setting, geometric_mean, judge_cell
+from lab.regression.fitting import ARCHITECTURES, POINTS, Fits, target
 from lab.regression.theory import PAPER_RATES, dead_probability, dead_share, layer_name
 
 
-def draw_fits(x, y, all_fits: dict, seed: int, heading: str) -> Figure:
+def draw_fits(args, all_fits: dict[str, Fits]) -> Figure:
     """Draw the fits of the first seed, and losses and effective ranks over training.
 
-    x, y (points,): the function; all_fits: title of an architecture -> its `Fits`.
+    `args` are the flags of regression_demo.py, all_fits: architecture -> its fits.
     """
     figure = Figure(figsize=(15, 10), layout="constrained")
     grid = figure.add_gridspec(3, 4)
+    x = torch.linspace(args.x_min, args.x_max, POINTS)
     losses, ranks = figure.add_subplot(grid[2, :2]), figure.add_subplot(grid[2, 2:])
-    for i, (title, fits) in enumerate(all_fits.items()):
+    for i, (name, fits) in enumerate(all_fits.items()):
         axes = figure.add_subplot(grid[i // 4, i % 4])
-        axes.plot(x, fits.y[0], color=f"C{i}", lw=3, alpha=0.6, label=f"fit, seed {seed}")
-        axes.plot(x, y, color="black", lw=0.8, label="y")
-        error = geometric_mean(fits.mse[-1].double().numpy())
+        axes.plot(x, fits.y[0], color=f"C{i}", lw=3, alpha=0.6, label=f"fit, seed {args.seed}")
+        axes.plot(x, target(x), color="black", lw=0.8, label="y")
+        error, title = geometric_mean(fits.cell(-1)["mse"]), ARCHITECTURES[name].title
         axes.set_title(f"{title}: error {error:.2g}", fontsize=10)
         axes.legend(fontsize=7, loc="upper left")
         losses.plot(fits.mean_losses(), color=f"C{i}", label=title, lw=1)
         mean, _, high = mean_interval(fits.rank.double().numpy().T)
         ranks.errorbar(fits.steps, mean, high - mean, color=f"C{i}", label=title)
-    seeds = f"{fits.mse.shape[1]} seeds"
+    seeds = f"{args.seeds} seeds"
     losses.set(yscale="log", title=f"training loss, geometric mean of {seeds}", xlabel="step")
     ranks.set(title=f"effective rank of the last hidden layer, {seeds}, 95 %", xlabel="step")
     ranks.set(xscale="log")
     for axes in (losses, ranks):
         axes.legend(fontsize=8, ncols=2)
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{heading}; error: mean squared, geometric mean of {seeds}")
+    figure.suptitle(
+        f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x on [{args.x_min:g}, {args.x_max:g}]: {args.steps} "
+        f"steps of {args.optimizer}, learning rate {args.learning_rate:g}, {args.samples} samples, "
+        f"noise {args.noise:g}, init {args.init}; "
+        f"error: mean squared, geometric mean of {seeds}"
+    )
     return figure
 
 

@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lab.common import tags
 from lab.common.tables import format_csv
 from lab.regression.claims import geometric_mean
+from lab.regression.fitting import Fits
 
 
 def write_summary(
@@ -31,7 +32,7 @@ def write_summary(
             writer.add_text(name, "\n".join(lines))
 
 
-def write_curves(folder: Path, all_fits: dict):
+def write_curves(folder: Path, all_fits: dict[str, Fits]):
     """Write one TensorBoard run per architecture, so that its charts lie over one another."""
     for name, fits in all_fits.items():
         with SummaryWriter(str(folder / "tensorboard" / name)) as writer:
@@ -39,6 +40,5 @@ def write_curves(folder: Path, all_fits: dict):
             for step in range(0, len(losses), max(1, len(losses) // 200)):
                 writer.add_scalar(f"{tags.LOSSES}mse", losses[step], step)
             for at, step in enumerate(fits.steps):
-                error = geometric_mean(fits.mse[at].double().numpy())
-                writer.add_scalar("fit/mse", error, step)
+                writer.add_scalar("fit/mse", geometric_mean(fits.cell(at)["mse"]), step)
                 writer.add_scalar(tags.rank(), fits.rank[at].mean(), step)
