@@ -11,7 +11,7 @@ from pathlib import Path
 from flags import UsageError
 
 
-def refuse_unwritable(folder: Path, flag: str, problem: OSError) -> UsageError:
+def explain_unwritable(folder: Path, flag: str, problem: OSError) -> UsageError:
     """Return what to tell the user of a folder, named by a flag, that cannot be written."""
     reason = problem.strerror or problem
     return UsageError(f"{flag} {folder}: {reason}; choose a folder one can write to")
@@ -29,7 +29,7 @@ def check_targets(folder: Path, names: Iterable[str], flag: str):
             nearest = nearest.parent
         tempfile.TemporaryFile(dir=nearest).close()  # has no name, so nothing stays
     except OSError as problem:
-        raise refuse_unwritable(folder, flag, problem) from None
+        raise explain_unwritable(folder, flag, problem) from None
     for name in names:
         target = folder / name
         try:
@@ -37,12 +37,21 @@ def check_targets(folder: Path, names: Iterable[str], flag: str):
         except FileNotFoundError:
             continue
         except OSError as problem:
-            raise refuse_unwritable(folder, flag, problem) from None
+            raise explain_unwritable(folder, flag, problem) from None
         if is_folder != name.endswith("/"):
             kind = "folder" if is_folder else "file"
             raise UsageError(
                 f"{target} is a {kind} and in the way: remove it, or choose another {flag}"
             )
+
+
+def check_stem(stem: Path) -> tuple[str, str]:
+    """Return the names of STEM.csv and STEM.png. Raise UsageError if they cannot be written."""
+    if not stem.parent.is_dir():
+        raise UsageError(f"{stem}: there is no folder {stem.parent}; make it first")
+    names = f"{stem.name}.csv", f"{stem.name}.png"
+    check_targets(stem.parent, names, "stem in")
+    return names
 
 
 @contextlib.contextmanager
@@ -71,7 +80,7 @@ def replace_files(folder: Path, flag: str, outdated: Iterable[str] = ()):
             for old in {*outdated} - {*map(str, written)}:
                 (folder / old).unlink(missing_ok=True)
     except OSError as problem:
-        raise refuse_unwritable(folder, flag, problem) from None
+        raise explain_unwritable(folder, flag, problem) from None
 
 
 def write_files(folder: Path, contents: dict[str, bytes], flag: str, outdated: Iterable[str] = ()):
@@ -106,7 +115,7 @@ def made_if_used(folder: Path, flag: str = "--output-dir"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
-            raise refuse_unwritable(folder, flag, problem) from None
+            raise explain_unwritable(folder, flag, problem) from None
         yield
     finally:
         for path in missing:

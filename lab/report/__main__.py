@@ -18,7 +18,7 @@ import tyro
 from flags import UsageError, check_folder, counted, launch, say
 from lab.common.files import write_files
 from lab.common.tables import format_csv
-from lab.report.figures import draw_all, render_png, render_svg
+from lab.report.figures import draw_all, render
 from lab.report.groups import Group, group_runs, name_groups
 from lab.report.inputs import read_all, read_earlier
 from lab.report.measures import is_counted
@@ -88,8 +88,9 @@ def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[s
         figures = draw_all(scores) if args.figures else {}
         files |= {f"{name}_{which}.csv": format_csv(csv_rows(of)) for which, of in tables.items()}
         for which, figure in figures.items():
-            files[f"{name}_{which}.png"] = render_png(figure, dpi=110)
-            drawn[which] = files[f"{name}_{which}.svg"] = render_svg(figure)
+            files[f"{name}_{which}.png"] = render(figure, "png", dpi=110)
+            drawn[which] = render(figure, "svg", metadata={"Date": None})
+            files[f"{name}_{which}.svg"] = drawn[which]
         sections.append({"name": name, "scores": scores, "tables": tables, "figures": drawn})
     for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows(runs), strict=True):
         files[name] = format_csv(rows)

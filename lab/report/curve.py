@@ -15,9 +15,9 @@ from matplotlib.ticker import EngFormatter
 from flags import UsageError, launch
 from lab.common import tags
 from lab.common.events import Curve, read_scalars
-from lab.common.files import check_targets, write_files
+from lab.common.files import check_stem, write_files
 from lab.common.tables import format_csv, format_number
-from lab.report.figures import render_png
+from lab.report.figures import render
 from lab.report.runs import MEASURED, WINDOW, RunRecord, read_run
 
 TABULATED = (tags.RETURN, tags.LENGTH, tags.EPSILON, tags.LEARNING_RATE, tags.LOSSES, *MEASURED)
@@ -82,10 +82,7 @@ def main(args: Args) -> int:
     if not args.stem:
         raise UsageError("give a run folder and a stem, such as runs/NAME results/NAME")
     folder, stem = Path(args.run), Path(args.stem)
-    table, picture = f"{stem.name}.csv", f"{stem.name}.png"
-    if not stem.parent.is_dir():
-        raise UsageError(f"{stem}: there is no folder {stem.parent}; make it first")
-    check_targets(stem.parent, (table, picture), "stem in")
+    table, picture = check_stem(stem)
     run = read_run(folder)
     found = sorted(read_scalars(folder)[0].items())
     curves = {tag: curve for tag, curve in found if tag.startswith(TABULATED)}
@@ -96,7 +93,7 @@ def main(args: Args) -> int:
         for tag, curve in curves.items()
         for step, value in zip(*curve, strict=True)
     ]
-    files = {table: format_csv(rows), picture: render_png(draw_run(run, curves), dpi=90)}
+    files = {table: format_csv(rows), picture: render(draw_run(run, curves), "png", dpi=90)}
     write_files(stem.parent, files, "stem in")
     return 0
 

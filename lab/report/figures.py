@@ -25,18 +25,14 @@ OVER_TIME = {  # measure of a layer -> title, whether it is a share
 }
 
 
-def render_png(figure: Figure, dpi: int) -> bytes:
-    """Return a figure as PNG."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
-    return content.getvalue()
+def render(figure: Figure, kind: str, **options) -> bytes:
+    """Return a figure as "png" or "svg", with other options of savefig.
 
-
-def render_svg(figure: Figure) -> bytes:
-    """Return a figure as SVG: text stays text, and the same figure gives the same bytes."""
+    Text in an SVG stays text, and the same figure gives the same bytes.
+    """
     content = io.BytesIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hadamard"}):
-        figure.savefig(content, format="svg", metadata={"Date": None})
+        figure.savefig(content, format=kind, **options)
     return content.getvalue()
 
 
@@ -167,17 +163,15 @@ def draw_prediction(scores: Scores) -> Figure:
     """Draw dead products against what independent branches would give, a point per run."""
     figure, (axes,) = make_panels(1)
     for variant in scores.group.variants:
-        own = [found for found in scores.predictions if found.run.variant == variant]
+        own = [row for row in scores.predictions if row["variant"] == variant]
         if own:
-            predicted, measured = [of.predicted for of in own], [of.measured for of in own]
-            axes.plot(
-                predicted, measured, "o", color=pick_color(variant, scores.group), label=variant
-            )
-    axes.plot([0, 1], [0, 1], color="0.4", lw=1)
+            points = ([row[f"{which}, %"] for row in own] for which in ("predicted", "measured"))
+            axes.plot(*points, "o", color=pick_color(variant, scores.group), label=variant)
+    axes.plot([0, 100], [0, 100], color="0.4", lw=1)
     axes.set_xlabel("predicted from its branches (v1 Table 1)")
     axes.set_ylabel("dead share of z, measured")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0))
+        axis.set_major_formatter(PercentFormatter())
     axes.legend(fontsize=8)
     return figure
 

@@ -22,11 +22,11 @@ from matplotlib.ticker import EngFormatter
 
 from flags import UsageError, launch, say
 from lab.common.events import read_scalars
-from lab.common.files import check_targets, write_files
+from lab.common.files import check_stem, write_files
 from lab.common.stats import Estimate, difference
 from lab.common.tables import format_csv, format_number
 from lab.common.tags import MEAN_RETURN
-from lab.report.figures import render_png
+from lab.report.figures import render
 from lab.report.groups import NAMED
 from lab.report.runs import POINTS, RunRecord, read_run
 
@@ -172,15 +172,12 @@ def main(args: Args) -> int:
     if not args.runs:
         raise UsageError("give a stem and run folders, such as results/precision runs/*")
     stem = Path(args.stem)
-    table, picture = f"{stem.name}.csv", f"{stem.name}.png"
-    if not stem.parent.is_dir():
-        raise UsageError(f"{stem}: there is no folder {stem.parent}; make it first")
-    check_targets(stem.parent, (table, picture), "stem in")
+    table, picture = check_stem(stem)
     runs = read_sources(list(map(Path, args.runs)))
     curves = group_curves(runs)
     titles = {of[1]: f"{of[1]}, {of[2]}, {of[0]}" for of in runs}
     rows = [dict(zip(COLUMNS, row, strict=True)) for of_run in runs.values() for row in of_run]
-    files = {table: format_csv(rows), picture: render_png(draw_curves(curves, titles), dpi=90)}
+    files = {table: format_csv(rows), picture: render(draw_curves(curves, titles), "png", dpi=90)}
     write_files(stem.parent, files, "stem in")
     say("| algorithm | seeds | area, fp32 | area, bf16 | bf16 - fp32 (95 %) |\n|-|-|-|-|-|")
     for algorithm, own in curves.items():

@@ -8,18 +8,6 @@ from lab.report.scores import Scores
 from lab.report.verdicts import OPEN, Finding
 
 
-def prediction_rows(scores: Scores) -> list[dict]:
-    """Return a row per run with a prediction: dead and saturated shares, of branches and of z."""
-    rows = []
-    for run, branches, saturated, predicted, measured in scores.predictions:
-        row = {"game": run.game, "variant": run.variant, "seed": run.seed}
-        row |= {f"branch {i} dead, %": 100 * share for i, share in enumerate(branches)}
-        row |= {"predicted, %": 100 * predicted, "measured, %": 100 * measured}
-        row |= {f"branch {i} saturated, %": 100 * share for i, share in enumerate(saturated)}
-        rows.append(row)
-    return rows
-
-
 def group_tables(scores: Scores) -> dict[str, list[dict]]:
     """Return the tables of a group by name; those without rows are left out."""
     tables = {
@@ -29,7 +17,7 @@ def group_tables(scores: Scores) -> dict[str, list[dict]]:
             {"of": scores.first, "over": other, "probability of improvement": found}
             for other, found in scores.improvements.items()
         ],
-        "prediction": prediction_rows(scores),
+        "prediction": scores.predictions,
     }
     return {name: rows for name, rows in tables.items() if rows}
 

@@ -140,21 +140,11 @@ def read_run(folder: Path) -> RunRecord:
             {name: value for name, value in session.items() if name != "command"}
             for session in provenance.get("resumed", [])
         ]
-        return RunRecord(
-            folder.name,
-            *(str(config[name]) for name in ("algorithm", "game", "variant")),
-            int(flags["seed"]),
-            total,
-            last,
-            format_commit(config),
-            str(config["started"]),
-            flags,
-            steps,
-            _measure(curves, steps, last, diverged is not None),
-            provenance,
-            whole,
-            diverged,
-        )
+        measures = _measure(curves, steps, last, diverged is not None)
+        own = (str(config[name]) for name in ("algorithm", "game", "variant"))
+        about = (folder.name, *own, int(flags["seed"]), total, last, format_commit(config))
+        decided = (*about, str(config["started"]), flags)
+        return RunRecord(*decided, steps, measures, provenance, whole, diverged)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"{folder} is no run folder that can be read ({what})") from None

@@ -10,7 +10,7 @@ from lab.common import stats
 from lab.common.stats import Estimate
 from lab.report import measures
 from lab.report.groups import Group
-from lab.report.runs import IN_FINISHED_GAMES, SCORE, RunRecord
+from lab.report.runs import IN_FINISHED_GAMES, SCORE
 
 
 class Band(NamedTuple):
@@ -24,16 +24,6 @@ class Band(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     runs: np.ndarray | None = None
-
-
-class Prediction(NamedTuple):
-    """Shares of dead products of a run: as its branches predict (v1 Table 1), and as measured."""
-
-    run: RunRecord
-    branches: tuple[float, ...]  # their dead shares
-    saturated: tuple[float, ...]  # their saturated shares
-    predicted: float
-    measured: float
 
 
 class Scores:
@@ -108,19 +98,19 @@ class Scores:
         return found
 
     @functools.cached_property
-    def predictions(self) -> list[Prediction]:
-        """What the branches predict of each run of which the paper predicts anything."""
-        return [
-            Prediction(
-                run,
-                tuple(measures.at_the_end(run, tag) for tag in measures.BRANCHES_DEAD),
-                tuple(measures.at_the_end(run, tag) for tag in measures.BRANCHES_SATURATED),
-                measures.predict_share(run),
-                measures.at_the_end(run, measures.DEAD),
-            )
-            for run in self.group.runs
-            if measures.has_prediction(run)
-        ]
+    def predictions(self) -> list[dict]:
+        """Per run with a prediction (v1 Table 1): dead and saturated shares of branches and z."""
+        rows = []
+        for run in filter(measures.has_prediction, self.group.runs):
+            row = {"game": run.game, "variant": run.variant, "seed": run.seed}
+            for i, tag in enumerate(measures.BRANCHES_DEAD):
+                row[f"branch {i} dead, %"] = 100 * measures.at_the_end(run, tag)
+            row["predicted, %"] = 100 * measures.predict_share(run)
+            row["measured, %"] = 100 * measures.at_the_end(run, measures.DEAD)
+            for i, tag in enumerate(measures.BRANCHES_SATURATED):
+                row[f"branch {i} saturated, %"] = 100 * measures.at_the_end(run, tag)
+            rows.append(row)
+        return rows
 
     @functools.cached_property
     def efficiency(self) -> dict[str, Band]:

@@ -25,8 +25,8 @@ def test_figures_draw_what_was_computed(tmp_path):
     line = next(line for line in axes.lines if line.get_label() == "tanh-hr")
     assert np.array_equal(line.get_ydata(), band.value)
     (points, diagonal) = draw_prediction(scores).axes[0].lines
-    assert points.get_xdata() == pytest.approx([0.3 * 0.4, 0.301 * 0.401, 0.302 * 0.402])
-    assert points.get_ydata() == pytest.approx([0.2, 0.201, 0.202])
-    assert list(diagonal.get_xdata()) == [0, 1]
+    assert points.get_xdata() == pytest.approx([12.0, 30.1 * 0.401, 30.2 * 0.402])
+    assert points.get_ydata() == pytest.approx([20.0, 20.1, 20.2])
+    assert list(diagonal.get_xdata()) == [0, 100]
     names = {"curves", "representation", "efficiency", "profiles", "improvement", "prediction"}
     assert set(draw_all(scores)) == names

@@ -6,7 +6,7 @@ from planted import ENDS, make_run, make_runs, read_group
 from scipy import stats
 
 from lab.report.measures import DEAD, predict_dead
-from lab.report.rows import csv_rows, group_tables, prediction_rows
+from lab.report.rows import csv_rows, group_tables
 from lab.report.scores import Scores
 
 
@@ -30,7 +30,7 @@ def test_predicted_deaths_by_counting_draws(activation, expected):
 def test_only_what_the_paper_predicts_is_compared_with_a_prediction(tmp_path):
     make_runs(tmp_path, "dqn", {"silu-hr": 2.0}, dead={"silu-hr": (0.2, 0.3, 0.4)})
     group = read_group(tmp_path)
-    assert prediction_rows(Scores(group)) == []
+    assert Scores(group).predictions == []
     with pytest.raises(KeyError):
         predict_dead("silu", (0.3, 0.4))
 
@@ -60,7 +60,7 @@ def test_tables_tell_the_dead_part_and_the_saturation_of_branches(
     assert row[column] == pytest.approx((37.5, *stats.t.interval(0.95, 1, loc=37.5, scale=12.5)))
     assert row["branches saturated, %"] == pytest.approx((15, 15, 15))
     assert (row["dead at first, %"].value, row["dead, %"].value) == pytest.approx((25, 50))
-    for row in prediction_rows(Scores(group)):
+    for row in Scores(group).predictions:
         assert row["branch 0 saturated, %"] == pytest.approx(10)
         assert row["branch 1 saturated, %"] == pytest.approx(20)
 
