@@ -69,12 +69,11 @@ def check_variants(runs: list[RunRecord], args: Args) -> list[str]:
     return remarks
 
 
-def list_files(groups: list[Group]) -> set[str]:
-    """Return the names of all files that a report of these groups may have."""
+def list_group_files(groups: list[Group]) -> list[str]:
+    """Return the names of all files of their own that a report of these groups may have."""
     parts = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
     parts += [f"{name}.csv" for name in TABLES]
-    own = itertools.product(name_groups(groups), parts)
-    return {"index.html", RUNS_CSV, CURVES_CSV, "claims.csv"} | {"_".join(pair) for pair in own}
+    return [f"{name}_{part}" for name, part in itertools.product(name_groups(groups), parts)]
 
 
 def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[str, bytes]:
@@ -115,8 +114,7 @@ def main(args: Args) -> int:
         raise UsageError(f"none of these runs can be read: {'; '.join(remarks)}")
     remarks += check_variants(runs, args)
     folder = Path(args.out)
-    before = read_earlier(folder, runs)
-    outdated = list_files(group_runs(before)) if before else set()
+    outdated = list_group_files(group_runs(read_earlier(folder, runs)))
     write_files(folder, make_report(runs, remarks, args), "--out", outdated)
     counting = sum(map(is_counted, runs))
     say(

@@ -96,7 +96,7 @@ def draw_representation(scores: Scores) -> Figure:
     """Draw dead and saturated shares and rank of z against agent steps; branches dotted."""
     group = scores.group
     cells = [(game, measure) for game in group.games for measure in OVER_TIME]
-    figure, panels = make_panels(len(cells), len(OVER_TIME), height=2.8)
+    figure, panels = make_panels(len(cells), len(OVER_TIME), height=2.85)
     for axes, (game, measure) in zip(panels, cells, strict=True):
         title, is_share = OVER_TIME[measure]
         for variant in group.variants:
