@@ -25,7 +25,7 @@ from lab.common.files import check_targets, replace_files
 from lab.common.tables import format_table
 from lab.regression.claims import CLAIMS, Cell, Setting, count_claims, judge_cell
 from lab.regression.figures import draw_dying, draw_fits, draw_sweep
-from lab.regression.fitting import ARCHITECTURES, DIVERGED, POINTS, fit_rows, target, train
+from lab.regression.fitting import ARCHITECTURES, DIVERGED, POINTS, tabulate_fits, target, train
 from lab.regression.outputs import write_curves, write_summary
 from lab.regression.theory import check_all
 from runfolder import provenance, write_json
@@ -124,7 +124,7 @@ def run_demo(args: Args) -> tuple[dict, dict, dict]:
     cell = {name: own.cell(-1) for name, own in fits.items()}
     tables = {
         "theory": theory,
-        "fits": fit_rows(cell),
+        "fits": tabulate_fits(cell),
         "claims": [judge_cell(claim, cell).row(claim) for claim in CLAIMS],
     }
     return {"fits": draw_fits(args, fits), "dying": draw_dying()}, tables, fits
@@ -135,7 +135,9 @@ def run_sweep(args: Args) -> tuple[dict, dict, dict]:
     cells = train_grid(args)
     points = {name: torch.linspace(*ends, POINTS) for name, ends in RANGES.items()}
     variances = {name: target(x).var().item() for name, x in points.items()}
-    rows = [setting._asdict() | row for setting, cell in cells.items() for row in fit_rows(cell)]
+    rows = []
+    for setting, cell in cells.items():
+        rows += [setting._asdict() | row for row in tabulate_fits(cell)]
     tables = {"sweep_claims": count_claims(cells, variances), "sweep_fits": rows}
     return {"sweep": draw_sweep(cells)}, tables, {}
 

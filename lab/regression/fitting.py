@@ -148,7 +148,7 @@ def train(architecture: Architecture, args, steps: list[int], ranked: bool = Tru
     return Fits(steps, mse, rank, losses, fits)
 
 
-def fit_rows(cell: Cell) -> list[dict]:
+def tabulate_fits(cell: Cell) -> list[dict]:
     """Return a row per architecture: means over the seeds and their intervals (Student's t).
 
     Those of the error are taken of its logarithm, so that `mse` is a geometric mean.

@@ -23,8 +23,8 @@ from lab.report.groups import Group, group_runs, name_groups
 from lab.report.inputs import read_all, read_earlier
 from lab.report.measures import is_counted
 from lab.report.page import render_page
-from lab.report.rows import claim_rows, csv_rows, group_tables, run_rows
-from lab.report.runs import CURVES_CSV, RUNS_CSV, RunRecord, table_rows
+from lab.report.rows import flatten_estimates, list_claims, list_runs, tabulate_group
+from lab.report.runs import CURVES_CSV, RUNS_CSV, RunRecord, tabulate_runs
 from lab.report.scores import Scores
 from lab.report.verdicts import judge_all
 
@@ -79,23 +79,24 @@ def list_group_files(groups: list[Group]) -> list[str]:
 def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[str, bytes]:
     """Return the files of a report by name: page, tables and figures."""
     groups = group_runs(runs)
-    claims = claim_rows(judge_all(groups))
+    claims = list_claims(judge_all(groups))
     files, sections = {}, []
     for name, group in zip(name_groups(groups), groups, strict=True):
         scores = Scores(group, args.first, args.baseline)
-        tables, drawn = group_tables(scores), {}
+        tables, drawn = tabulate_group(scores), {}
         figures = draw_all(scores) if args.figures else {}
-        files |= {f"{name}_{which}.csv": format_csv(csv_rows(of)) for which, of in tables.items()}
+        for which, rows in tables.items():
+            files[f"{name}_{which}.csv"] = format_csv(flatten_estimates(rows))
         for which, figure in figures.items():
             files[f"{name}_{which}.png"] = render(figure, "png", dpi=110)
             drawn[which] = render(figure, "svg", metadata={"Date": None})
             files[f"{name}_{which}.svg"] = drawn[which]
         sections.append({"name": name, "scores": scores, "tables": tables, "figures": drawn})
-    for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows(runs), strict=True):
+    for name, rows in zip((RUNS_CSV, CURVES_CSV), tabulate_runs(runs), strict=True):
         files[name] = format_csv(rows)
     files["claims.csv"] = format_csv(claims)
     page = render_page(
-        runs=run_rows(runs),
+        runs=list_runs(runs),
         counting=sum(len(group.runs) for group in groups),
         remarks=remarks,
         claims=claims,

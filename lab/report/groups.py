@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lab.common.stats import Scores, normalised, reference_scores
-from lab.report.measures import at_the_end, is_counted
+from lab.report.measures import final_value, is_counted
 from lab.report.runs import SCORE, RunRecord
 
 # The paper's variants in the order of the tables, and their colours in the figures: most are of
@@ -102,7 +102,7 @@ class Group:
         self, variant: str, games: list[str], measure: str | Callable[[RunRecord], float]
     ) -> Scores:
         """Return a measure at the end of the runs, or a number of each: (seeds,) per game."""
-        number = measure if callable(measure) else lambda run: at_the_end(run, measure)
+        number = measure if callable(measure) else lambda run: final_value(run, measure)
         return [np.array([number(run) for run in self.cells[variant, game]]) for game in games]
 
     def human_normalised(self, variant: str, games: list[str]) -> Scores:

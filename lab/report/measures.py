@@ -14,7 +14,7 @@ BRANCHES_SATURATED = tuple(map(tags.saturated, BRANCHES))
 PREDICTED = ("tanh", "sigmoid", "relu")  # activations of which v1 Table 1 predicts the deaths
 
 
-def at_the_end(run: RunRecord, measure: str) -> float:
+def final_value(run: RunRecord, measure: str) -> float:
     """Return the score at the end of a run, or the mean of another measure over its last tenth."""
     if measure not in run.measures:
         return math.nan
@@ -22,7 +22,7 @@ def at_the_end(run: RunRecord, measure: str) -> float:
     return float(values[-1] if measure == SCORE else np.mean(values[-(POINTS // 10) :]))
 
 
-def dead_at_first(run: RunRecord) -> float:
+def first_dead_share(run: RunRecord) -> float:
     """Return the share of dead neurons at the first point of the run that has one."""
     values = run.measures.get(DEAD, np.array([math.nan]))
     return float(values[np.argmax(~np.isnan(values))])
@@ -30,7 +30,7 @@ def dead_at_first(run: RunRecord) -> float:
 
 def is_counted(run: RunRecord) -> bool:
     """Return whether a run is part of the comparisons: complete, and a game has ended in it."""
-    return run.complete and not math.isnan(at_the_end(run, SCORE))
+    return run.complete and not math.isnan(final_value(run, SCORE))
 
 
 def mean_score(run: RunRecord) -> float:
@@ -40,21 +40,20 @@ def mean_score(run: RunRecord) -> float:
 
 def branches_saturated(run: RunRecord) -> float:
     """Return the share of saturated neurons in a branch of z, mean over the two; nan without."""
-    return np.mean([at_the_end(run, tag) for tag in BRANCHES_SATURATED])
+    return np.mean([final_value(run, tag) for tag in BRANCHES_SATURATED])
 
 
 def dead_part(run: RunRecord) -> float:
     """Return the share of the magnitude of the Q-values, or value, that comes from dead neurons."""
-    dead, live = (
-        at_the_end(run, tags.contribution(part, run.algorithm)) for part in ("dead_abs", "live_abs")
-    )
+    parts = (tags.contribution(part, run.algorithm) for part in ("dead_abs", "live_abs"))
+    dead, live = (final_value(run, tag) for tag in parts)
     return dead / max(dead + live, 1e-12)
 
 
 def has_prediction(run: RunRecord) -> bool:
     """Return whether the paper predicts the deaths of a run's products, from two branches."""
     activation, _, kind = run.variant.partition("-")
-    known = not any(math.isnan(at_the_end(run, tag)) for tag in (DEAD, *BRANCHES_DEAD))
+    known = not any(math.isnan(final_value(run, tag)) for tag in (DEAD, *BRANCHES_DEAD))
     return activation in PREDICTED and kind.split("-")[0] == "hr" and known
 
 
@@ -75,5 +74,5 @@ def predict_dead(activation: str, branches: tuple[float, float]) -> float:
 
 def predict_share(run: RunRecord) -> float:
     """Return `predict_dead` of the branches of a run that `has_prediction`."""
-    branches = tuple(at_the_end(run, tag) for tag in BRANCHES_DEAD)
+    branches = tuple(final_value(run, tag) for tag in BRANCHES_DEAD)
     return predict_dead(run.variant.split("-")[0], branches)

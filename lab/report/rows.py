@@ -2,13 +2,13 @@
 
 from lab.common.stats import Estimate
 from lab.common.tables import format_number
-from lab.report.measures import at_the_end, is_counted
+from lab.report.measures import final_value, is_counted
 from lab.report.runs import SCORE, RunRecord
 from lab.report.scores import Scores
 from lab.report.verdicts import OPEN, Finding
 
 
-def group_tables(scores: Scores) -> dict[str, list[dict]]:
+def tabulate_group(scores: Scores) -> dict[str, list[dict]]:
     """Return the tables of a group by name; those without rows are left out."""
     tables = {
         "games": scores.by_game,
@@ -22,7 +22,7 @@ def group_tables(scores: Scores) -> dict[str, list[dict]]:
     return {name: rows for name, rows in tables.items() if rows}
 
 
-def run_rows(runs: list[RunRecord]) -> list[dict]:
+def list_runs(runs: list[RunRecord]) -> list[dict]:
     """Return a row per run: how far it came, and whether it counts."""
     rows = []
     for run in runs:
@@ -34,14 +34,14 @@ def run_rows(runs: list[RunRecord]) -> list[dict]:
                 "setting": run.setting,
                 "agent steps": f"{run.last_step:,} of {run.total:,}",
                 "counts": "yes" if counted else incomplete,
-                "score at the end": f"{at_the_end(run, SCORE):.1f}" if counted else "",
+                "score at the end": f"{final_value(run, SCORE):.1f}" if counted else "",
                 "commit": run.commit,
             }
         )
     return rows
 
 
-def claim_rows(findings: list[Finding]) -> list[dict]:
+def list_claims(findings: list[Finding]) -> list[dict]:
     """Return a row per finding: decided ones first, then those with something to show."""
     return [
         {
@@ -59,7 +59,7 @@ def claim_rows(findings: list[Finding]) -> list[dict]:
     ]
 
 
-def csv_rows(rows: list[dict]) -> list[dict]:
+def flatten_estimates(rows: list[dict]) -> list[dict]:
     """Return rows for CSV: an interval as three columns, numbers to six digits."""
     flat = []
     for row in rows:

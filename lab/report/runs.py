@@ -176,7 +176,7 @@ def _measure(
 
 
 def has_tables(folder: Path) -> bool:
-    """Return whether a folder holds the two tables of `table_rows`."""
+    """Return whether a folder holds the two tables of `tabulate_runs`."""
     return (folder / RUNS_CSV).is_file() and (folder / CURVES_CSV).is_file()
 
 
@@ -200,7 +200,7 @@ def find_runs(paths: list[str]) -> list[Path]:
     return list(found)
 
 
-def table_rows(runs: list[RunRecord]) -> tuple[list[dict], list[dict]]:
+def tabulate_runs(runs: list[RunRecord]) -> tuple[list[dict], list[dict]]:
     """Return all that a report needs of runs: one row per run, and one per run and point."""
     names = sorted({name for run in runs for name in run.measures})
     flags = sorted({name for run in runs for name in run.flags} - set(LOCAL_FLAGS))

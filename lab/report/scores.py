@@ -46,7 +46,7 @@ class Scores:
         numbers = {
             "score": SCORE,
             "mean score over the run": measures.mean_score,
-            "dead at first, %": measures.dead_at_first,
+            "dead at first, %": measures.first_dead_share,
             "dead, %": measures.DEAD,
             "rank": measures.RANK,
             "saturated, %": measures.SATURATED,
@@ -104,11 +104,11 @@ class Scores:
         for run in filter(measures.has_prediction, self.group.runs):
             row = {"game": run.game, "variant": run.variant, "seed": run.seed}
             for i, tag in enumerate(measures.BRANCHES_DEAD):
-                row[f"branch {i} dead, %"] = 100 * measures.at_the_end(run, tag)
+                row[f"branch {i} dead, %"] = 100 * measures.final_value(run, tag)
             row["predicted, %"] = 100 * measures.predict_share(run)
-            row["measured, %"] = 100 * measures.at_the_end(run, measures.DEAD)
+            row["measured, %"] = 100 * measures.final_value(run, measures.DEAD)
             for i, tag in enumerate(measures.BRANCHES_SATURATED):
-                row[f"branch {i} saturated, %"] = 100 * measures.at_the_end(run, tag)
+                row[f"branch {i} saturated, %"] = 100 * measures.final_value(run, tag)
             rows.append(row)
         return rows
 

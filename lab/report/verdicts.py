@@ -18,7 +18,7 @@ from lab.common import stats
 from lab.common.stats import Estimate
 from lab.report.claims import CLAIMS, Claim
 from lab.report.groups import Group
-from lab.report.measures import DEAD, at_the_end, dead_part, predict_share
+from lab.report.measures import DEAD, dead_part, final_value, predict_share
 from lab.report.runs import SCORE
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough data"
@@ -248,7 +248,7 @@ def judge(claim: Claim, group: Group) -> Finding:
         what = f"no runs of {' and '.join(missing)}" if missing else "no game with runs of all"
         return finding("", OPEN, f"{what}: takes {format_fewest_runs(claim)}")
     for name in claim.measures:
-        if any(math.isnan(at_the_end(run, name)) for cell in cells for run in cell):
+        if any(math.isnan(final_value(run, name)) for cell in cells for run in cell):
             what = f"a run has not measured {name}: takes runs that have, or a report without it"
             return finding("", OPEN, what)
     measured = TESTS[claim.test](claim, group, games)

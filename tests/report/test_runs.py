@@ -22,7 +22,7 @@ from lab.report.runs import (
     newest_values,
     read_run,
     read_tables,
-    table_rows,
+    tabulate_runs,
     trailing_return,
 )
 
@@ -82,7 +82,7 @@ def test_tables_bring_back_the_runs(tmp_path):
     runs = [read_run(folder) for folder in made]
     out = tmp_path / "out"
     out.mkdir()
-    for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows(runs), strict=True):
+    for name, rows in zip((RUNS_CSV, CURVES_CSV), tabulate_runs(runs), strict=True):
         (out / name).write_bytes(format_csv(rows))
     assert find_runs([str(out)]) == [out]
     again = read_tables(out)
@@ -147,7 +147,7 @@ def test_share_of_the_steps_in_games_that_have_ended(tmp_path):
 
 def test_a_table_that_is_cut_off_is_refused(tmp_path):
     run = read_run(make_run(tmp_path / "a"))
-    for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows([run]), strict=True):
+    for name, rows in zip((RUNS_CSV, CURVES_CSV), tabulate_runs([run]), strict=True):
         (tmp_path / name).write_bytes(format_csv(rows))
     assert len(read_tables(tmp_path)) == 1
     whole = (tmp_path / CURVES_CSV).read_text().splitlines()
@@ -175,7 +175,7 @@ def test_a_table_that_is_cut_off_is_refused(tmp_path):
     ],
 )
 def test_a_cell_that_no_report_writes_is_refused(tmp_path, table, column, cell, message):
-    tables = table_rows([read_run(make_run(tmp_path / "run"))])
+    tables = tabulate_runs([read_run(make_run(tmp_path / "run"))])
     tables[table][0][column] = cell
     for name, rows in zip((RUNS_CSV, CURVES_CSV), tables, strict=True):
         (tmp_path / name).write_bytes(format_csv(rows))
@@ -185,7 +185,7 @@ def test_a_cell_that_no_report_writes_is_refused(tmp_path, table, column, cell, 
 
 def test_curves_of_a_run_that_is_not_listed_are_refused(tmp_path):
     runs = [read_run(make_run(tmp_path / name)) for name in ("a", "b")]
-    listed, points = table_rows(runs)
+    listed, points = tabulate_runs(runs)
     (tmp_path / RUNS_CSV).write_bytes(format_csv(listed[:1]))
     (tmp_path / CURVES_CSV).write_bytes(format_csv(points))
     with pytest.raises(UsageError, match=r"curves.csv has a run that runs.csv lacks, b"):

@@ -6,7 +6,7 @@ from planted import ENDS, make_run, make_runs, read_group
 from scipy import stats
 
 from lab.report.measures import DEAD, predict_dead
-from lab.report.rows import csv_rows, group_tables
+from lab.report.rows import flatten_estimates, tabulate_group
 from lab.report.scores import Scores
 
 
@@ -71,7 +71,7 @@ def test_scores_over_games_are_normalised_by_humans_and_by_the_baseline(tmp_path
     make_runs(tmp_path, "dqn", {"relu": 20.0, "tanh-hr": 30.0}, games=games)
     make_run(tmp_path / "pong", algorithm="dqn", variant="relu", game="Pong")
     scores = Scores(read_group(tmp_path))
-    rows = {(row["game"], row["variant"]): row for row in csv_rows(scores.by_game)}
+    rows = {(row["game"], row["variant"]): row for row in flatten_estimates(scores.by_game)}
     low, high = stats.t.interval(0.95, 2, loc=20.1, scale=0.1 / np.sqrt(3))
     row = rows["Breakout", "relu"]
     assert row["seeds"] == 3
@@ -98,4 +98,4 @@ def test_a_stray_run_takes_no_game_from_the_others(tmp_path):
 
 def test_tables_without_a_row_are_left_out(tmp_path):
     make_runs(tmp_path, "dqn", {"selu": 2.0}, games=("Adventure",))
-    assert list(group_tables(Scores(read_group(tmp_path)))) == ["games"]
+    assert list(tabulate_group(Scores(read_group(tmp_path)))) == ["games"]
