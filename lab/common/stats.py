@@ -69,42 +69,28 @@ def normalised(scores: np.ndarray, low: float, high: float) -> np.ndarray:
     return (np.asarray(scores, dtype=float) - low) / (high - low)
 
 
-def mean(values: np.ndarray, games: np.ndarray) -> np.ndarray:
-    """Return the mean over games of the mean over seeds.
-
-    values (..., runs), games (runs,): the index of each run's game; (...).
-    """
-    return _game_means(values, games).mean(axis=-1)
+def mean(scores: Scores) -> np.ndarray:
+    """Return the mean over games of the mean over seeds: (...), of arrays (..., seeds)."""
+    return np.mean([game.mean(axis=-1) for game in scores], axis=0)
 
 
-def median(values: np.ndarray, games: np.ndarray) -> np.ndarray:
+def median(scores: Scores) -> np.ndarray:
     """Return the median over games of the mean over seeds; shapes as in `mean`."""
-    return np.median(_game_means(values, games), axis=-1)
+    return np.median([game.mean(axis=-1) for game in scores], axis=0)
 
 
-def iqm(values: np.ndarray, games: np.ndarray) -> np.ndarray:
+def iqm(scores: Scores) -> np.ndarray:
     """Return the interquartile mean: that of the middle half of all runs; shapes as in `mean`."""
-    return stats.trim_mean(values, 0.25, axis=-1)
-
-
-def _game_means(values: np.ndarray, games: np.ndarray) -> np.ndarray:
-    names = np.unique(games)
-    return np.stack([values[..., games == name].mean(axis=-1) for name in names], axis=-1)
+    return stats.trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=-1)
 
 
 STATISTICS = {"median": median, "IQM": iqm, "mean": mean}
 
 
-def _games(scores: Scores) -> np.ndarray:
-    """Return the index of each run's game (runs,), for the arrays joined."""
-    return np.repeat(np.arange(len(scores)), [len(game) for game in scores])
-
-
-def resample(scores: Scores, repeats: int = REPEATS, seed: int = 0) -> np.ndarray:
-    """Draw the seeds of each game with replacement, game by game: (repeats, runs)."""
+def resample(scores: Scores, repeats: int = REPEATS, seed: int = 0) -> Scores:
+    """Draw the seeds of each game with replacement: an array (repeats, seeds) per game."""
     rng = np.random.default_rng(seed)
-    parts = [game[rng.integers(len(game), size=(repeats, len(game)))] for game in scores]
-    return np.concatenate(parts, axis=1)
+    return [game[rng.integers(len(game), size=(repeats, len(game)))] for game in scores]
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:
@@ -122,11 +108,10 @@ def estimate(
     scores: Scores, statistic: Callable, repeats: int = REPEATS, fewest: int = BOOTSTRAP_SEEDS
 ) -> Estimate:
     """Return one of STATISTICS over runs of several games, with its bootstrapped interval."""
-    games = _games(scores)
-    value = float(statistic(np.concatenate(scores), games))
+    value = float(statistic(scores))
     if _too_few(fewest, scores):
         return Estimate(value, np.nan, np.nan)
-    return Estimate(value, *percentile_interval(statistic(resample(scores, repeats), games)))
+    return Estimate(value, *percentile_interval(statistic(resample(scores, repeats))))
 
 
 def performance_profile(
@@ -136,7 +121,7 @@ def performance_profile(
     share = np.array([(np.concatenate(scores) > t).mean() for t in thresholds])
     if _too_few(fewest, scores):
         return share, *np.full((2, len(thresholds)), np.nan)
-    drawn = resample(scores, repeats)
+    drawn = np.concatenate(resample(scores, repeats), axis=1)
     ends = [percentile_interval((drawn > threshold).mean(axis=1)) for threshold in thresholds]
     return share, *np.array(ends).T
 
@@ -234,13 +219,12 @@ def ratio_of_medians(
     A draw in which it is not counts as no bound above: an infinite ratio.
     """
 
-    above, below = (median(np.concatenate(of), _games(of)) for of in (ours, theirs))
+    above, below = median(ours), median(theirs)
     if below <= 0:
         return Estimate(np.nan, np.nan, np.nan)
     if _too_few(fewest, ours, theirs):
         return Estimate(float(above / below), np.nan, np.nan)
-    drawn = median(resample(ours, repeats), _games(ours))
-    below_drawn = median(resample(theirs, repeats, seed=1), _games(theirs))
+    drawn = median(resample(ours, repeats)), median(resample(theirs, repeats, seed=1))
     ratios = np.full(repeats, np.inf)
-    np.divide(drawn, below_drawn, out=ratios, where=below_drawn > 0)
+    np.divide(*drawn, out=ratios, where=drawn[1] > 0)
     return Estimate(float(above / below), *percentile_interval(ratios))
