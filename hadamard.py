@@ -208,7 +208,7 @@ class HadamardConv2d(_HadamardLayer):
         return self._activate(pixels).movedim((-2, -1), (1, 2))  # (batch, branches, C, H, W)
 
     def branch_activations(self, x: Tensor) -> Tensor:
-        """Return the factors of z (branches, batch, out_channels, H', W'), for x (batch, C, H, W)."""
+        """Return the factors of z (branches, batch, out_channels, H', W'), for maps x."""
         return self._activations(x).movedim(1, 0)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,43 +8,43 @@ does not say on which range, with which optimiser or for how long it trained, so
 a grid of these and reports for each claim in how many settings it holds.
 """
 
-import copy
 import dataclasses
 import itertools
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
-from torch.utils.tensorboard import SummaryWriter
 
-from hadamard import INITS, HadamardLinear, init_parameters
-from lab.common.cli import UsageError, check_folder, flag, launch, one_of, require, say
-from lab.common.device import require_memory
-from lab.common.files import as_text, replacing, write_json, write_summary
-from lab.common.provenance import record_provenance
-from lab.regression.claims import (
-    CLAIMS,
-    Cell,
-    Setting,
-    count_claims,
-    geometric_mean,
-    judge_cell,
-    mean_interval,
-    sweep_figure,
+from hadamard import INITS
+from lab.common.cli import (
+    UsageError,
+    above,
+    at_least,
+    between,
+    check_folder,
+    flag,
+    launch,
+    one_of,
+    say,
 )
-from lab.regression.theory import all_checks, dying_figure
-from metrics import effective_rank
+from lab.common.device import require_memory
+from lab.common.files import check_targets, replace_files, write_json
+from lab.common.provenance import record_provenance
+from lab.common.tables import format_table
+from lab.regression.claims import CLAIMS, Cell, Setting, count_claims, judge_cell
+from lab.regression.figures import draw_dying, draw_fits, draw_sweep
+from lab.regression.fitting import ARCHITECTURES, DIVERGED, POINTS, tabulate_fits, target, train
+from lab.regression.outputs import write_curves, write_summary
+from lab.regression.theory import check_all
 
 
 @dataclass
 class Args:
+    """Fit a function with products of branches, and check the paper's theory."""
+
     seeds: int = 10
     """networks per architecture, at least 2: from seed, seed + 1, ..."""
     seed: int = 1
@@ -71,130 +71,6 @@ class Args:
     """folder for pictures, tables and TensorBoard; what an earlier call wrote is replaced"""
 
 
-class Architecture(NamedTuple):
-    """`depth` hidden layers of `width` units each, and a linear output."""
-
-    title: str
-    activation: str
-    width: int
-    depth: int = 1
-    branches: int = 1
-    combine: str = "product"
-
-
-ARCHITECTURES = {
-    "relu": Architecture("ReLU", "relu", 200),
-    "tanh": Architecture("Tanh", "tanh", 200),
-    "tanh-hr": Architecture("Tanh (HR)", "tanh", 100, branches=2),
-    "relu-hr": Architecture("ReLU (HR)", "relu", 100, branches=2),
-    "tanh-sum": Architecture("Tanh (+HR)", "tanh", 100, branches=2, combine="sum"),
-    "relu-deep": Architecture("ReLU, 3 x 200", "relu", 200, depth=3),
-    "tanh-deep": Architecture("Tanh, 3 x 200", "tanh", 200, depth=3),
-    "tanh-hr-deep": Architecture("Tanh (HR), 3 x 100", "tanh", 100, depth=3, branches=2),
-}
-
-# Points on which fits and ranks are measured: evenly spaced over the range, not those trained on,
-# and more than the widest layer has units, which a rank needs.
-POINTS = 257
-# A worse fit counts as this one (y has a variance of about 170), and so does NaN: it has diverged.
-DIVERGED = 1e4
-
-
-def target(x: Tensor) -> Tensor:
-    """The target, v1 Fig. 2."""
-    return 10 * torch.sin(7 * x) + 15 * torch.sin(10 * x) + 5 * torch.cos(5 * x)
-
-
-class Network(nn.Module):
-    """x (batch, 1) -> y (batch, 1) and z (batch, width), the last hidden layer."""
-
-    def __init__(self, architecture: Architecture, init: str):
-        super().__init__()
-        _, activation, width, depth, branches, combine = architecture
-        sizes = [1] + [width] * depth
-        self.hidden = nn.Sequential(
-            *(
-                HadamardLinear(fan_in, fan_out, activation, branches, combine)
-                for fan_in, fan_out in itertools.pairwise(sizes)
-            )
-        )
-        self.head = nn.Linear(width, 1)
-        for layer in self.hidden:
-            layer.reset_parameters(init)
-        init_parameters(self.head.weight, self.head.bias, init, gain=1.0)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.hidden(x)
-        return self.head(z), z
-
-
-class Fits(NamedTuple):
-    """All seeds of one architecture, at each of the `steps` at which they were measured."""
-
-    steps: list[int]
-    mse: Tensor  # (steps, seeds), on POINTS points of the noiseless function, at most DIVERGED
-    rank: Tensor  # (steps, seeds), effective rank of z there: 0 if diverged, NaN if not measured
-    losses: Tensor  # (gradient steps, seeds), on the training samples before each step
-    y: Tensor  # (seeds, POINTS), the fits when last measured
-
-
-def train(architecture: Architecture, args: Args, steps: list[int], ranked: bool = True) -> Fits:
-    """Train the seeds of an architecture at once up to the last of `steps`; measured at each.
-
-    The networks are stacked and mapped over (torch.func); both optimizers work element by element,
-    so each network takes the steps that it would take alone. Without `ranked` no rank is measured.
-    """
-    x = torch.linspace(args.x_min, args.x_max, args.samples).unsqueeze(1)
-    y = target(x)
-    y += args.noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(args.seed))
-    points = torch.linspace(args.x_min, args.x_max, POINTS).unsqueeze(1)
-
-    networks = []
-    for seed in range(args.seed, args.seed + args.seeds):
-        torch.manual_seed(seed)
-        networks.append(Network(architecture, args.init))
-    parameters, _ = stack_module_state(networks)
-    skeleton = copy.deepcopy(networks[0]).to("meta")
-
-    def forward(inputs):
-        return vmap(lambda own: functional_call(skeleton, own, (inputs,)))(parameters)
-
-    if args.optimizer == "adam":
-        optimizer = torch.optim.Adam(parameters.values(), args.learning_rate, fused=True)
-    else:
-        optimizer = torch.optim.SGD(parameters.values(), args.learning_rate, 0.9, fused=True)
-
-    shape = (len(steps), args.seeds)
-    mse, rank = torch.full(shape, DIVERGED), torch.full(shape, 0.0 if ranked else torch.nan)
-    losses = torch.full((steps[-1], args.seeds), torch.nan)
-    fits = torch.full((args.seeds, POINTS), torch.nan)
-    for step in range(steps[-1] + 1):
-        if step in steps:
-            with torch.no_grad():
-                fits, z = forward(points)
-            at = steps.index(step)
-            error = (fits - target(points)).square().mean((1, 2))
-            mse[at] = error.nan_to_num(DIVERGED).clamp(max=DIVERGED)
-            for i in range(args.seeds if ranked else 0):
-                rank[at, i] = effective_rank(z[i]) if z[i].isfinite().all() else 0
-            fits = fits.squeeze(2)
-        if step == steps[-1]:
-            break
-        loss = (forward(x)[0] - y).square().mean((1, 2))
-        losses[step] = loss.detach()
-        if step % 50 == 0 and not loss.isfinite().any():
-            break  # every seed has diverged
-        optimizer.zero_grad()
-        loss.sum().backward()  # of networks that share nothing: each gets its own gradient
-        optimizer.step()
-    return Fits(steps, mse, rank, losses, fits)
-
-
-def measured(fits: Fits, at: int) -> dict[str, np.ndarray]:
-    """What regression_claims.py asks for of one architecture, after fits.steps[at]."""
-    return {"mse": fits.mse[at].double().numpy(), "rank": fits.rank[at].double().numpy()}
-
-
 # The grid of --sweep. The default setting is in it.
 RANGES = {"[0, 1]": (0.0, 1.0), "[-1, 1]": (-1.0, 1.0), "[-pi, pi]": (-math.pi, math.pi)}
 LEARNING_RATES = {"adam": (1e-3, 1e-2, 1e-1), "sgd": (1e-4, 1e-3, 1e-2)}
@@ -202,117 +78,40 @@ STEPS = [250, 500, 1000, 2000]
 SWEPT = ("x_min", "x_max", "optimizer", "learning_rate", "steps")
 
 
-def sweep(args: Args) -> dict[Setting, Cell]:
-    """Train every architecture on the grid."""
+def train_grid(args: Args) -> dict[Setting, Cell]:
+    """Train every architecture on the grid: what was measured in each setting."""
     compared = (claim for claim in CLAIMS if claim.measure == "rank")
     ranked = {name for claim in compared for name in (claim.first, claim.second)}
-    runs = [
-        (x_range, optimizer, rate)
-        for x_range in RANGES
-        for optimizer, rates in LEARNING_RATES.items()
-        for rate in rates
-    ]
-    cells = {}
-    start = time.monotonic()
-    for done, (x_range, optimizer, rate) in enumerate(runs, start=1):
-        low, high = RANGES[x_range]
-        run_args = dataclasses.replace(
-            args, x_min=low, x_max=high, optimizer=optimizer, learning_rate=rate
-        )
+    rates = [(optimizer, rate) for optimizer, of in LEARNING_RATES.items() for rate in of]
+    runs = list(itertools.product(RANGES, rates))
+    cells, start = {}, time.monotonic()
+    for done, (x_range, (optimizer, rate)) in enumerate(runs, start=1):
+        flags = {"optimizer": optimizer, "learning_rate": rate}
+        flags["x_min"], flags["x_max"] = RANGES[x_range]
+        run_args = dataclasses.replace(args, **flags)
         for name, architecture in ARCHITECTURES.items():
             fits = train(architecture, run_args, STEPS, ranked=name in ranked)
             for at, steps in enumerate(STEPS):
                 setting = Setting(x_range, optimizer, rate, steps)
-                cells.setdefault(setting, {})[name] = measured(fits, at)
+                cells.setdefault(setting, {})[name] = fits.cell(at)
         left = (time.monotonic() - start) / done * (len(runs) - done)
         say(f"{done}/{len(runs)}  {optimizer} {rate:g} on {x_range}  ETA {left:.0f} s")
     return cells
 
 
-def table_of_fits(cell: Cell) -> list[dict]:
-    """A row per architecture: means over the seeds and their 95 % intervals (Student's t).
-
-    Those of the error are taken of its logarithm, so that `mse` is a geometric mean.
-    """
-    rows = []
-    for name, architecture in ARCHITECTURES.items():
-        mse, rank = cell[name]["mse"], cell[name]["rank"]
-        count = sum(p.numel() for p in Network(architecture, "torch").parameters())
-        row = {"architecture": architecture.title, "parameters": count}
-        row["mse"], row["mse_low"], row["mse_high"] = np.exp(mean_interval(np.log(mse)))
-        row["rank"], row["rank_low"], row["rank_high"] = mean_interval(rank)
-        rows.append(row | {"mse_arithmetic": mse.mean(), "units": architecture.width})
-    return rows
-
-
-def mean_losses(fits: Fits) -> Tensor:
-    """Geometric mean over the seeds of the training loss before each step, (gradient steps,)."""
-    return fits.losses.log().mean(1).exp()
-
-
-def fits_figure(args: Args, all_fits: dict[str, Fits]) -> Figure:
-    """The fits of the first seed, the losses and the effective ranks over training."""
-    figure = Figure(figsize=(15, 10), layout="constrained")
-    grid = figure.add_gridspec(3, 4)
-    x = torch.linspace(args.x_min, args.x_max, POINTS)
-    losses, ranks = figure.add_subplot(grid[2, :2]), figure.add_subplot(grid[2, 2:])
-    for i, (name, fits) in enumerate(all_fits.items()):
-        axes = figure.add_subplot(grid[i // 4, i % 4])
-        axes.plot(x, fits.y[0], color=f"C{i}", lw=3, alpha=0.6, label=f"fit, seed {args.seed}")
-        axes.plot(x, target(x), color="black", lw=0.8, label="y")
-        error, title = geometric_mean(measured(fits, -1)["mse"]), ARCHITECTURES[name].title
-        axes.set_title(f"{title}: error {error:.2g}", fontsize=10)
-        axes.legend(fontsize=7, loc="upper left")
-        losses.plot(mean_losses(fits), color=f"C{i}", label=title, lw=1)
-        ranks.errorbar(
-            fits.steps,
-            fits.rank.mean(1),
-            [mean_interval(rank)[2] - rank.mean() for rank in fits.rank.double().numpy()],
-            color=f"C{i}",
-            label=title,
-        )
-    seeds = f"{args.seeds} seeds"
-    losses.set(yscale="log", title=f"training loss, geometric mean of {seeds}", xlabel="step")
-    ranks.set(title=f"effective rank of the last hidden layer, {seeds}, 95 %", xlabel="step")
-    ranks.set(xscale="log")
-    for axes in (losses, ranks):
-        axes.legend(fontsize=8, ncols=2)
-        axes.grid(alpha=0.3)
-    figure.suptitle(
-        f"y = 10 sin 7x + 15 sin 10x + 5 cos 5x on [{args.x_min:g}, {args.x_max:g}]: {args.steps} "
-        f"steps of {args.optimizer}, learning rate {args.learning_rate:g}, {args.samples} samples, "
-        f"noise {args.noise:g}, init {args.init}; "
-        f"error: mean squared, geometric mean of {seeds}"
-    )
-    return figure
-
-
-def log_curves(folder: Path, args: Args, all_fits: dict[str, Fits]):
-    """One TensorBoard run per architecture, so that its charts lie over one another."""
-    for name, fits in all_fits.items():
-        with SummaryWriter(str(folder / name)) as writer:
-            losses = mean_losses(fits)
-            for step in range(0, args.steps, max(1, args.steps // 200)):
-                writer.add_scalar("losses/mse", losses[step], step)
-            for at, step in enumerate(fits.steps):
-                mse = geometric_mean(measured(fits, at)["mse"])
-                writer.add_scalar("fit/mse", mse, step)
-                writer.add_scalar("representation/effective_rank", fits.rank[at].mean(), step)
-
-
 def check(args: Args):
-    """UsageError for a bad flag, before anything is touched."""
-    require(args, "between 2 and 1000", lambda value: 2 <= value <= 1000, "seeds")
-    require(args, "between 0 and 1,000,000,000", lambda value: 0 <= value <= 1e9, "seed")
-    require(args, "between -1000 and 1000", lambda value: abs(value) <= 1000, "x_min", "x_max")
-    require(args, "between 2 and 1,000,000", lambda value: 2 <= value <= 1e6, "samples")
-    require(args, "at least 0", lambda value: value >= 0, "noise")
-    require(args, "above 0", lambda value: value > 0, "learning_rate")
-    require(args, "between 1 and 10,000,000", lambda value: 1 <= value <= 1e7, "steps")
+    """Raise UsageError for a bad flag, before anything is touched."""
+    between(args, 2, 1000, "seeds")
+    between(args, 0, 1_000_000_000, "seed")
+    between(args, -1000, 1000, "x_min", "x_max")
+    between(args, 2, 1_000_000, "samples")
+    at_least(args, 0, "noise")
+    above(args, 0, "learning_rate")
+    between(args, 1, 10_000_000, "steps")
     if args.x_min >= args.x_max:
         raise UsageError(f"--x-min {args.x_min} must be below --x-max {args.x_max}")
-    one_of(args, "optimizer", LEARNING_RATES)
-    one_of(args, "init", INITS)
+    one_of(args, LEARNING_RATES, "optimizer")
+    one_of(args, INITS, "init")
     check_folder(args, "output_dir")
     # Twelve tensors of 200 units, three layers deep, per sample and network.
     each = args.seeds * 12 * 200 * 4
@@ -326,33 +125,33 @@ def check(args: Args):
 
 
 def run_demo(args: Args) -> tuple[dict, dict, dict]:
-    """All architectures in one setting, and the theory: figures, tables, fits by name."""
-    theory = [line._asdict() | {"holds": line.holds} for line in all_checks()]
-    say(f"{as_text(theory)}\n")
+    """Train all architectures in one setting and check the theory: figures, tables, fits."""
+    theory = [line._asdict() | {"holds": line.holds} for line in check_all()]
+    say(f"{format_table(theory)}\n")
     steps = np.unique(np.geomspace(1, args.steps, 12).round().astype(int)).tolist()
     fits = {}
     for name, architecture in ARCHITECTURES.items():
         fits[name] = train(architecture, args, steps)
         say(f"{architecture.title}: {args.seeds} seeds trained")
-    cell = {name: measured(own, -1) for name, own in fits.items()}
+    cell = {name: own.cell(-1) for name, own in fits.items()}
     tables = {
         "theory": theory,
-        "fits": table_of_fits(cell),
+        "fits": tabulate_fits(cell),
         "claims": [judge_cell(claim, cell).row(claim) for claim in CLAIMS],
     }
-    return {"fits": fits_figure(args, fits), "dying": dying_figure()}, tables, fits
+    return {"fits": draw_fits(args, fits), "dying": draw_dying()}, tables, fits
 
 
-def run_sweep(args: Args) -> tuple[dict, dict]:
-    """All architectures on the grid: figures, tables."""
-    cells = sweep(args)
+def run_sweep(args: Args) -> tuple[dict, dict, dict]:
+    """Train all architectures on the grid: figures, tables, and no fits to show."""
+    cells = train_grid(args)
     points = {name: torch.linspace(*ends, POINTS) for name, ends in RANGES.items()}
     variances = {name: target(x).var().item() for name, x in points.items()}
-    rows = [
-        setting._asdict() | row for setting, cell in cells.items() for row in table_of_fits(cell)
-    ]
+    rows = []
+    for setting, cell in cells.items():
+        rows += [setting._asdict() | row for row in tabulate_fits(cell)]
     tables = {"sweep_claims": count_claims(cells, variances), "sweep_fits": rows}
-    return {"sweep": sweep_figure(cells)}, tables
+    return {"sweep": draw_sweep(cells)}, tables, {}
 
 
 OUTPUTS = {
@@ -362,27 +161,28 @@ OUTPUTS = {
 
 
 def main(args: Args) -> int:
-    """0, or 1 if a line of the theory does not hold."""
+    """Return 0, or 1 if a line of the theory does not hold."""
     check(args)
+    name, out = "sweep" if args.sweep else "demo", Path(args.output_dir)
+    check_targets(out, (*OUTPUTS[name], "tensorboard/"), "--output-dir")
     config = record_provenance(args)
     start = time.monotonic()
-    name = "sweep" if args.sweep else "demo"
-    with replacing(Path(args.output_dir), (*OUTPUTS[name], "tensorboard/")) as folder:
-        if args.sweep:
-            figures, tables, fits = *run_sweep(args), {}
-            for swept in SWEPT:
-                del config["flags"][swept]
-            config["grid"] = {"ranges": RANGES, "learning_rates": LEARNING_RATES, "steps": STEPS}
-        else:
-            figures, tables, fits = run_demo(args)
+    if args.sweep:
+        figures, tables, fits = run_sweep(args)
+        for swept in SWEPT:
+            del config["flags"][swept]
+        config["grid"] = {"ranges": RANGES, "learning_rates": LEARNING_RATES, "steps": STEPS}
+    else:
+        figures, tables, fits = run_demo(args)
+    seconds = time.monotonic() - start
+    config["seconds"] = round(seconds, 1)
+    with replace_files(out, "--output-dir") as folder:
         write_summary(folder, name, figures, tables)
-        log_curves(folder / "tensorboard", args, fits)
-        seconds = time.monotonic() - start
-        config["seconds"] = round(seconds, 1)
+        write_curves(folder, fits)
         write_json(folder / f"{name}.json", config)
     for table in ("fits", "claims", "sweep_claims"):
         if table in tables:
-            say(f"\n{as_text(tables[table])}")
+            say(f"\n{format_table(tables[table])}")
     if any((own.mse[-1] == DIVERGED).any() for own in fits.values()):
         say(f"\nsome networks have diverged: they count with an error of {DIVERGED:,.0f}, rank 0")
     say(f"\n{seconds:.0f} s; in {args.output_dir}: {', '.join(OUTPUTS[name])}, tensorboard/")

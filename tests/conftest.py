@@ -1,7 +1,7 @@
 """What several tests need: running a script as a user does, and reading its event file back."""
 
 import functools
-import importlib.util
+import importlib
 import itertools
 import os
 import re
@@ -91,25 +91,6 @@ def in_process(launched):
         return done
 
     return call
-
-
-@pytest.fixture
-def of_results(tmp_path, monkeypatch, capsys):
-    """A script of results/, to be called: (status, what it printed, what it complained)."""
-
-    def load(name):
-        path = ROOT / "lab" / "report" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(f"results_{name}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.chdir(tmp_path)
-
-        def call(*arguments):
-            return (module.main(list(map(str, arguments))), *capsys.readouterr())
-
-        return call
-
-    return load
 
 
 @pytest.fixture

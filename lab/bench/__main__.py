@@ -11,7 +11,10 @@ Everything is measured in turn, several times over; medians and ranges are print
 Nothing else should run on the machine meanwhile.
 """
 
+import contextlib
+import signal
 import statistics
+import sys
 from pathlib import Path
 
 import torch
@@ -22,7 +25,7 @@ from lab.bench.flags import Args, check
 from lab.bench.scaling import draw_scaling, measure_scaling, scaling_table
 from lab.common.cli import UsageError, launch, say
 from lab.common.device import pick_device
-from lab.common.files import atomic_write, describe_os, unwound_by_signals, write_json
+from lab.common.files import atomic_write, describe_os, write_json
 from lab.common.provenance import record_provenance
 
 
@@ -74,12 +77,26 @@ class Results:
             self.problem = describe_os(error)
 
 
+@contextlib.contextmanager
+def end_by_signals():
+    """End the block at SIGTERM and SIGHUP as an exception does; not where they are ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(args: Args) -> int:
     """Measure what --part asks for, print it and keep it."""
     check(args)
     device = pick_device(args.device)
     results = Results(args, device)
-    with unwound_by_signals():  # so that a command that is under way ends, too
+    with end_by_signals():  # so that a command that is under way ends, too
         measure(args, device, results)
     if results.problem:
         raise UsageError(

@@ -1,20 +1,13 @@
-"""What a comparison leaves behind: pictures, tables and TensorBoard, whole or not at all."""
+"""Files of a result, written whole or not at all."""
 
 import contextlib
-import csv
 import json
 import os
-import shutil
-import signal
-import sys
+import stat
 import tempfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
 
 from lab.common.cli import UsageError
 
@@ -72,127 +65,80 @@ def describe_os(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def as_text(rows: list[dict]) -> str:
-    """Rows of a table as aligned columns, numbers to four digits."""
-    shown = [list(rows[0])] + [
-        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
-        for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return "\n".join(
-        "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip()
-        for line in shown
-    )
-
-
-def write_csv(path: Path, rows: list[dict]):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_summary(
-    folder: Path, run: str, figures: dict[str, Figure], tables: dict[str, list[dict]]
-):
-    """Pictures as PNG, tables as CSV, and both in the TensorBoard run `run`."""
-    with SummaryWriter(str(folder / "tensorboard" / run)) as writer:
-        for name, figure in figures.items():
-            canvas = FigureCanvasAgg(figure)
-            canvas.print_png(folder / f"{name}.png")
-            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-            writer.add_image(name, pixels, dataformats="HWC")
-        for name, rows in tables.items():
-            write_csv(folder / f"{name}.csv", rows)
-            # A bar would end a cell of the table.
-            lines = [
-                "|".join(str(cell).replace("|", "&#124;") for cell in row.values()) for row in rows
-            ]
-            head = "|".join(rows[0]) + "\n" + "|".join("-" * len(rows[0]))
-            writer.add_text(name, head + "\n" + "\n".join(lines))
-
-
-@contextlib.contextmanager
-def unwound_by_signals():
-    """SIGTERM and SIGHUP end the block as an exception does: what it has made is taken away.
-
-    Not one that is ignored, as SIGHUP is under nohup.
-    """
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def made_if_used(folder: Path, flag: str = "--output-dir"):
-    """The folder is there in the block, and gone after it if it is new and empty.
-
-    UsageError if it cannot be made; `flag` is the one that named it.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise unwritable(folder, flag, problem) from None
-        yield
-    finally:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()  # refused unless it is empty
-
-
-def unwritable(folder: Path, flag: str, problem: OSError) -> UsageError:
+def explain_unwritable(folder: Path, flag: str, problem: OSError) -> UsageError:
+    """Return what to tell the user of a folder, named by a flag, that cannot be written."""
     reason = problem.strerror or problem
     return UsageError(f"{flag} {folder}: {reason}; choose a folder one can write to")
 
 
-@contextlib.contextmanager
-def replacing(
-    folder: Path,
-    names: tuple[str, ...],
-    flag: str = "--output-dir",
-    outdated: tuple[str, ...] = (),
-):
-    """A new folder, whose files take their places in `folder` if the block ends well.
+def check_targets(folder: Path, names: Iterable[str], flag: str):
+    """Raise UsageError if these names cannot be written into a folder, before any work.
 
-    `names` are the files and, with a slash at the end, the folders that will be written. They are
-    replaced each at once, and TensorBoard files beside new ones, whose names hold the time; those
-    that are `outdated` and not written anew are taken away. If the block does not end well, also by
-    SIGTERM or SIGHUP, nothing has changed. UsageError, at the start where it can be known there, if
-    something cannot be written; `flag` is the one that named the folder.
+    Where nothing can be written, or a folder is in the way of a file or the reverse. `names` of
+    folders end with a slash; `flag` is the one that named the folder.
     """
-    with unwound_by_signals(), made_if_used(folder, flag):
-        staged = None
+    nearest = folder.absolute()
+    try:
+        while not nearest.exists():
+            nearest = nearest.parent
+        tempfile.TemporaryFile(dir=nearest).close()  # has no name, so nothing stays
+    except OSError as problem:
+        raise explain_unwritable(folder, flag, problem) from None
+    for name in names:
+        target = folder / name
         try:
-            staged = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
-            for name in names:
-                target = folder / name
-                if target.exists() and target.is_dir() != name.endswith("/"):
-                    kind = "file" if target.is_file() else "folder"
-                    raise UsageError(
-                        f"{target} is a {kind} and in the way: remove it, or choose another {flag}"
-                    )
+            is_folder = stat.S_ISDIR(target.stat().st_mode)
+        except FileNotFoundError:
+            continue
+        except OSError as problem:
+            raise explain_unwritable(folder, flag, problem) from None
+        if is_folder != name.endswith("/"):
+            kind = "folder" if is_folder else "file"
+            raise UsageError(
+                f"{target} is a {kind} and in the way: remove it, or choose another {flag}"
+            )
+
+
+def check_stem(stem: Path) -> tuple[str, str]:
+    """Return the names of STEM.csv and STEM.png. Raise UsageError if they cannot be written."""
+    if not stem.parent.is_dir():
+        raise UsageError(f"{stem}: there is no folder {stem.parent}; make it first")
+    names = f"{stem.name}.csv", f"{stem.name}.png"
+    check_targets(stem.parent, names, "stem in")
+    return names
+
+
+@contextlib.contextmanager
+def replace_files(folder: Path, flag: str, outdated: Iterable[str] = ()):
+    """Give a new folder, whose files take their places in `folder` if the block ends well.
+
+    TensorBoard files, whose names hold the time, replace those beside them. Files that are
+    `outdated` and not written anew are removed. If the block does not end well, nothing there has
+    changed. Raise UsageError if something cannot be written; `flag` is the one that named the
+    folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as name:
+            staged = Path(name)
             yield staged
-            written = [path for path in staged.rglob("*") if path.is_file()]
-            for new in written:
-                target = folder / new.relative_to(staged)
+            written = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
+            check_targets(folder, map(str, written), flag)
+            for path in written:
+                target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if new.name.startswith("events.out.tfevents"):
+                if path.name.startswith("events.out.tfevents"):
                     for old in target.parent.glob("events.out.tfevents*"):
                         old.unlink()
-                new.replace(target)
-            for name in {*outdated} - {str(new.relative_to(staged)) for new in written}:
-                if (folder / name).is_file():
-                    (folder / name).unlink()
-        except OSError as problem:
-            raise unwritable(folder, flag, problem) from None
-        finally:
-            if staged is not None:
-                shutil.rmtree(staged, ignore_errors=True)
+                (staged / path).replace(target)
+            for old in {*outdated} - {*map(str, written)}:
+                (folder / old).unlink(missing_ok=True)
+    except OSError as problem:
+        raise explain_unwritable(folder, flag, problem) from None
+
+
+def write_files(folder: Path, contents: dict[str, bytes], flag: str, outdated: Iterable[str] = ()):
+    """Write files by name, all or none of them; see `replace_files`."""
+    with replace_files(folder, flag, outdated) as staged:
+        for name, content in contents.items():
+            (staged / name).write_bytes(content)

@@ -1,12 +1,15 @@
-"""Scores of many runs as few numbers with intervals, after Agarwal et al. 2021 (rliable).
+"""All intervals and tests: of scores over games and seeds, and of any other samples over seeds.
 
-`scores` is a list with one array (seeds,) per game; games may have unequal numbers of seeds. An
-interval is the percentile one of a bootstrap that is stratified: seeds are drawn anew within each
-game. With fewer than `fewest` in a game it is (nan, nan), as it would be much too narrow: with 3
-seeds in 2 games it holds the truth in 80 % of the cases, not 95.
+`scores` is a list with one array (seeds,) per game; games may have unequal numbers of seeds. What
+aggregates scores over games is Agarwal et al. 2021 (rliable): intervals are the percentile ones of
+a bootstrap that is stratified, in which seeds are drawn anew within each game. With fewer than
+`fewest` seeds in a game it is (nan, nan), as it would be much too narrow: with 3 seeds in 2 games
+it holds the truth in 80 % of the cases, not 95. Means and their differences have Student's and
+Welch's intervals, which are right for few seeds, too, if these are about normal.
 """
 
 import csv
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +27,10 @@ Scores = list[np.ndarray]
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % interval; (nan, nan) where there is none."""
+    """A value and its 95 % interval; (nan, nan) where there is none.
+
+    Numbers, or in `mean_interval` arrays of one shape.
+    """
 
     value: float
     low: float
@@ -32,19 +38,26 @@ class Estimate(NamedTuple):
 
     @property
     def in_percent(self) -> "Estimate":
+        """The same, times 100."""
         return Estimate(*(100 * number for number in self))
 
-    def told(self, digits: int = 2) -> str:
-        """In words; the value alone where there is no interval."""
+    def format(self, digits: int = 2) -> str:
+        """Format as "0.50 (0.40 to 0.60)"; the value alone where there is no interval."""
         value, low, high = (f"{number:.{digits}f}" for number in self)
         return value if math.isnan(self.low) else f"{value} ({low} to {high})"
 
     def __str__(self) -> str:
-        return self.told() + " (no interval)" * math.isnan(self.low)
+        if math.isnan(self.low):
+            return f"{self.format()} (no interval)"
+        return self.format()
 
 
+@functools.cache
 def reference_scores() -> dict[str, tuple[float, float]]:
-    """Game -> raw scores (random, human), no-op starts: v1 D.1's normalisation; 57 games."""
+    """Return game -> raw scores (random, human) of 57 games, no-op starts: v1 D.1's normalisation.
+
+    Those of Mnih et al. 2015 and Wang et al. 2016.
+    """
     with SCORES.open(newline="") as file:
         return {
             row["game"]: (float(row["random"]), float(row["human"])) for row in csv.DictReader(file)
@@ -52,47 +65,36 @@ def reference_scores() -> dict[str, tuple[float, float]]:
 
 
 def normalised(scores: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(score - low) / (high - low): random and human scores, or a baseline's range (v1 D.1)."""
+    """Return (score - low) / (high - low), of random and human score or a baseline's range."""
     return (np.asarray(scores, dtype=float) - low) / (high - low)
 
 
-def mean(values: np.ndarray, games: np.ndarray) -> np.ndarray:
-    """Mean over games of the mean over seeds. values (..., runs), games (runs,) as indices."""
-    return _game_means(values, games).mean(axis=-1)
+def mean(scores: Scores) -> np.ndarray:
+    """Return the mean over games of the mean over seeds: (...), of arrays (..., seeds)."""
+    return np.mean([game.mean(axis=-1) for game in scores], axis=0)
 
 
-def median(values: np.ndarray, games: np.ndarray) -> np.ndarray:
-    """Median over games of the mean over seeds."""
-    return np.median(_game_means(values, games), axis=-1)
+def median(scores: Scores) -> np.ndarray:
+    """Return the median over games of the mean over seeds; shapes as in `mean`."""
+    return np.median([game.mean(axis=-1) for game in scores], axis=0)
 
 
-def iqm(values: np.ndarray, games: np.ndarray) -> np.ndarray:
-    """Interquartile mean: that of the middle half of all runs (the ends cut off whole runs)."""
-    return stats.trim_mean(values, 0.25, axis=-1)
-
-
-def _game_means(values: np.ndarray, games: np.ndarray) -> np.ndarray:
-    names = np.unique(games)
-    return np.stack([values[..., games == name].mean(axis=-1) for name in names], axis=-1)
+def iqm(scores: Scores) -> np.ndarray:
+    """Return the interquartile mean: that of the middle half of all runs; shapes as in `mean`."""
+    return stats.trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=-1)
 
 
 STATISTICS = {"median": median, "IQM": iqm, "mean": mean}
 
 
-def _games(scores: Scores) -> np.ndarray:
-    """(runs,): the index of each run's game, where the arrays are joined."""
-    return np.repeat(np.arange(len(scores)), [len(game) for game in scores])
-
-
-def resampled(scores: Scores, repeats: int = REPEATS, seed: int = 0) -> np.ndarray:
-    """(repeats, runs): the seeds of each game drawn with replacement, game by game."""
+def resample(scores: Scores, repeats: int = REPEATS, seed: int = 0) -> Scores:
+    """Draw the seeds of each game with replacement: an array (repeats, seeds) per game."""
     rng = np.random.default_rng(seed)
-    parts = [game[rng.integers(len(game), size=(repeats, len(game)))] for game in scores]
-    return np.concatenate(parts, axis=1)
+    return [game[rng.integers(len(game), size=(repeats, len(game)))] for game in scores]
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The percentile interval of bootstrapped values (repeats,)."""
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the percentile interval of bootstrapped values (repeats,)."""
     tail = 100 * (1 - LEVEL) / 2
     ends = np.percentile(values, [tail, 100 - tail], method="inverted_cdf")  # a draw may be inf
     return tuple(float(bound) for bound in ends)
@@ -103,75 +105,63 @@ def _too_few(fewest: int, *all_scores: Scores) -> bool:
 
 
 def estimate(
-    scores: Scores,
-    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    repeats: int = REPEATS,
-    seed: int = 0,
-    fewest: int = BOOTSTRAP_SEEDS,
+    scores: Scores, statistic: Callable, repeats: int = REPEATS, fewest: int = BOOTSTRAP_SEEDS
 ) -> Estimate:
-    """One of STATISTICS over runs of several games, with its interval."""
-    games = _games(scores)
-    value = float(statistic(np.concatenate(scores), games))
+    """Return one of STATISTICS over runs of several games, with its bootstrapped interval."""
+    value = float(statistic(scores))
     if _too_few(fewest, scores):
         return Estimate(value, np.nan, np.nan)
-    return Estimate(value, *interval(statistic(resampled(scores, repeats, seed), games)))
+    return Estimate(value, *percentile_interval(statistic(resample(scores, repeats))))
 
 
 def performance_profile(
-    scores: Scores,
-    thresholds: np.ndarray,
-    repeats: int = REPEATS,
-    seed: int = 0,
-    fewest: int = BOOTSTRAP_SEEDS,
+    scores: Scores, thresholds: np.ndarray, repeats: int = REPEATS, fewest: int = BOOTSTRAP_SEEDS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share of runs with a score above each threshold: values, lower and upper ends."""
+    """Return the share of runs above each threshold (thresholds,), with lower and upper ends."""
     share = np.array([(np.concatenate(scores) > t).mean() for t in thresholds])
     if _too_few(fewest, scores):
         return share, *np.full((2, len(thresholds)), np.nan)
-    drawn = resampled(scores, repeats, seed)
-    ends = [interval((drawn > threshold).mean(axis=1)) for threshold in thresholds]
+    drawn = np.concatenate(resample(scores, repeats), axis=1)
+    ends = [percentile_interval((drawn > threshold).mean(axis=1)) for threshold in thresholds]
     return share, *np.array(ends).T
 
 
 def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x (..., seeds), y (..., seeds) -> (...)"""
+    """Return the share of pairs that x (..., seeds) wins against y, ties half: (...)."""
     difference = x[..., :, None] - y[..., None, :]
     return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(-1, -2))
 
 
 def shares_won(ours: Scores, theirs: Scores) -> list[float]:
-    """Chance per game that a run of ours beats one of theirs, ties half."""
+    """Return per game the chance that a run of ours beats one of theirs, ties half."""
     return [float(_wins(x, y)) for x, y in zip(ours, theirs, strict=True)]
 
 
 def probability_of_improvement(
-    ours: Scores,
-    theirs: Scores,
-    repeats: int = REPEATS,
-    seed: int = 0,
-    fewest: int = BOOTSTRAP_SEEDS,
+    ours: Scores, theirs: Scores, repeats: int = REPEATS, fewest: int = BOOTSTRAP_SEEDS
 ) -> Estimate:
-    """Chance that a run of ours beats one of theirs in the same game, ties half; mean over games.
+    """Return the mean over games of `shares_won`, with its bootstrapped interval.
 
     `ours` and `theirs` have the same games in the same order.
     """
     value = float(np.mean(shares_won(ours, theirs)))
     if _too_few(fewest, ours, theirs):
         return Estimate(value, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = [
         _wins(*(z[rng.integers(len(z), size=(repeats, len(z)))] for z in (x, y)))
         for x, y in zip(ours, theirs, strict=True)
     ]
-    return Estimate(value, *interval(np.mean(drawn, axis=0)))
+    return Estimate(value, *percentile_interval(np.mean(drawn, axis=0)))
 
 
-def improvement_p(ours: Scores, theirs: Scores, repeats: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p of `probability_of_improvement` being 0.5: labels drawn anew within each game.
+def improvement_p(ours: Scores, theirs: Scores, repeats: int = 10_000) -> float:
+    """Return the two-sided p of `probability_of_improvement` being 0.5, by a permutation test.
 
-    A permutation test: it is right for any number of seeds, where a bootstrap of few is too narrow.
+    Labels are drawn anew within each game. It is right for any number of seeds, where a bootstrap
+    of few is too narrow.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn, seen = np.zeros(repeats), 0.0
     for x, y in zip(ours, theirs, strict=True):
         ranks = stats.rankdata(np.concatenate([x, y]))
@@ -185,58 +175,56 @@ def improvement_p(ours: Scores, theirs: Scores, repeats: int = 10_000, seed: int
 
 
 def mean_over_games(scores: Scores) -> Estimate:
-    """Mean over games of the mean over seeds, with Student's interval over the seeds.
+    """Return the mean over games of the mean over seeds, with Student's interval over the seeds.
 
-    Games may have unequal spreads: degrees of freedom by Welch and Satterthwaite. (nan, nan) where
-    a game has one seed.
+    (nan, nan) where a game has one seed.
     """
-    return _student(scores, [1.0] * len(scores))
+    return _student(scores, [1.0] * len(scores), len(scores))
 
 
 def difference(ours: Scores, theirs: Scores) -> Estimate:
-    """Mean over games of (mean of ours - mean of theirs), with Welch's interval over the seeds."""
+    """Return the mean over games of (mean of ours - mean of theirs), with Welch's interval."""
     return _student([*ours, *theirs], [1.0] * len(ours) + [-1.0] * len(theirs), len(ours))
 
 
-def _student(scores: Scores, signs: list[float], games: int | None = None) -> Estimate:
-    """The sum of sign times mean, over the number of games."""
-    games = games or len(scores)
-    value = sum(sign * of.mean() for sign, of in zip(signs, scores, strict=True)) / games
-    if any(len(of) < 2 for of in scores):
-        return Estimate(float(value), np.nan, np.nan)
-    parts = np.array([of.var(ddof=1) / len(of) for of in scores]) / games**2
-    if parts.sum() == 0:
-        return Estimate(float(value), float(value), float(value))
-    freedom = parts.sum() ** 2 / sum(
-        part**2 / (len(of) - 1) for part, of in zip(parts, scores, strict=True)
-    )
-    half = stats.t.ppf(0.5 + LEVEL / 2, freedom) * np.sqrt(parts.sum())
-    return Estimate(float(value), float(value - half), float(value + half))
+def mean_interval(values: np.ndarray) -> Estimate:
+    """Return the mean of values (seeds, ...) over the seeds, with Student's interval: (...)."""
+    return _student([values], [1.0], 1)
+
+
+def _student(samples: list[np.ndarray], signs: list[float], games: int) -> Estimate:
+    """Return the sum of sign times mean of samples (seeds, ...), over the number of games.
+
+    Samples may have unequal sizes and spreads: degrees of freedom by Welch (1947, "The
+    generalization of Student's problem") and Satterthwaite (1946), which for one sample are
+    Student's. No spread at all gives an interval without width, one seed none.
+    """
+    value = sum(sign * of.mean(axis=0) for sign, of in zip(signs, samples, strict=True)) / games
+    if any(len(of) < 2 for of in samples):
+        return Estimate(value, value * np.nan, value * np.nan)
+    parts = [of.var(axis=0, ddof=1) / len(of) / games**2 for of in samples]
+    variance = sum(parts)
+    below = sum(part**2 / (len(of) - 1) for part, of in zip(parts, samples, strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = np.where(below > 0, variance**2 / below, 1.0)
+    half = stats.t.ppf(0.5 + LEVEL / 2, freedom) * np.sqrt(variance)
+    return Estimate(value, value - half, value + half)
 
 
 def ratio_of_medians(
-    ours: Scores,
-    theirs: Scores,
-    repeats: int = REPEATS,
-    seed: int = 0,
-    fewest: int = BOOTSTRAP_SEEDS,
+    ours: Scores, theirs: Scores, repeats: int = REPEATS, fewest: int = BOOTSTRAP_SEEDS
 ) -> Estimate:
-    """`median` of ours over that of theirs; nan where theirs is not above 0.
+    """Return `median` of ours over that of theirs; nan where theirs is not above 0.
 
     A draw in which it is not counts as no bound above: an infinite ratio.
     """
 
-    def medians(values: np.ndarray, scores: Scores) -> np.ndarray:
-        return median(values, _games(scores))
-
-    def ratio(above, below, otherwise):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(below > 0, above / below, otherwise)
-
-    whole = (medians(np.concatenate(scores), scores) for scores in (ours, theirs))
-    value = float(ratio(*whole, np.nan))
-    if math.isnan(value) or _too_few(fewest, ours, theirs):
-        return Estimate(value, np.nan, np.nan)
-    above, below = resampled(ours, repeats, seed), resampled(theirs, repeats, seed + 1)
-    ratios = ratio(medians(above, ours), medians(below, theirs), np.inf)
-    return Estimate(value, *interval(ratios))
+    above, below = median(ours), median(theirs)
+    if below <= 0:
+        return Estimate(np.nan, np.nan, np.nan)
+    if _too_few(fewest, ours, theirs):
+        return Estimate(float(above / below), np.nan, np.nan)
+    drawn = median(resample(ours, repeats)), median(resample(theirs, repeats, seed=1))
+    ratios = np.full(repeats, np.inf)
+    np.divide(*drawn, out=ratios, where=drawn[1] > 0)
+    return Estimate(float(above / below), *percentile_interval(ratios))

@@ -9,8 +9,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from scipy import stats
+
+from lab.common.stats import difference
 
 Cell = dict[str, dict[str, np.ndarray]]
 
@@ -53,6 +53,7 @@ class Verdict(NamedTuple):
 
     @property
     def holds(self) -> bool:
+        """Whether the margin is on the claim's side."""
         return self.margin > 0
 
     @property
@@ -61,7 +62,7 @@ class Verdict(NamedTuple):
         return abs(self.margin) > self.half_width
 
     def row(self, claim: Claim) -> dict:
-        """A line of the table of claims."""
+        """Return the line of the table of claims."""
         return {
             "claim": claim.text,
             "source": claim.source,
@@ -75,28 +76,16 @@ class Verdict(NamedTuple):
 
 
 def judge(claim: Claim, first: np.ndarray, second: np.ndarray) -> Verdict:
-    """The claim, of two arrays (seeds,) of its measure: difference of means, Welch's interval.
+    """Judge a claim on two arrays (seeds,) of its measure: difference of means, Welch's interval.
 
     Errors are compared by their decadic logarithms; `like` asks by how much their difference is
     below that of a factor of 2.
     """
     if claim.measure == "mse":
         first, second = -np.log10(first), -np.log10(second)
-    margin = first.mean() - second.mean()
-    if claim.like:
-        margin = math.log10(2) - abs(margin)
-    counts = np.array([len(first), len(second)])
-    variances = np.array([first.var(ddof=1), second.var(ddof=1)]) / counts
-    if variances.sum() == 0:
-        return Verdict(margin, 0.0)
-    freedom = variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
-    return Verdict(margin, stats.t.ppf(0.975, freedom) * math.sqrt(variances.sum()))
-
-
-def mean_interval(values: np.ndarray) -> np.ndarray:
-    """Mean of values (seeds,) and both ends of its 95 % interval (Student's t)."""
-    half_width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return values.mean() + half_width * np.array([0, -1, 1])
+    found = difference([first], [second])
+    margin = math.log10(2) - abs(found.value) if claim.like else found.value
+    return Verdict(margin, found.high - found.value)
 
 
 class Setting(NamedTuple):
@@ -109,18 +98,19 @@ class Setting(NamedTuple):
 
 
 def geometric_mean(values: np.ndarray) -> float:
+    """Return the geometric mean of positive values."""
     return math.exp(np.log(values).mean())
 
 
 def judge_cell(claim: Claim, cell: Cell) -> Verdict:
-    """The claim in one setting."""
+    """Judge a claim in one setting."""
     return judge(claim, cell[claim.first][claim.measure], cell[claim.second][claim.measure])
 
 
 def judge_tuned(claim: Claim, cells: dict[Setting, Cell]) -> list[Verdict]:
-    """The claim where each architecture has the learning rate at which its error is lowest.
+    """Judge a claim where each architecture has the learning rate that gives it the lowest error.
 
-    One verdict for each range, optimizer and number of steps.
+    Return one verdict for each range, optimizer and number of steps.
     """
     groups = {}
     for setting, cell in cells.items():
@@ -136,7 +126,7 @@ def judge_tuned(claim: Claim, cells: dict[Setting, Cell]) -> list[Verdict]:
 
 
 def count_claims(cells: dict[Setting, Cell], variances: dict[str, float]) -> list[dict]:
-    """A row per claim: in how many settings it holds, and how clearly.
+    """Return a row per claim: in how many settings it holds, and how clearly.
 
     `holds_there` counts only settings in which one of the two explains 90 % of the variance of the
     function (`variances`: that of each x_range), `holds_tuned` those of `judge_tuned`.
@@ -144,14 +134,11 @@ def count_claims(cells: dict[Setting, Cell], variances: dict[str, float]) -> lis
     rows = []
     for claim in CLAIMS:
         verdicts = {setting: judge_cell(claim, cell) for setting, cell in cells.items()}
-        fit = [
-            verdict
-            for setting, verdict in verdicts.items()
-            if min(
-                geometric_mean(cells[setting][name]["mse"]) for name in (claim.first, claim.second)
-            )
-            < 0.1 * variances[setting.x_range]
-        ]
+        fit = []
+        for setting, verdict in verdicts.items():
+            errors = (cells[setting][name]["mse"] for name in (claim.first, claim.second))
+            if min(map(geometric_mean, errors)) < 0.1 * variances[setting.x_range]:
+                fit.append(verdict)
         tuned = judge_tuned(claim, cells)
         rows.append(
             {
@@ -168,40 +155,3 @@ def count_claims(cells: dict[Setting, Cell], variances: dict[str, float]) -> lis
             }
         )
     return rows
-
-
-def sweep_figure(cells: dict[Setting, Cell]) -> Figure:
-    """A heat map per claim: optimizers and learning rates down, ranges and steps across.
-
-    Blue where the claim holds, red where it does not, by its margin; a dot where the 95 % interval
-    leaves it open.
-    """
-    rows = list(dict.fromkeys((s.optimizer, s.learning_rate) for s in cells))
-    columns = list(dict.fromkeys((s.x_range, s.steps) for s in cells))
-    figure = Figure(figsize=(15, 10), layout="constrained")
-    *panels, last = figure.subplots(3, 4).flat
-    images = {}
-    for i, (axes, claim) in enumerate(zip(panels, CLAIMS, strict=True)):
-        verdicts = {setting: judge_cell(claim, cell) for setting, cell in cells.items()}
-        margins = np.full((len(rows), len(columns)), np.nan)
-        for setting, verdict in verdicts.items():
-            row = rows.index((setting.optimizer, setting.learning_rate))
-            column = columns.index((setting.x_range, setting.steps))
-            margins[row, column] = verdict.margin
-            if not verdict.clear:
-                axes.plot(column, row, ".", color="0.2", ms=4)
-        scale = 10 if claim.measure == "rank" else 2
-        images[claim.measure] = axes.imshow(margins, "RdBu", vmin=-scale, vmax=scale, aspect="auto")
-        holds = sum(verdict.holds for verdict in verdicts.values())
-        axes.set_title(f"{claim.text}\nholds in {holds} of {len(verdicts)}", fontsize=9.5)
-        axes.set_yticks(range(len(rows)), [f"{name} {rate:g}" for name, rate in rows])
-        labels = [f"{steps} steps, {x_range}" for x_range, steps in columns]
-        axes.set_xticks(range(len(columns)), labels, rotation=90, fontsize=8)
-        axes.tick_params(labelbottom=i >= 8, labelleft=i % 4 == 0)
-    labels = {"mse": "margin, decades of error", "rank": "margin, effective rank"}
-    for at, (measure, image) in enumerate(images.items()):
-        inset = last.inset_axes([0.15 + 0.5 * at, 0, 0.08, 1])
-        figure.colorbar(image, cax=inset, label=labels[measure])
-    last.set_title("blue: holds, red: does not,\ndot: open at 95 %", fontsize=9.5)
-    last.set_axis_off()
-    return figure

@@ -8,9 +8,7 @@ closed form; every measurement comes from a network or from drawn units.
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from hadamard import HadamardLinear
@@ -36,11 +34,12 @@ class Check(NamedTuple):
 
     @property
     def holds(self) -> bool:
+        """Whether it does."""
         return abs(self.measured - self.predicted) <= self.tolerance
 
 
 def layer_name(activation: str, branches: int = 1, combine: str = "product") -> str:
-    """As the paper writes it: Tanh, Tanh (HR), Tanh (2xHR), Tanh (+HR)."""
+    """Return a layer's name in the paper: Tanh, Tanh (HR), Tanh (2xHR), Tanh (+HR)."""
     name = {"relu": "ReLU"}.get(activation, activation.capitalize())
     if branches == 1:
         return name
@@ -49,18 +48,18 @@ def layer_name(activation: str, branches: int = 1, combine: str = "product") -> 
 
 
 def fold_constant_units(weight: Tensor, bias: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Theorem 4.1: the constant units of z taken out, and their weights added to the bias.
+    """Take the constant units out of z and add their weights to the bias: Theorem 4.1.
 
     A z + B = A_live z_live + (B + A_D c_D), where D are the units with z_i = c_i on all samples.
     weight A (out, features), bias B (out,), z (samples, features) of the layer that they read.
-    Returns (constant bool (features,), the bias (out,) of the layer that reads z_live alone).
+    Return which are constant (features,), and the bias (out,) of the layer that reads z_live alone.
     """
     constant = z.amax(0) - z.amin(0) <= CONSTANT
     return constant, bias + weight[:, constant] @ z[0, constant]
 
 
-def trained_network(activation: str, branches: int) -> tuple[HadamardLinear, nn.Linear, Tensor]:
-    """A network (4 -> 64 -> 3), 200 steps of Adam on a smooth target, and its inputs (256, 4).
+def train_stuck_network(activation: str, branches: int) -> tuple[HadamardLinear, nn.Linear, Tensor]:
+    """Train a network (4 -> 64 -> 3), 200 steps of Adam; return layer, head and inputs (256, 4).
 
     Each branch of each unit starts saturated with probability 1/2, at either end; no gradient
     reaches its parameters, so it stays there, while the weights that read it are trained. Seeds
@@ -83,12 +82,12 @@ def trained_network(activation: str, branches: int) -> tuple[HadamardLinear, nn.
         optimizer.step()
     loss = (head(layer(x)) - y).square().mean()
     optimizer.zero_grad()
-    loss.backward()  # leaves the gradients that theorem_checks compares
+    loss.backward()  # leaves the gradients that check_theorem compares
     return layer, head, x
 
 
-def constants_by_hand(layer: HadamardLinear) -> Tensor:
-    """(features,): what each unit is stuck at, read off its biases, and NaN for a live unit."""
+def read_constants(layer: HadamardLinear) -> Tensor:
+    """Return what each unit is stuck at (features,), read off its biases; NaN for a live one."""
     bias = layer.bias.detach().unflatten(0, (layer.branches, layer.width))
     levels = torch.tensor(LEVELS[layer.activation]).to(bias)
     stuck = torch.where(bias < 0, levels[0], levels[-1])
@@ -98,13 +97,13 @@ def constants_by_hand(layer: HadamardLinear) -> Tensor:
 
 
 @torch.no_grad()
-def theorem_checks() -> list[Check]:
-    """Theorem 4.1 on trained layers: outputs, biases and gradients."""
+def check_theorem() -> list[Check]:
+    """Check Theorem 4.1 on trained layers: outputs, biases and gradients."""
     checks = []
     for activation, branches in [(a, n) for n in (1, 2) for a in LEVELS]:
         with torch.enable_grad():
-            layer, head, x = trained_network(activation, branches)
-        z, c = layer(x), constants_by_hand(layer)
+            layer, head, x = train_stuck_network(activation, branches)
+        z, c = layer(x), read_constants(layer)
         stuck = ~c.isnan()
         constant, bias = fold_constant_units(head.weight, head.bias, z)
         folded = z[:, ~constant] @ head.weight[:, ~constant].T + bias
@@ -124,7 +123,7 @@ def theorem_checks() -> list[Check]:
 def gradient_factors(
     activation: str, at: float, branches: int = 2, combine: str = "product"
 ) -> tuple[float, float]:
-    """What branch 1, held at pre-activation `at`, does to the gradients, by autograd.
+    """Return what branch 1, held at pre-activation `at`, does to the gradients, by autograd.
 
     The first: dL/db_1 divided by the same with f' = 1. The second: dL/dA of the other branches,
     which are live, divided by its value in a layer of these alone. L is a random linear function of
@@ -155,15 +154,15 @@ def gradient_factors(
 
 
 def _ratio(gradient: Tensor, reference: Tensor) -> float:
-    """The factor k of gradient = k reference; ValueError if there is none."""
+    """Return the factor k of gradient = k reference. Raise ValueError if there is none."""
     k = (gradient * reference).sum() / reference.square().sum()
     if (gradient - k * reference).abs().max() > 1e-9 * reference.abs().max():
         raise ValueError("the gradient is no multiple of the reference")
     return k.item()
 
 
-def gradient_checks() -> list[Check]:
-    """What each branch of a product still learns from when one is saturated (v1 Section 3).
+def check_gradients() -> list[Check]:
+    """Check what each branch of a product still learns if one is saturated (v1 Section 3).
 
     d(f(a_1) f(a_2)) = f'(a_1) f(a_2) da_1 + f(a_1) f'(a_2) da_2: the saturated branch itself gets
     f'(a_1), which is next to nothing, and the other f(a_1) times its own gradient, which is nothing
@@ -181,7 +180,8 @@ def gradient_checks() -> list[Check]:
     for activation in functions:
         cases += [(activation, -SATURATED, 1, "product"), (activation, -SATURATED, 2, "product")]
         cases += [(activation, 3.0, 2, "product")]  # a ReLU has no upper end to saturate at
-        cases += [(activation, SATURATED, 2, "product")] * (activation != "relu")
+        if activation != "relu":
+            cases.append((activation, SATURATED, 2, "product"))
     cases += [("tanh", -SATURATED, 3, "product"), ("tanh", -SATURATED, 2, "sum")]
     checks = []
     for activation, at, branches, combine in cases:
@@ -191,7 +191,7 @@ def gradient_checks() -> list[Check]:
         checks.append(Check("gradients", name, "gradient of branch 1", derivative(at), own, 1e-9))
         if branches > 1:
             expected = f(at) if combine == "product" else 1.0
-            what = "gradient of the other" + "s" * (branches > 2)
+            what = "gradient of the others" if branches > 2 else "gradient of the other"
             checks.append(Check("gradients", name, what, expected, other, 1e-9))
     for activation, levels in LEVELS.items():
         name = f"{layer_name(activation, 2)}, both branches at f({-SATURATED:g}) = {levels[0]:g}"
@@ -201,7 +201,7 @@ def gradient_checks() -> list[Check]:
 
 
 def largest_gradient(activation: str) -> float:
-    """The largest |dL/dA| of a product whose two branches are saturated at their lower ends."""
+    """Return the largest |dL/dA| of a product with both branches saturated at the lower end."""
     torch.manual_seed(0)
     layer = HadamardLinear(8, 32, activation, 2).double()
     with torch.no_grad():
@@ -211,7 +211,7 @@ def largest_gradient(activation: str) -> float:
 
 
 def dead_probability(activation: str, p: float, branches: int, correlation: float = 0) -> float:
-    """Probability that a product is constant if each of its branches is dead with probability p.
+    """Return the probability that a product is constant if each branch is dead with probability p.
 
     A dead tanh or sigmoid sits at either of its ends with probability 1/2 (v1 Section 3):
     tanh p^n, as all must be dead; sigmoid 1 - (1 - p/2)^n + (p/2)^n, as one at 0 or all at 1 will
@@ -232,7 +232,7 @@ def dead_probability(activation: str, p: float, branches: int, correlation: floa
 def dead_share(
     activation: str, p: float, branches: int, correlation: float, units: int, generator
 ) -> float:
-    """The share of units of a HadamardLinear whose output is constant, branches killed at random.
+    """Return the share of constant units of a HadamardLinear whose branches are killed at random.
 
     Each branch of each unit is driven far into saturation with probability p, at an end drawn
     evenly, all branches of a unit alike with probability `correlation`. Live branches are active on
@@ -255,8 +255,8 @@ def dead_share(
     return (z.amax(0) - z.amin(0) <= CONSTANT).double().mean().item()
 
 
-def dying_checks(units: int = UNITS, seed: int = 0) -> list[Check]:
-    """v1 Table 1, its n-branch forms and what correlation does to them, within sampling error.
+def check_deaths(units: int = UNITS, seed: int = 0) -> list[Check]:
+    """Check v1 Table 1, its n-branch forms and their correlated ones, within sampling error.
 
     p is the paper's rate of dead units for a plain layer.
     """
@@ -276,32 +276,6 @@ def dying_checks(units: int = UNITS, seed: int = 0) -> list[Check]:
     return checks
 
 
-def all_checks() -> list[Check]:
-    """The whole table."""
-    return theorem_checks() + gradient_checks() + dying_checks()
-
-
-def dying_figure() -> Figure:
-    """Probability of a dead product: formulas as lines, drawn units as points (after v1 Fig. 13).
-
-    Above over p with independent branches, below over their correlation at the paper's rates.
-    """
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    panels = figure.subplots(2, len(PAPER_RATES), sharey=True)
-    x = np.linspace(0, 1, 65)
-    generator = torch.Generator().manual_seed(0)
-    for (activation, rate), (above, below) in zip(PAPER_RATES.items(), panels.T, strict=True):
-        for axes, p, rho, label in (
-            (above, x, 0 * x, "p, independent branches"),
-            (below, 0 * x + rate, x, f"correlation of the branches' deaths, p = {rate}"),
-        ):
-            for branches, color in ((1, "0.4"), (2, "tab:blue"), (3, "tab:orange")):
-                cases = [(activation, p[i], branches, rho[i]) for i in range(len(x))]
-                axes.plot(x, [dead_probability(*case) for case in cases], color=color)
-                shares = [dead_share(*case, 10_000, generator) for case in cases[::8]]
-                name = layer_name(activation, branches)
-                axes.plot(x[::8], shares, "o", ms=4, color=color, label=name)
-            axes.set(xlabel=label, ylabel="share of dead units", ylim=(-0.03, 1.03))
-            axes.legend(fontsize=8)
-            axes.grid(alpha=0.3)
-    return figure
+def check_all() -> list[Check]:
+    """Return all lines of the table."""
+    return check_theorem() + check_gradients() + check_deaths()

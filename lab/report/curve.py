@@ -1,56 +1,67 @@
-"""Learning curves of a run as a CSV and a picture: python results/curve.py RUN_FOLDER OUT_STEM
+"""Learning curves of one run as a table and a picture: python -m lab.report.curve RUN STEM
 
-Writes OUT_STEM.csv (every score and every measure: tag, agent step, value) and OUT_STEM.png.
+Writes STEM.csv (every score and every measure: tag, agent step, value) and STEM.png.
 """
 
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from lab.common.cli import UsageError
-from lab.common.files import replacing, write_csv
-from lab.report.runs import RETURNS, Curve, Recorded, as_text, read_run, scalars
+from lab.common import tags
+from lab.common.cli import UsageError, launch
+from lab.common.events import Curve, read_scalars
+from lab.common.files import check_stem, write_files
+from lab.common.tables import format_csv, format_number
+from lab.report.figures import render
+from lab.report.runs import MEASURED, WINDOW, RunRecord, read_run
 
-KEPT = (
-    *("charts/episodic", "charts/epsilon", "charts/learning_rate", "losses/", "representation/"),
-    *("q_contribution/", "value_contribution/"),
-)
-MEASURES = {  # panel -> (tag, what it is called, factor)
+TABULATED = (tags.RETURN, tags.LENGTH, tags.EPSILON, tags.LEARNING_RATE, tags.LOSSES, *MEASURED)
+PANELS = {  # title -> (tag, what it is called, factor)
     "dead and saturated neurons (%)": [
-        ("representation/dead_kde", "z, dead by the KDE test", 100),
-        ("representation/branch_0/dead_kde", "branch 0, dead by the KDE test", 100),
-        ("representation/branch_1/dead_kde", "branch 1, dead by the KDE test", 100),
-        *(
-            (f"representation/conv_{i}/dead_kde", f"conv {i}, dead by the KDE test", 100)
-            for i in (1, 2, 3)
-        ),
-        ("representation/dormant_0.1", "z, dormant at 0.1", 100),
-        ("representation/saturated", "z, saturated", 100),
-        ("representation/branch_0/saturated", "branch 0, saturated", 100),
+        (tags.dead(), "z, dead by the KDE test", 100),
+        (tags.dead("branch_0"), "branch 0, dead by the KDE test", 100),
+        (tags.dead("branch_1"), "branch 1, dead by the KDE test", 100),
+        (tags.dead("conv_1"), "conv 1, dead by the KDE test", 100),
+        (tags.dead("conv_2"), "conv 2, dead by the KDE test", 100),
+        (tags.dead("conv_3"), "conv 3, dead by the KDE test", 100),
+        (tags.of_layer("dormant_0.1"), "z, dormant at 0.1", 100),
+        (tags.saturated(), "z, saturated", 100),
+        (tags.saturated("branch_0"), "branch 0, saturated", 100),
     ],
     "effective rank": [
-        ("representation/effective_rank", "z", 1),
-        ("representation/branch_0/effective_rank", "branch 0", 1),
-        ("representation/branch_1/effective_rank", "branch 1", 1),
+        (tags.rank(), "z", 1),
+        (tags.rank("branch_0"), "branch 0", 1),
+        (tags.rank("branch_1"), "branch 1", 1),
     ],
 }
 
 
-def draw(run: Recorded, curves: dict[str, Curve]) -> Figure:
+@dataclass
+class Args:
+    """Learning curves of one run as a table and a picture."""
+
+    run: Annotated[str, tyro.conf.Positional] = ""
+    """run folder"""
+    stem: Annotated[str, tyro.conf.Positional] = ""
+    """what the names of the two files begin with, such as results/NAME"""
+
+
+def draw_run(run: RunRecord, curves: dict[str, Curve]) -> Figure:
+    """Draw every game's return, the mean of the newest 100, and the measures of the layers."""
     figure = Figure(figsize=(14, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    score, *others = figure.subplots(1, 1 + len(MEASURES))
-    steps, returns = curves[RETURNS]
+    score, *others = figure.subplots(1, 1 + len(PANELS))
+    steps, returns = curves[tags.RETURN]
     score.plot(steps, returns, ".", ms=2, color="0.7", label="each game")
-    if len(returns) >= 100:
-        means = np.convolve(returns, np.ones(100) / 100, mode="valid")
-        score.plot(steps[99:], means, color="tab:blue", label="mean of the last 100 games")
+    if len(returns) >= WINDOW:
+        means = np.convolve(returns, np.ones(WINDOW) / WINDOW, mode="valid")
+        score.plot(steps[WINDOW - 1 :], means, color="tab:blue", label="mean of the last 100 games")
     score.set_title("episodic return (raw score, in training)")
-    for axes, (title, lines) in zip(others, MEASURES.items(), strict=True):
+    for axes, (title, lines) in zip(others, PANELS.items(), strict=True):
         axes.set_title(title)
         for tag, label, factor in lines:
             if tag in curves:
@@ -66,36 +77,26 @@ def draw(run: Recorded, curves: dict[str, Curve]) -> Figure:
     return figure
 
 
-def write_curves(folder: Path, stem: Path):
-    """Table and picture, both or neither. UsageError for what is no run, or cannot be written."""
+def main(args: Args) -> int:
+    """Write table and picture, or neither. Raise UsageError where that is not possible."""
+    if not args.stem:
+        raise UsageError("give a run folder and a stem, such as runs/NAME results/NAME")
+    folder, stem = Path(args.run), Path(args.stem)
+    table, picture = check_stem(stem)
     run = read_run(folder)
-    curves = {tag: of for tag, of in sorted(scalars(folder)[0].items()) if tag.startswith(KEPT)}
-    if RETURNS not in curves:
+    found = sorted(read_scalars(folder)[0].items())
+    curves = {tag: curve for tag, curve in found if tag.startswith(TABULATED)}
+    if tags.RETURN not in curves:
         raise UsageError(f"no game has ended in {folder}: train it further, with --resume {folder}")
     rows = [
-        {"tag": tag, "agent_step": step, "value": as_text(value)}
+        {"tag": tag, "agent_step": step, "value": format_number(value)}
         for tag, curve in curves.items()
         for step, value in zip(*curve, strict=True)
     ]
-    if not stem.parent.is_dir():
-        raise UsageError(f"{stem}: there is no folder {stem.parent}; make it first")
-    names = (f"{stem.name}.csv", f"{stem.name}.png")
-    with replacing(stem.parent, names, "OUT_STEM in") as staged:
-        write_csv(staged / names[0], rows)
-        draw(run, curves).savefig(staged / names[1], dpi=90)
-
-
-def main(arguments: list[str]) -> int:
-    """The status to exit with: 2, after a line, for what is no run."""
-    try:
-        if len(arguments) != 2:
-            raise UsageError("give a run folder and a stem: curve.py runs/NAME results/NAME")
-        write_curves(*map(Path, arguments))
-    except UsageError as error:
-        print(f"curve.py: error: {error}", file=sys.stderr)
-        return 2
+    files = {table: format_csv(rows), picture: render(draw_run(run, curves), "png", dpi=90)}
+    write_files(stem.parent, files, "stem in")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    launch(main, Args)

@@ -1,103 +1,164 @@
-"""Do runs in bf16 learn like those in fp32? python results/precision.py OUT_STEM RUN_FOLDER...
+"""Do runs in bf16 learn like those in fp32? python -m lab.report.precision STEM RUNS...
 
-Writes OUT_STEM.csv (the mean return of the last 100 games at 100 steps of each run), OUT_STEM.png,
-and prints per algorithm the areas under these curves, their difference and its 95 % interval
-(Welch, over the seeds). An area is a mean over agent steps, so it has the unit of the score. A CSV
-that it wrote counts like the run folders it was made from:
+Writes STEM.csv (the mean return of the last 100 games at 100 steps of each run), STEM.png, and
+prints per algorithm the areas under these curves, their difference and its 95 % interval (Welch,
+over the seeds). An area is a mean over agent steps, so it has the unit of the score. A CSV that it
+wrote counts like the run folders it was made from:
 
-    python results/precision.py results/precision results/precision.csv runs/*
+    python -m lab.report.precision results/precision results/precision.csv runs/*
 """
 
-import collections
 import csv
-import io
 import itertools
-import json
-import os
-import sys
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from scipy.stats import ttest_ind
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lab.common.files import atomic_write
-from lab.report.runs import NAMED
+from lab.common.cli import UsageError, launch, say
+from lab.common.events import read_scalars
+from lab.common.files import check_stem, write_files
+from lab.common.stats import Estimate, difference
+from lab.common.tables import format_csv, format_number
+from lab.common.tags import MEAN_RETURN
+from lab.report.figures import render
+from lab.report.groups import NAMED
+from lab.report.runs import POINTS, RunRecord, read_run
 
-TAG = "charts/mean_return_100"
-COLUMNS = ("game", "algorithm", "variant", "precision", "seed", "commit", "agent_step", TAG)
-
-
-def read_config(run: Path) -> dict:
-    """The config.json of a run, with its `commit` and `decided`: the flags that must be the same.
-
-    ValueError if it is none.
-    """
-    try:
-        config = json.loads((run / "config.json").read_text())
-        config["commit"] = config.get("git_commit") or "unknown"
-        config["commit"] += "+ changes" * bool(config.get("git_has_changes"))
-        flags = config["flags"]
-        flags |= {name: int(flags[name]) for name in ("seed", "total_timesteps")}
-        config["decided"] = {
-            name: flags[name] for name in flags if name not in (*NAMED, "precision")
-        }
-        str(flags["precision"])
-        return dict(
-            config, **{name: str(config[name]) for name in ("game", "algorithm", "variant")}
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{run} is no run folder: its config.json is not whole ({what})") from None
+COLUMNS = ("game", "algorithm", "variant", "precision", "seed", "commit", "agent_step", MEAN_RETURN)
+PRECISIONS = {"fp32": "tab:blue", "bf16": "tab:orange"}
+Runs = dict[tuple, list[tuple]]  # the first five columns of a run -> its rows of the table
 
 
-def rows_of(run: Path) -> list[tuple]:
-    """The curve of a run at 100 evenly spaced steps, to its end. ValueError if it has none yet."""
-    config = read_config(run)
-    log = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    log.Reload()
-    if TAG not in log.Tags()["scalars"]:
-        raise ValueError(f"{run}: no game has ended yet; finish the run first")
-    steps, values = np.array([(event.step, event.value) for event in log.Scalars(TAG)]).T
-    at = np.linspace(0, config["flags"]["total_timesteps"], 101)[1:]
+@dataclass
+class Args:
+    """Compare runs in bf16 with runs in fp32."""
+
+    stem: Annotated[str, tyro.conf.Positional] = ""
+    """what the names of table and picture begin with, such as results/precision"""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """run folders, and tables that an earlier call wrote"""
+
+
+def read_curve(folder: Path, run: RunRecord) -> list[tuple]:
+    """Return the rows of a run, at evenly spaced steps to its end. Raise UsageError without one."""
+    curves, _ = read_scalars(folder)
+    if MEAN_RETURN not in curves:
+        raise UsageError(f"{folder}: no game has ended yet; finish the run first")
+    steps, values = curves[MEAN_RETURN]
+    at = np.linspace(0, run.total, POINTS + 1)[1:]
     if steps[-1] < at[-2]:
-        raise ValueError(f"{run} has not finished; finish it first: --resume {run}")
-    named = (config["game"], config["algorithm"], config["variant"], config["flags"]["precision"])
-    about = (*named, config["flags"]["seed"], config["commit"])
+        raise UsageError(f"{folder} has not finished; finish it first: --resume {folder}")
+    about = (run.game, run.algorithm, run.variant, str(run.flags.get("precision")), str(run.seed))
     # Before the first game has ended there is no score: its first value stands for it.
-    points = zip(at, np.interp(at, steps, values), strict=True)
-    return [(*about, int(x), f"{y:.6g}") for x, y in points]
+    scores = map(format_number, np.interp(at, steps, values))
+    return [(*about, run.commit, int(step), score) for step, score in zip(at, scores, strict=True)]
 
 
-def table_and_figure(rows: list[tuple]) -> Figure:
-    curves = collections.defaultdict(list)  # (algorithm, precision, seed) -> (step, score)
-    for _, algorithm, _, precision, seed, _, step, value in rows:
-        curves[algorithm, precision, int(seed)].append((float(step), float(value)))
-    curves = {name: np.array(points) for name, points in curves.items()}
-    algorithms = sorted({name[0] for name in curves})
-    figure = Figure(figsize=(5 * len(algorithms), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    print("| algorithm | seeds | area, fp32 | area, bf16 | bf16 - fp32 (95 %) |\n|-|-|-|-|-|")
-    panels = figure.subplots(1, len(algorithms), squeeze=False)[0]
-    for algorithm, axes in zip(algorithms, panels, strict=True):
-        areas = {}
-        for precision, color in (("fp32", "tab:blue"), ("bf16", "tab:orange")):
-            runs = [c for name, c in sorted(curves.items()) if name[:2] == (algorithm, precision)]
-            areas[precision] = [curve[:, 1].mean() for curve in runs]
-            for curve in runs:
+def read_table(path: Path) -> list[tuple]:
+    """Return the rows that an earlier call wrote. Raise UsageError for another file."""
+    try:
+        header, *rows = csv.reader(path.read_text().splitlines())
+    except (OSError, ValueError, csv.Error):
+        header, rows = [], []
+    if tuple(header) != COLUMNS:
+        raise UsageError(
+            f"{path} is no table of this script: its first line must be {','.join(COLUMNS)}"
+        )
+    if not rows:
+        raise UsageError(f"{path} holds no run, only a header: give one with runs")
+    for line, row in enumerate(rows, start=2):
+        try:
+            seed, _, step, value = row[4:]
+            if not np.isfinite([int(seed), float(step), float(value)]).all():
+                raise ValueError
+        except ValueError:
+            raise UsageError(
+                f"{path}, line {line}: {','.join(row)} must be {len(COLUMNS)} cells, the seed and "
+                "the last two numbers"
+            ) from None
+    return [tuple(row) for row in rows]
+
+
+def read_sources(sources: list[Path]) -> Runs:
+    """Return the runs in folders and tables; the last of two that are the same counts."""
+    runs, first = {}, {}  # first: algorithm -> a folder of it, and its run
+    for source in sources:
+        if source.suffix == ".csv":
+            rows = read_table(source)
+        else:
+            run = read_run(source)
+            refuse_unequal_flags(source, run, *first.setdefault(run.algorithm, (source, run)))
+            rows = read_curve(source, run)
+        for key, points in itertools.groupby(rows, lambda row: row[:5]):
+            runs[key] = list(points)
+            about = f"{source}: {', '.join(key)}"
+            if key[3] not in PRECISIONS:
+                raise UsageError(f"{about}: its precision must be fp32 or bf16")
+            if (count := len(runs[key])) != POINTS:
+                raise UsageError(f"{about}: it must have {POINTS} points in a row, not {count}")
+    return runs
+
+
+def refuse_unequal_flags(folder: Path, run: RunRecord, other_folder: Path, other: RunRecord):
+    """Raise UsageError if two runs of one algorithm differ in more than seed and precision."""
+    for name in sorted({*run.flags, *other.flags} - {*NAMED, "precision"}):
+        # A flag that is not there, as it was not yet, counts as None.
+        value, others = run.flags.get(name), other.flags.get(name)
+        if value != others:
+            raise UsageError(
+                f"{folder} has {name} {value} and {other_folder} {others}: compare runs that "
+                "differ in seed and precision alone"
+            )
+
+
+def group_curves(runs: Runs) -> dict[str, dict[str, np.ndarray]]:
+    """Return algorithm -> precision -> (seeds, points, 2) of agent steps and scores.
+
+    Raise UsageError where an algorithm has one seed of a precision, or runs that differ in game,
+    variant or length.
+    """
+    curves, settings = defaultdict(lambda: defaultdict(list)), defaultdict(set)
+    for key in sorted(runs, key=lambda key: (key[1], key[3], int(key[4]))):
+        game, algorithm, variant, precision, _ = key
+        settings[algorithm].add(f"{game}, {variant}, to {runs[key][-1][6]}")
+        curves[algorithm][precision].append(np.array([row[6:] for row in runs[key]], float))
+    for algorithm, own in curves.items():
+        if len(settings[algorithm]) > 1:
+            several = " and ".join(sorted(settings[algorithm]))
+            raise UsageError(f"runs of {algorithm} that differ are not averaged: {several}")
+        for precision in PRECISIONS:
+            if len(own[precision]) < 2:
+                count = "one run" if own[precision] else "no run"
+                raise UsageError(f"there is {count} of {algorithm} in {precision}: it takes two")
+            own[precision] = np.array(own[precision])
+    return curves
+
+
+def format_line(algorithm: str, areas: dict[str, np.ndarray], found: Estimate) -> str:
+    """Format the line of the printed table: areas (seeds,) by precision, and their difference."""
+    seeds = " and ".join(str(len(areas[name])) for name in PRECISIONS)
+    each = [" ".join(f"{area:.2f}" for area in areas[name]) for name in PRECISIONS]
+    interval = f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+    return f"| {algorithm} | {seeds} | {' | '.join(each)} | {interval} |"
+
+
+def draw_curves(curves: dict[str, dict[str, np.ndarray]], titles: dict[str, str]) -> Figure:
+    """Draw the scores, a panel per algorithm: thin lines for the seeds, thick ones for means."""
+    figure = Figure(figsize=(5 * len(curves), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (algorithm, own) in zip(panels, curves.items(), strict=True):
+        for precision, color in PRECISIONS.items():
+            for curve in own[precision]:
                 axes.plot(*curve.T, color=color, lw=0.7, alpha=0.6)
-            axes.plot(*np.mean(runs, axis=0).T, color=color, lw=2, label=f"{precision}, mean")
-        interval = ttest_ind(areas["bf16"], areas["fp32"], equal_var=False).confidence_interval()
-        difference = np.mean(areas["bf16"]) - np.mean(areas["fp32"])
-        each = [" ".join(f"{area:.2f}" for area in areas[name]) for name in ("fp32", "bf16")]
-        seeds = f"{len(areas['fp32'])} and {len(areas['bf16'])}"
-        told = f"{difference:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})"
-        print(f"| {algorithm} | {seeds} | {' | '.join(each)} | {told} |")
-        game, variant = next((row[0], row[2]) for row in rows if row[1] == algorithm)
-        axes.set_title(f"{algorithm}, {variant}, {game}")
+            mean = own[precision].mean(axis=0)
+            axes.plot(*mean.T, color=color, lw=2, label=f"{precision}, mean")
+        axes.set_title(titles[algorithm])
         axes.set_xlabel("agent steps")
         axes.set_ylabel("mean return of the last 100 games")
         axes.xaxis.set_major_formatter(EngFormatter())
@@ -106,117 +167,24 @@ def table_and_figure(rows: list[tuple]) -> Figure:
     return figure
 
 
-def rows_of_table(path: Path) -> list[tuple]:
-    """What an earlier call wrote. ValueError for another file."""
-    try:
-        header, *rows = csv.reader(path.read_text().splitlines())
-    except (OSError, ValueError, csv.Error):
-        header, rows = (), ()
-    if tuple(header) != COLUMNS:
-        raise ValueError(
-            f"{path} is no table of this script: its first line must be {','.join(COLUMNS)}"
-        )
-    if not rows:
-        raise ValueError(f"{path} holds no run, only a header: give one with runs")
-    for line, row in enumerate(rows, start=2):
-        try:
-            seed, _, step, value = row[4:]
-            if not np.isfinite([float(seed), float(step), float(value)]).all():
-                raise ValueError
-            int(seed)
-        except ValueError:
-            raise ValueError(
-                f"{path}, line {line}: {','.join(row)} must be {len(COLUMNS)} cells, the seed and "
-                "the last two numbers"
-            ) from None
-    return [tuple(row) for row in rows]
-
-
-def refuse_unequal_flags(folders: list[Path]):
-    """ValueError if runs of one algorithm differ in more than seed and precision."""
-    first = {}  # algorithm -> a run of it
-    for folder in folders:
-        config = read_config(folder)
-        other, decided = first.setdefault(config["algorithm"], (folder, config["decided"]))
-        for name in sorted(decided.keys() | config["decided"].keys()):
-            # As in curves.py one that is not there, as it was not yet, counts as None.
-            value, others = config["decided"].get(name), decided.get(name)
-            if value != others:
-                raise ValueError(
-                    f"{folder} has {name} {value} and {other} {others}: compare runs that "
-                    "differ in seed and precision alone"
-                )
-
-
-def targets(stem: Path) -> tuple[Path, Path]:
-    """The table and the picture. ValueError, before any work, where they cannot be written."""
-    if not stem.parent.is_dir():
-        raise ValueError(f"{stem}: there is no folder {stem.parent}; make it first")
-    if not os.access(stem.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{stem}: {stem.parent} is no folder one can write to; choose another")
-    paths = Path(f"{stem}.csv"), Path(f"{stem}.png")
-    for path in paths:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder and in the way: choose another stem")
-    return paths
-
-
-def compare(stem: Path, sources: list[Path]):
-    """Table, picture and printed lines. ValueError for what cannot be compared."""
-    refuse_unequal_flags([source for source in sources if source.suffix != ".csv"])
-    runs = {}  # game, algorithm, variant, precision, seed -> rows; the last source of a run counts
-    for source in sources:
-        rows = rows_of_table(source) if source.suffix == ".csv" else rows_of(source)
-        for name, points in itertools.groupby(rows, lambda row: tuple(map(str, row[:5]))):
-            runs[name] = list(points)
-            about = f"{source}: {', '.join(name)}"
-            if name[3] not in ("fp32", "bf16"):
-                raise ValueError(f"{about}: its precision must be fp32 or bf16")
-            if (count := len(runs[name])) != 100:
-                raise ValueError(f"{about}: it must have 100 points in a row, not {count}")
-    for algorithm in sorted({name[1] for name in runs}):
-        of_it = {name: points for name, points in runs.items() if name[1] == algorithm}
-        settings = {f"{of[0]}, {of[2]}, to {points[-1][6]}" for of, points in of_it.items()}
-        if len(settings) > 1:
-            several = " and ".join(sorted(settings))
-            raise ValueError(f"runs of {algorithm} that differ are not averaged: {several}")
-        for precision in ("fp32", "bf16"):
-            seeds = sum(name[3] == precision for name in of_it)
-            if seeds < 2:
-                count = ("no run", "one run")[seeds]
-                raise ValueError(f"there is {count} of {algorithm} in {precision}: it takes two")
-    rows = list(itertools.chain(*runs.values()))
-    figure = table_and_figure(rows)
-    table, picture = io.StringIO(newline=""), io.BytesIO()
-    csv.writer(table).writerows([COLUMNS, *rows])
-    figure.savefig(picture, dpi=90, format="png")
-    try:
-        csv_path, png_path = targets(stem)
-        with atomic_write(csv_path) as csv_file, atomic_write(png_path) as png_file:
-            csv_file.write(table.getvalue().encode())
-            png_file.write(picture.getvalue())
-            csv_file.flush()  # neither takes its place if one finds no room
-            png_file.flush()
-    except OSError as error:
-        raise ValueError(f"{stem}: {error.strerror or error}; choose another stem") from None
-
-
-def main(arguments: list[str]) -> int:
-    """The status to exit with: 2, after a line, for what cannot be compared."""
-    try:
-        if len(arguments) < 2:
-            raise ValueError("give a stem and run folders: precision.py results/precision runs/*")
-        stem, *sources = map(Path, arguments)
-        targets(stem)
-        for source in sources:
-            if not (source / "config.json").is_file() and source.suffix != ".csv":
-                raise ValueError(f"{source} is no run folder: it has no config.json")
-        compare(stem, sources)
-    except (OSError, ValueError) as error:
-        print(f"precision.py: error: {error}", file=sys.stderr)
-        return 2
+def main(args: Args) -> int:
+    """Write table and picture, or neither, and print the areas. Raise UsageError if that fails."""
+    if not args.runs:
+        raise UsageError("give a stem and run folders, such as results/precision runs/*")
+    stem = Path(args.stem)
+    table, picture = check_stem(stem)
+    runs = read_sources(list(map(Path, args.runs)))
+    curves = group_curves(runs)
+    titles = {of[1]: f"{of[1]}, {of[2]}, {of[0]}" for of in runs}
+    rows = [dict(zip(COLUMNS, row, strict=True)) for of_run in runs.values() for row in of_run]
+    files = {table: format_csv(rows), picture: render(draw_curves(curves, titles), "png", dpi=90)}
+    write_files(stem.parent, files, "stem in")
+    say("| algorithm | seeds | area, fp32 | area, bf16 | bf16 - fp32 (95 %) |\n|-|-|-|-|-|")
+    for algorithm, own in curves.items():
+        areas = {precision: of[:, :, 1].mean(axis=1) for precision, of in own.items()}
+        say(format_line(algorithm, areas, difference([areas["bf16"]], [areas["fp32"]])))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    launch(main, Args)

@@ -1,139 +1,48 @@
-"""The tables of a report: runs, findings or one group of runs in, a row for each line out."""
+"""The tables of a report: statistics or findings in, a row for each line out."""
 
-import functools
-import math
-from collections.abc import Callable
-
-import numpy as np
-
-from lab.common.stats import (
-    STATISTICS,
-    Estimate,
-    estimate,
-    mean_over_games,
-    normalised,
-    reference_scores,
-)
-from lab.report.claims import (
-    BRANCHES_DEAD,
-    DEAD,
-    RANK,
-    Group,
-    at_the_end,
-    counts,
-    dead_part,
-    has_prediction,
-    predicted_share,
-)
-from lab.report.runs import FINISHED, SCORE, Recorded, as_text
+from lab.common.stats import Estimate
+from lab.common.tables import format_number
+from lab.report.measures import final_value, is_counted
+from lab.report.runs import SCORE, RunRecord
+from lab.report.scores import Scores
 from lab.report.verdicts import OPEN, Finding
 
-SATURATED = "representation/saturated"
-BRANCHES_SATURATED = tuple(f"representation/branch_{i}/saturated" for i in (0, 1))
+
+def tabulate_group(scores: Scores) -> dict[str, list[dict]]:
+    """Return the tables of a group by name; those without rows are left out."""
+    tables = {
+        "games": scores.by_game,
+        "over_games": scores.over_games,
+        "improvement": [
+            {"of": scores.first, "over": other, "probability of improvement": found}
+            for other, found in scores.improvements.items()
+        ],
+        "prediction": scores.predictions,
+    }
+    return {name: rows for name, rows in tables.items() if rows}
 
 
-def game_rows(group: Group) -> list[dict]:
-    """Per game and variant: seeds, score at the end, its mean over the run, measures of z.
-
-    Also what the head gets from dead neurons, of all that it gets (`dead_part`).
-    """
+def list_runs(runs: list[RunRecord]) -> list[dict]:
+    """Return a row per run: how far it came, and whether it counts."""
     rows = []
-    for game in group.games:
-        for variant in group.variants:
-            runs = group.cells.get((variant, game), [])
-            if not runs:
-                continue
-            row = {"game": game, "variant": variant, "seeds": len(runs)}
-            over_seeds = functools.partial(mean_over_seeds, group, variant, game)
-            row["score"] = over_seeds(SCORE)
-            row["mean score over the run"] = over_seeds(lambda run: np.nanmean(run.measures[SCORE]))
-            row["dead at first, %"] = over_seeds(lambda run: first_measured(run, DEAD)).in_percent
-            row["dead, %"] = over_seeds(DEAD).in_percent
-            row["rank"] = over_seeds(RANK)
-            row["saturated, %"] = over_seeds(SATURATED).in_percent
-            row["branches saturated, %"] = over_seeds(branches_saturated).in_percent
-            part = f"dead part of {'the value' if group.algorithm == 'ppo' else 'Q'}, %"
-            row[part] = over_seeds(dead_part).in_percent
-            row["steps in finished games, %"] = over_seeds(FINISHED).in_percent
-            rows.append(row)
+    for run in runs:
+        counted = is_counted(run)
+        incomplete = "no score" if run.complete else "no: not complete"
+        rows.append(
+            {
+                "run": run.name,
+                "setting": run.setting,
+                "agent steps": f"{run.last_step:,} of {run.total:,}",
+                "counts": "yes" if counted else incomplete,
+                "score at the end": f"{final_value(run, SCORE):.1f}" if counted else "",
+                "commit": run.commit,
+            }
+        )
     return rows
 
 
-def mean_over_seeds(
-    group: Group, variant: str, game: str, measure: str | Callable[[Recorded], float]
-) -> Estimate:
-    return mean_over_games(group.values(variant, [game], measure))
-
-
-def first_measured(run: Recorded, measure: str) -> float:
-    """The first value of a measure in a run, at the first point of the curve that has one."""
-    values = run.measures.get(measure, np.array([math.nan]))
-    return values[np.argmax(~np.isnan(values))]
-
-
-def branches_saturated(run: Recorded) -> float:
-    """Share of saturated neurons in each branch of z, mean over the two; nan without."""
-    return np.mean([at_the_end(run, tag) for tag in BRANCHES_SATURATED])
-
-
-def aggregate_rows(group: Group, baseline: str) -> list[dict]:
-    """Per variant: median, IQM and mean of the normalised scores, on the games that all have."""
-    rows = []
-    (variants, games), known = group.comparable(), reference_scores()
-    scales = {"human-normalised": {game: known[game] for game in games if game in known}}
-    scales["baseline-normalised"] = {}
-    for game in games if baseline in variants else ():
-        curves = np.concatenate([run.measures[SCORE] for run in group.cells[baseline, game]])
-        low, high = np.nanmin(curves), np.nanmax(curves)
-        if high > low:
-            scales["baseline-normalised"][game] = (low, high)
-    for scale, ranges in scales.items():
-        for variant in variants if ranges else ():
-            scores = [
-                normalised(of, *ranges[game])
-                for game, of in zip(ranges, group.values(variant, list(ranges), SCORE), strict=True)
-            ]
-            found = {name: estimate(scores, of) for name, of in STATISTICS.items()}
-            rows.append({"scale": scale, "variant": variant, "games": len(ranges)} | found)
-    return rows
-
-
-def prediction_rows(group: Group) -> list[dict]:
-    """Per run with two branches: shares of dead neurons, and what independence would give.
-
-    And the shares of those that are saturated, in each branch.
-    """
-    rows = []
-    for run in group.runs:
-        if not has_prediction(run):
-            continue
-        first, second = (at_the_end(run, tag) for tag in BRANCHES_DEAD)
-        row = {"game": run.game, "variant": run.variant, "seed": run.seed}
-        row |= {"branch 0 dead, %": 100 * first, "branch 1 dead, %": 100 * second}
-        row["predicted, %"] = 100 * predicted_share(run)
-        row["measured, %"] = 100 * at_the_end(run, DEAD)
-        for branch, tag in enumerate(BRANCHES_SATURATED):
-            row[f"branch {branch} saturated, %"] = 100 * at_the_end(run, tag)
-        rows.append(row)
-    return rows
-
-
-def run_rows(runs: list[Recorded]) -> list[dict]:
-    return [
-        {
-            "run": run.name,
-            "setting": run.setting,
-            "agent steps": f"{run.last_step:,} of {run.total:,}",
-            "counts": "yes" if counts(run) else "no score" if run.complete else "no: not complete",
-            "score at the end": f"{at_the_end(run, SCORE):.1f}" if counts(run) else "",
-            "commit": run.commit,
-        }
-        for run in runs
-    ]
-
-
-def claim_rows(findings: list[Finding]) -> list[dict]:
-    """Decided ones first, then those with something to show."""
+def list_claims(findings: list[Finding]) -> list[dict]:
+    """Return a row per finding: decided ones first, then those with something to show."""
     return [
         {
             "claim": f.claim,
@@ -150,31 +59,20 @@ def claim_rows(findings: list[Finding]) -> list[dict]:
     ]
 
 
-def as_cells(rows: list[dict]) -> list[dict]:
-    """For the page: numbers to a digit or two, intervals in words, nothing for nan."""
-
-    def cell(value):
-        number = value.value if isinstance(value, Estimate) else value
-        if isinstance(number, float) and math.isnan(number):
-            return ""
-        if isinstance(value, Estimate):
-            return value.told(digits=1 if abs(number) >= 10 else 2)
-        return f"{value:.1f}" if isinstance(value, float) else value
-
-    return [{name: cell(value) for name, value in row.items()} for row in rows]
-
-
-def as_columns(rows: list[dict]) -> list[dict]:
-    """For CSV: an interval as three columns, numbers to six digits."""
-    return [
-        {
-            column: as_text(number) if isinstance(number, float) else number
-            for name, value in row.items()
-            for column, number in (
-                [(name, value.value), (f"{name} low", value.low), (f"{name} high", value.high)]
-                if isinstance(value, Estimate)
-                else [(name, value)]
-            )
-        }
-        for row in rows
-    ]
+def flatten_estimates(rows: list[dict]) -> list[dict]:
+    """Return rows for CSV: an interval as three columns, numbers to six digits."""
+    flat = []
+    for row in rows:
+        cells = {}
+        for name, value in row.items():
+            if isinstance(value, Estimate):
+                cells |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
+            else:
+                cells[name] = value
+        flat.append(
+            {
+                name: format_number(value) if isinstance(value, float) else value
+                for name, value in cells.items()
+            }
+        )
+    return flat

@@ -1,4 +1,4 @@
-"""The paper's claims about games, each beside what the runs at hand measured of it.
+"""How the claims of claims.py are tested on a group of runs, and what follows.
 
 A claim is supported or contradicted where the 95 % interval of what was measured lies wholly within
 or beyond what the claim asks; else there is not enough data, and what is missing is said. That one
@@ -9,14 +9,30 @@ claims: of 20 that are not true one will seem so.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from scipy import stats
+from scipy.stats import norm
 
-from lab.common.stats import reference_scores
-from lab.report.claims import CLAIMS, Claim, Group, Measured, at_the_end
+from lab.common import stats
+from lab.common.stats import Estimate
+from lab.report.claims import CLAIMS, Claim
+from lab.report.groups import Group
+from lab.report.measures import DEAD, dead_part, final_value, predict_share
+from lab.report.runs import SCORE
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough data"
+
+
+class Measured(NamedTuple):
+    """What a test found: a number with its interval, in words, and where a claim asks it to lie."""
+
+    estimate: Estimate
+    words: str
+    above: float = -math.inf
+    below: float = math.inf
+    p: float | None = None  # where a test decides in place of the interval
+    undecided: str = ""  # why it decides nothing, whatever the interval
 
 
 class Finding(NamedTuple):
@@ -33,38 +49,167 @@ class Finding(NamedTuple):
     seeds: str
 
 
-def would_take(seeds: int, short: float) -> str:
-    """How many seeds would decide, where an interval or a deviation is `short` times too wide.
+def format_games(games: list[str], numbers: Iterable[float]) -> str:
+    """Format the numbers behind a mean: ": Pong 0.10, Qbert 0.30"; nothing for one game."""
+    each = (f"{game} {number:.2f}" for game, number in zip(games, numbers, strict=True))
+    return f": {', '.join(each)}" if len(games) > 1 else ""
+
+
+def measure_wins(claim: Claim, group: Group, games: list[str]) -> Measured:
+    """Test that a run of the first variant scores higher than one of the second more often."""
+    found, words = _probability(claim, group, games)
+    p = stats.improvement_p(*(group.values(name, games, SCORE) for name in claim.variants))
+    return Measured(found, f"{words}; p = {p:.3f}", above=0.5, p=p)
+
+
+def measure_alike(claim: Claim, group: Group, games: list[str]) -> Measured:
+    """Test that the first variant wins a share of the pairs within the claim's bounds."""
+    return Measured(*_probability(claim, group, games), *claim.between)
+
+
+def _probability(claim: Claim, group: Group, games: list[str]) -> tuple[Estimate, str]:
+    """Return how often a run of the first variant beats one of the second, and that in words."""
+    first, second = claim.variants
+    scores = [group.values(name, games, SCORE) for name in (first, second)]
+    found = stats.probability_of_improvement(*scores)
+    by_game = format_games(games, stats.shares_won(*scores))
+    return found, f"P({first} > {second}) = {found.format()}{by_game}"
+
+
+def measure_doubling(claim: Claim, group: Group, games: list[str]) -> Measured:
+    """Test that the median human-normalised score of the first is over twice the second's.
+
+    Of two games the median is their mean, and a game of few points to the human score, such as
+    Breakout, decides it: the scores of each game are named beside it.
+    """
+    first, second = claim.variants
+    scores = [group.human_normalised(name, games) for name in (first, second)]
+    found = stats.ratio_of_medians(*scores)
+    each = [
+        f"{name} {stats.estimate(of, stats.median).format()}"
+        for name, of in zip((first, second), scores, strict=True)
+    ]
+    if len(games) > 1:
+        for game, ours, theirs in zip(games, *scores, strict=True):
+            each.append(f"{game} {ours.mean():.2f} and {theirs.mean():.2f}")
+    ratio, undecided = f"ratio {found.format()}", ""
+    if math.isnan(found.value):
+        ratio = "no ratio"
+        undecided = f"the median of {second} is not above 0: takes runs of it above random play"
+    return Measured(found, f"{ratio}: {', '.join(each)}", above=2.0, undecided=undecided)
+
+
+def measure_higher(claim: Claim, group: Group, games: list[str]) -> Measured:
+    """Test that a measure is higher in the first variant: mean difference over games."""
+    (first, second), (measure,) = claim.variants, claim.measures
+    values = [group.values(variant, games, measure) for variant in (first, second)]
+    found = stats.difference(*values)
+    shown, unit, scale = found, "", 1
+    if measure == DEAD:
+        shown, unit, scale = found.in_percent, " points", 100
+    by_game = [scale * (x.mean() - y.mean()) for x, y in zip(*values, strict=True)]
+    words = f"{first} - {second} = {shown}{unit}{format_games(games, by_game)}"
+    return Measured(found, words, above=0.0)
+
+
+def measure_share(claim: Claim, group: Group, games: list[str]) -> Measured:
+    """Test that a share, mean over games, lies within the claim's bounds."""
+    (variant,), (measure,) = claim.variants, claim.measures
+    values = group.values(variant, games, measure)
+    found = stats.mean_over_games(values)
+    by_game = [100 * of.mean() for of in values]
+    words = f"{found.in_percent} %{format_games(games, by_game)}"
+    return Measured(found, words, *claim.between)
+
+
+def measure_gap(claim: Claim, group: Group, games: list[str]) -> Measured:
+    """Test that dead products less those predicted of independent branches are within bounds.
+
+    Mean over games; where it lies within them but the gap of a game does not, nothing is decided.
+    Where hardly a branch dies both shares are about 0, whatever the branches do, and where nearly
+    all do both are about 1: within 5 points of either nothing is decided.
+    """
+    (variant,), (above, below) = claim.variants, claim.between
+    dead = group.values(variant, games, DEAD)
+    expected = group.values(variant, games, predict_share)
+    gaps = [x - y for x, y in zip(dead, expected, strict=True)]
+    found = stats.mean_over_games(gaps)
+    shares = [stats.mean_over_games(of).value for of in (dead, expected)]
+    undecided = ""
+    nothing = "neuron died, so nothing is told apart: takes runs in which"
+    if max(shares) < 0.05:
+        undecided = f"hardly a {nothing} at least 5 % do"
+    elif min(shares) > 0.95:
+        undecided = f"nearly every {nothing} at most 95 % do"
+    elif above < found.value < below and not all(above < gap.mean() < below for gap in gaps):
+        undecided = "the games disagree: takes more games"
+    each = [
+        f"{game} {100 * x.mean():.1f} and {100 * y.mean():.1f} %"
+        for game, x, y in zip(games, dead, expected, strict=True)
+    ]
+    words = f"measured - predicted = {found.in_percent} points: {', '.join(each)}"
+    return Measured(found, words, above, below, undecided=undecided)
+
+
+def measure_bias(claim: Claim, group: Group, games: list[str]) -> Measured:
+    """Test that dead neurons bring a share of the Q-values that lies within the claim's bounds.
+
+    Nothing is decided where fewer than one neuron in a hundred is dead.
+    """
+    (variant,) = claim.variants
+    found = stats.mean_over_games(group.values(variant, games, dead_part))
+    dead = stats.mean_over_games(group.values(variant, games, DEAD)).value
+    words = f"{found.in_percent} % of the magnitude, from {100 * dead:.1f} % of the neurons"
+    undecided = ""
+    if dead < 0.01:
+        undecided = "hardly a neuron died: takes runs in which at least 1 % do"
+    return Measured(found, words, *claim.between, undecided=undecided)
+
+
+TESTS = {
+    "wins": measure_wins,
+    "alike": measure_alike,
+    "doubles": measure_doubling,
+    "higher": measure_higher,
+    "share": measure_share,
+    "gap": measure_gap,
+    "bias": measure_bias,
+}
+
+
+def format_seeds_needed(seeds: int, short: float) -> str:
+    """Say how many seeds would decide, where an interval or a deviation is `short` times too wide.
 
     More than the `seeds` at hand. Widths fall with the root of that number; Student's fall faster,
     so there fewer may do, also where this is over 100.
     """
     needed = max(seeds * short**2, seeds + 1)
-    told = f"takes up to about {math.ceil(needed - 1e-9)}" if needed <= 100 else "may take over 100"
-    return f"{told} seeds if value and spread stay"
+    if needed > 100:
+        return "may take over 100 seeds if value and spread stay"
+    return f"takes up to about {math.ceil(needed - 1e-9)} seeds if value and spread stay"
 
 
-def fewest_runs(claim: Claim) -> str:
-    """The fewest runs that decide a claim."""
-    where = f"in {' and '.join(claim.only)}" if claim.only else "in a game"
+def format_fewest_runs(claim: Claim) -> str:
+    """Say which runs decide a claim at least."""
+    where = f"in {' and '.join(claim.games)}" if claim.games else "in a game"
     return f"{claim.seeds} seeds of {' and '.join(claim.variants)} {where}"
 
 
-def verdict(of: Measured, seeds: int) -> tuple[str, str]:
-    """(verdict, why): the interval lies within, beyond, or across what the claim asks.
+def reach_verdict(of: Measured, seeds: int) -> tuple[str, str]:
+    """Return (verdict, why): the interval lies within, beyond, or across what the claim asks.
 
     Where there is a p, it decides in place of the interval. `seeds` are the most of a variant in a
-    game: an open verdict says how many it would take in each, but where the measure is `empty` or
-    has no interval it says that alone.
+    game: an open verdict says how many it would take in each, but where the measure is `undecided`
+    or has no interval it says that alone.
     """
     value, low, high = of.estimate
-    if of.empty:
-        return OPEN, of.empty
+    if of.undecided:
+        return OPEN, of.undecided
     if of.p is not None:
         if of.p >= 0.05:
-            deviation = max(stats.norm.isf(of.p / 2), 1e-9)
-            short = stats.norm.isf(0.05 / 2) / deviation
-            return OPEN, f"p = {of.p:.3f}: {would_take(seeds, short)}"
+            deviation = max(norm.isf(of.p / 2), 1e-9)
+            short = norm.isf(0.05 / 2) / deviation
+            return OPEN, f"p = {of.p:.3f}: {format_seeds_needed(seeds, short)}"
         return (SUPPORTED if value > of.above else CONTRADICTED), ""
     if math.isnan(low):
         return OPEN, "no interval: takes more seeds"
@@ -80,46 +225,47 @@ def verdict(of: Measured, seeds: int) -> tuple[str, str]:
     on_bound = any(distance < 1e-9 for distance, _ in reaches)
     short = math.inf if on_bound else max(reach / distance for distance, reach in reaches)
     crossed = " and ".join(f"{bound:g}" for bound in bounds if low <= bound <= high)
-    told = would_take(seeds, short)
-    return OPEN, f"the interval includes {crossed}: {told}"
+    return OPEN, f"the interval includes {crossed}: {format_seeds_needed(seeds, short)}"
 
 
 def judge(claim: Claim, group: Group) -> Finding:
-    """A claim, on the runs of one group, which is of its algorithm."""
+    """Test a claim on the runs of one group, which is of its algorithm."""
     games = group.common_games(*claim.variants)
-    if claim.in_table:
-        games = [game for game in games if game in reference_scores()]
-    if claim.only:
-        games = [game for game in games if game in claim.only]
+    if claim.human:
+        games = [game for game in games if game in stats.reference_scores()]
+    if claim.games:
+        games = [game for game in games if game in claim.games]
     cells = [group.cells[variant, game] for variant in claim.variants for game in games]
-    named = [claim.text, claim.source, claim.paper, group.title]
-    counts = sorted({len(cell) for cell in cells}) or [0]
-    span = f"{counts[0]}-{counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-    told = (str(len(games)), span)
+    fewest, most = min(map(len, cells), default=0), max(map(len, cells), default=0)
+    span = f"{fewest}-{most}" if fewest < most else f"{most}"
+
+    def finding(words: str, verdict: str, why: str) -> Finding:
+        about = (claim.text, claim.source, claim.paper, group.title)
+        return Finding(*about, words, verdict, why, str(len(games)), span)
+
     if not games:
         missing = [name for name in claim.variants if name not in group.variants]
         what = f"no runs of {' and '.join(missing)}" if missing else "no game with runs of all"
-        return Finding(*named, "", OPEN, f"{what}: takes {fewest_runs(claim)}", *told)
-    for name in claim.needs:
-        if any(math.isnan(at_the_end(run, name)) for cell in cells for run in cell):
+        return finding("", OPEN, f"{what}: takes {format_fewest_runs(claim)}")
+    for name in claim.measures:
+        if any(math.isnan(final_value(run, name)) for cell in cells for run in cell):
             what = f"a run has not measured {name}: takes runs that have, or a report without it"
-            return Finding(*named, "", OPEN, what, *told)
-    measured = claim.measure(group, games)
-    if counts[0] < claim.seeds:
+            return finding("", OPEN, what)
+    measured = TESTS[claim.test](claim, group, games)
+    if fewest < claim.seeds:
         what = f"fewer than {claim.seeds} seeds: takes {claim.seeds} in each game"
-        return Finding(*named, measured.ours, OPEN, what, *told)
-    return Finding(*named, measured.ours, *verdict(measured, counts[-1]), *told)
+        return finding(measured.words, OPEN, what)
+    return finding(measured.words, *reach_verdict(measured, most))
 
 
 def judge_all(groups: list[Group]) -> list[Finding]:
-    """Every claim: on each group of its algorithm, or that there is none."""
+    """Test every claim: on each group of its algorithm, or say that there is none."""
     found = []
     for claim in CLAIMS:
-        of_algorithm = [group for group in groups if group.algorithm == claim.algorithm]
-        for group in of_algorithm:
-            found.append(judge(claim, group))
-        if not of_algorithm:
-            named = (claim.text, claim.source, claim.paper, claim.algorithm.upper())
-            what = f"no complete runs: takes {fewest_runs(claim)}"
-            found.append(Finding(*named, "", OPEN, what, "0", "0"))
+        own = [group for group in groups if group.algorithm == claim.algorithm]
+        found += [judge(claim, group) for group in own]
+        if not own:
+            about = (claim.text, claim.source, claim.paper, claim.algorithm.upper())
+            what = f"no complete runs: takes {format_fewest_runs(claim)}"
+            found.append(Finding(*about, "", OPEN, what, "0", "0"))
     return found

@@ -1,15 +1,9 @@
 """Outputs of a comparison: all of them or none, and what was there before is replaced."""
 
-import csv
-
-import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from lab.common.cli import UsageError
-from lab.common.files import as_text, replacing, write_summary
-
-ROWS = [{"name": "a", "value": 1.23456789, "count": 3}, {"name": "bcd", "value": 1e-9, "count": 40}]
+from lab.common.files import check_targets, replace_files, write_files
 
 
 def files(folder):
@@ -24,7 +18,7 @@ def test_new_files_take_the_place_of_old_ones_and_leave_others_alone(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "old").write_text("old")
     (tmp_path / "kept").write_text("kept")
-    with replacing(tmp_path, ()) as folder:
+    with replace_files(tmp_path, "--out") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "old").write_text("new")
         (folder / "more").write_text("more")
@@ -36,7 +30,7 @@ def test_event_files_are_replaced_whatever_their_names(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "events.out.tfevents.1.host").write_text("old")
-    with replacing(tmp_path, ()) as folder:
+    with replace_files(tmp_path, "--out") as folder:
         (folder / "a").mkdir()
         (folder / "a" / "events.out.tfevents.2.host").write_text("new")
     assert sorted(files(tmp_path)) == [
@@ -56,37 +50,30 @@ def test_a_block_that_fails_changes_nothing(tmp_path, problem):
     (tmp_path / "there" / "file").write_text("old")
     for folder in (tmp_path / "there", tmp_path / "new" / "folder"):
         wanted = UsageError if problem is OSError else problem
-        with pytest.raises(wanted), replacing(folder, ()) as staged:
+        with pytest.raises(wanted), replace_files(folder, "--out") as staged:
             fail_after_writing(staged / "file", problem)
     assert files(tmp_path) == {"there/file": b"old"}
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_text_has_a_header_and_aligned_columns():
-    assert as_text(ROWS).splitlines() == [
-        "name  value  count",
-        "a     1.235  3",
-        "bcd   1e-09  40",
-    ]
+def test_a_folder_in_the_way_of_one_file_keeps_all_others_as_they_were(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(UsageError, match="b is a folder and in the way: remove it, or choose"):
+        write_files(tmp_path, {"a": b"new", "b": b"new", "c": b"new"}, "--out")
+    assert files(tmp_path) == {"a": b"old"}
 
 
-def test_summary_holds_pictures_and_tables(tmp_path, events):
-    figure = Figure(figsize=(2, 1))
-    figure.subplots().plot([0, 1])
-    write_summary(tmp_path, "all", {"line": figure}, {"rows": ROWS})
-    assert (tmp_path / "line.png").read_bytes().startswith(b"\x89PNG")
-    with (tmp_path / "rows.csv").open(newline="") as file:
-        read = list(csv.DictReader(file))
-    assert [(row["name"], float(row["value"]), int(row["count"])) for row in read] == [
-        tuple(row.values()) for row in ROWS
-    ]
-    log = events(tmp_path / "tensorboard" / "all")
-    image = log.Images("line")[0]
-    assert (image.width, image.height) == tuple(np.array(figure.get_size_inches() * 100, int))
-    text = log.Tensors("rows/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert text.splitlines()[0] == "name|value|count"
-    assert text.splitlines()[2].startswith("a|1.23456789|")
-    write_summary(tmp_path / "bars", "all", {}, {"bars": [{"one": "|x|", "two": 2}]})
-    log = events(tmp_path / "bars" / "tensorboard" / "all")
-    text = log.Tensors("bars/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert text.splitlines()[2].count("|") == 1  # a bar in a cell would begin another
+def test_what_is_outdated_goes_unless_it_is_written_anew(tmp_path):
+    for name in ("old", "again", "mine"):
+        (tmp_path / name).write_text("old")
+    write_files(tmp_path, {"again": b"new"}, "--out", outdated=("old", "again", "never"))
+    assert files(tmp_path) == {"again": b"new", "mine": b"old"}
+
+
+def test_targets_are_checked_before_any_work(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    check_targets(tmp_path, ("folder/", "file", "neither", "nor/"), "--out")
+    for name, message in (("folder", "is a folder"), ("file/", "is a file"), ("x" * 300, "long")):
+        with pytest.raises(UsageError, match=message):
+            check_targets(tmp_path, (name,), "--out")

@@ -1,6 +1,7 @@
 """Statistics over runs: against loops, scipy, full enumeration and rliable's own results."""
 
 import itertools
+import math
 
 import ale_py.roms
 import numpy as np
@@ -17,6 +18,7 @@ from lab.common.stats import (
     improvement_p,
     iqm,
     mean,
+    mean_interval,
     mean_over_games,
     median,
     normalised,
@@ -24,7 +26,7 @@ from lab.common.stats import (
     probability_of_improvement,
     ratio_of_medians,
     reference_scores,
-    resampled,
+    resample,
 )
 from lab.training.atari import game_title
 
@@ -47,13 +49,12 @@ def test_normalised_scores():
 
 
 def test_point_estimates_by_hand():
-    games = np.repeat([0, 1, 2], [3, 2, 4])
     values = np.concatenate(SCORES)
     each = [2.5, 3.5, 3.9375]
-    assert mean(values, games) == pytest.approx(sum(each) / 3)
-    assert median(values, games) == pytest.approx(3.5)
+    assert mean(SCORES) == pytest.approx(sum(each) / 3)
+    assert median(SCORES) == pytest.approx(3.5)
     # 9 runs: the lowest and the highest 2 are cut off
-    assert iqm(values, games) == pytest.approx(np.mean(sorted(values)[2:-2]))
+    assert iqm(SCORES) == pytest.approx(np.mean(sorted(values)[2:-2]))
 
 
 @given(arrays(float, st.integers(1, 12), elements=st.floats(-100, 100)))
@@ -61,16 +62,15 @@ def test_interquartile_mean_is_that_of_the_middle_half(values):
     ordered = sorted(values)
     cut = len(ordered) // 4
     kept = ordered[cut : len(ordered) - cut]
-    assert iqm(values, np.zeros(len(values))) == pytest.approx(sum(kept) / len(kept), abs=1e-9)
+    assert iqm([values]) == pytest.approx(sum(kept) / len(kept), abs=1e-9)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
 def test_intervals_are_those_of_all_possible_draws(statistic):
     """Two games with 3 and 2 seeds: 27 x 4 equally likely draws, all of them looked at."""
     scores = SCORES[:2]
-    games = np.repeat([0, 1], [3, 2])
     every = [
-        statistic(np.array(first + second), games)
+        statistic([np.array(first), np.array(second)])
         for first in itertools.product(scores[0], repeat=3)
         for second in itertools.product(scores[1], repeat=2)
     ]
@@ -83,13 +83,10 @@ def test_intervals_are_those_of_all_possible_draws(statistic):
 
 
 def test_draws_stay_within_their_game():
-    drawn = resampled(SCORES, repeats=500)
-    assert drawn.shape == (500, 9)
-    start = 0
-    for game in SCORES:
-        part = drawn[:, start : start + len(game)]
+    drawn = resample(SCORES, repeats=500)
+    assert [of.shape for of in drawn] == [(500, len(game)) for game in SCORES]
+    for part, game in zip(drawn, SCORES, strict=True):
         assert set(np.unique(part)) == set(game)
-        start += len(game)
 
 
 @given(st.floats(-50, 50), st.floats(0.1, 50), st.sampled_from(sorted(STATISTICS)))
@@ -169,6 +166,26 @@ def test_difference_and_ratio():
     ratio = ratio_of_medians(SCORES, above, fewest=2)
     assert ratio.value == pytest.approx(3.5 / np.median([game.mean() for game in above]))
     assert ratio.low < ratio.value < ratio.high
+
+
+@given(arrays(float, st.integers(2, 12), elements=st.floats(0.01, 1000)))
+def test_intervals_of_a_mean_are_students(values):
+    mean, low, high = mean_interval(values)
+    assert mean == pytest.approx(sum(values) / len(values))
+    if np.ptp(values) > 0:
+        scale = np.std(values, ddof=1) / math.sqrt(len(values))
+        expected = stats.t(len(values) - 1, loc=mean, scale=scale).interval(0.95)
+        assert (low, high) == pytest.approx(expected)
+
+
+def test_intervals_of_curves_are_students_at_each_point():
+    values = np.random.default_rng(0).normal(size=(4, 7))
+    mean, low, high = mean_interval(values)
+    for i in range(7):
+        expected = stats.ttest_1samp(values[:, i], 0).confidence_interval()
+        assert (low[i], high[i]) == pytest.approx(expected)
+        assert mean[i] == pytest.approx(values[:, i].mean())
+    assert np.isnan(mean_interval(values[:1])[1:]).all()
 
 
 def test_a_ratio_over_what_may_be_nothing_has_no_upper_end():

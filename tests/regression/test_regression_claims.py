@@ -9,15 +9,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lab.regression.claims import (
-    CLAIMS,
     Claim,
     Setting,
     count_claims,
     geometric_mean,
     judge,
     judge_tuned,
-    mean_interval,
-    sweep_figure,
 )
 
 ERROR = Claim("a fits better than b", "", "a", "b")
@@ -70,16 +67,6 @@ def test_seeds_that_agree_exactly_leave_no_doubt_and_a_tie_does_not_hold():
     assert not tie.clear
 
 
-@given(values)
-def test_intervals_are_students(values):
-    mean, low, high = mean_interval(values)
-    assert mean == pytest.approx(sum(values) / len(values))
-    if np.ptp(values) > 0:
-        scale = np.std(values, ddof=1) / math.sqrt(len(values))
-        expected = stats.t(len(values) - 1, loc=mean, scale=scale).interval(0.95)
-        assert (low, high) == pytest.approx(expected)
-
-
 def cells_where(errors):
     """Cells with these errors (geometric means) of a and b, spread evenly by 1 % around them."""
     return {
@@ -121,27 +108,3 @@ def test_tuned_takes_each_at_its_own_best_rate():
 @given(values)
 def test_geometric_mean_is_the_root_of_the_product(values):
     assert geometric_mean(values) == pytest.approx(math.prod(values.tolist()) ** (1 / len(values)))
-
-
-def test_the_heat_map_shows_every_margin():
-    names = {name for claim in CLAIMS for name in (claim.first, claim.second)}
-    rng = np.random.default_rng(0)
-    cells = {
-        Setting(x_range, optimizer, rate, steps): {
-            name: {"mse": rng.uniform(1, 2, 3), "rank": rng.uniform(1, 9, 3)} for name in names
-        }
-        for x_range in ("[0, 1]", "[-1, 1]")
-        for optimizer, rate in (("adam", 0.1), ("sgd", 0.1), ("sgd", 0.2))
-        for steps in (1, 2)
-    }
-    figure = sweep_figure(cells)
-    for claim, axes in zip(CLAIMS, figure.axes, strict=False):
-        shown = axes.images[0].get_array()
-        assert shown.shape == (3, 4)
-        # second optimizer and rate, second range with its first number of steps
-        cell = cells[Setting("[-1, 1]", "sgd", 0.1, 1)]
-        verdict = judge(claim, cell[claim.first][claim.measure], cell[claim.second][claim.measure])
-        assert shown[1, 2] == verdict.margin
-        dots = {(int(dot.get_ydata()[0]), int(dot.get_xdata()[0])) for dot in axes.lines}
-        assert ((1, 2) in dots) != verdict.clear
-        assert axes.get_title().startswith(claim.text)

@@ -8,149 +8,15 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import scipy
-import torch
 from conftest import ENV, ROOT, TIMEOUT
-from torch import nn
 
 import regression_demo as demo
-from lab.regression.claims import CLAIMS, judge_cell
+from lab.regression import fitting
+from lab.regression.claims import CLAIMS
 
 SMALL = ("--steps", 5, "--seeds", 2)
 OUTPUTS = {"fits.png", "dying.png", "fits.csv", "claims.csv", "theory.csv", "demo.json"}
-
-
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("relu", 601),
-        ("tanh", 601),
-        ("tanh-hr", 501),
-        ("relu-hr", 501),
-        ("tanh-sum", 501),
-        ("relu-deep", 81_001),
-        ("tanh-deep", 81_001),
-        ("tanh-hr-deep", 2 * 200 + 2 * (2 * 100 * 101) + 101),
-    ],
-)
-def test_parameter_counts_of_the_paper(name, count):
-    network = demo.Network(demo.ARCHITECTURES[name], "torch")
-    assert sum(parameter.numel() for parameter in network.parameters()) == count
-
-
-def test_the_function_of_the_paper():
-    for x in (-2.0, -0.3, 0.0, 0.7):
-        y = 10 * math.sin(7 * x) + 15 * math.sin(10 * x) + 5 * math.cos(5 * x)
-        assert demo.target(torch.tensor(x)).item() == pytest.approx(y, abs=1e-4)
-
-
-def train_alone(architecture, args, seed, steps):
-    """The plain loop for one seed: loss before each step; fit, and z, at the end."""
-    x = torch.tensor(np.linspace(args.x_min, args.x_max, args.samples)).to(
-        torch.get_default_dtype()
-    )
-    y = 10 * torch.sin(7 * x) + 15 * torch.sin(10 * x) + 5 * torch.cos(5 * x)
-    torch.manual_seed(seed)
-    network = demo.Network(architecture, args.init)
-    if args.optimizer == "adam":
-        optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
-    else:
-        optimizer = torch.optim.SGD(network.parameters(), lr=args.learning_rate, momentum=0.9)
-    losses = []
-    for _ in range(steps):
-        loss = nn.functional.mse_loss(network(x[:, None])[0], y[:, None])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    points = torch.linspace(args.x_min, args.x_max, demo.POINTS)
-    with torch.no_grad():
-        fit, z = network(points[:, None])
-    return torch.stack(losses), fit[:, 0], z
-
-
-def rank_by_hand(z):
-    s = scipy.linalg.svdvals(z.double().numpy())
-    return next(k for k in range(1, len(s) + 1) if s[:k].sum() >= 0.99 * s.sum())
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("name", demo.ARCHITECTURES)
-def test_seeds_at_once_equal_seeds_one_by_one(double, name, optimizer):
-    rate = 1e-2 if optimizer == "adam" else 1e-4
-    args = demo.Args(seeds=3, seed=5, samples=40, optimizer=optimizer, learning_rate=rate)
-    architecture = demo.ARCHITECTURES[name]
-    fits = demo.train(architecture, args, [10, 60])
-    for i in range(3):
-        losses, fit, z = train_alone(architecture, args, 5 + i, 60)
-        torch.testing.assert_close(fits.losses[:, i], losses, rtol=1e-5, atol=0)
-        torch.testing.assert_close(fits.y[i], fit, rtol=1e-5, atol=1e-5)
-        points = torch.linspace(-1, 1, demo.POINTS)
-        error = (fit - demo.target(points)).square().mean()
-        torch.testing.assert_close(fits.mse[1, i], error, rtol=1e-5, atol=0)
-        assert fits.rank[1, i] == rank_by_hand(z)
-    assert not torch.equal(fits.y[0], fits.y[1])
-
-
-def test_seeds_at_once_equal_seeds_one_by_one_in_the_precision_of_the_demo():
-    args = demo.Args(seeds=3)
-    for name in ("tanh", "tanh-hr", "relu"):
-        architecture = demo.ARCHITECTURES[name]
-        fits = demo.train(architecture, args, [30])
-        for i in range(3):
-            losses, fit, _ = train_alone(architecture, args, 1 + i, 30)
-            torch.testing.assert_close(fits.losses[:, i], losses, rtol=1e-5, atol=0)
-            torch.testing.assert_close(fits.y[i], fit, rtol=1e-5, atol=1e-5)
-
-
-def test_a_measurement_does_not_disturb_training_and_comes_after_its_step():
-    architecture, args = demo.ARCHITECTURES["tanh-hr"], demo.Args(seeds=2)
-    once, often = (demo.train(architecture, args, steps) for steps in ([20], [1, 7, 13, 20]))
-    assert torch.equal(once.y, often.y)
-    assert torch.equal(once.mse[0], often.mse[3])
-    assert torch.equal(demo.train(architecture, args, [7]).mse[0], often.mse[1])
-
-
-def test_noise_is_on_the_training_targets_alone():
-    architecture = demo.ARCHITECTURES["tanh"]
-    plain, noisy = (
-        demo.train(architecture, demo.Args(seeds=2, noise=noise, samples=5000), [1])
-        for noise in (0.0, 3.0)
-    )
-    # A network that knows nothing of the noise errs by its variance more.
-    torch.testing.assert_close(
-        noisy.losses[0] - plain.losses[0], torch.full((2,), 9.0), rtol=0.1, atol=0
-    )
-    torch.testing.assert_close(noisy.mse, plain.mse, rtol=0.05, atol=0)
-
-
-def test_what_diverges_counts_as_the_worst_fit_and_stops_early():
-    args = demo.Args(seeds=2, optimizer="sgd", learning_rate=1e6)
-    fits = demo.train(demo.ARCHITECTURES["relu"], args, [1, 500])
-    assert fits.mse.tolist() == [[demo.DIVERGED] * 2] * 2
-    assert fits.rank[1].tolist() == [0, 0]
-    assert fits.losses[200:].isnan().all()
-
-
-def test_the_default_demo_orders_the_shallow_networks_as_the_paper_does():
-    args = demo.Args()
-    cell = {
-        name: demo.measured(demo.train(demo.ARCHITECTURES[name], args, [args.steps]), -1)
-        for name in ("relu", "tanh", "tanh-hr")
-    }
-    better_than_tanh, better_than_relu = (judge_cell(claim, cell) for claim in CLAIMS[:2])
-    assert better_than_tanh.holds
-    assert better_than_relu.holds
-    assert better_than_relu.clear
 
 
 def test_every_file_is_written_and_a_second_run_replaces_them(script, tmp_path, events):
@@ -158,7 +24,7 @@ def test_every_file_is_written_and_a_second_run_replaces_them(script, tmp_path, 
     out = script("regression_demo.py", *SMALL).stdout
     first = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert set(first) == OUTPUTS
-    assert all(architecture.title in out for architecture in demo.ARCHITECTURES.values())
+    assert all(architecture.title in out for architecture in fitting.ARCHITECTURES.values())
     assert "False" not in out  # every line of the theory holds
 
     (folder / "mine.txt").write_text("kept")
@@ -170,14 +36,14 @@ def test_every_file_is_written_and_a_second_run_replaces_them(script, tmp_path, 
         assert second[name] != first[name]
     assert json.loads(second["demo.json"])["flags"]["seed"] == 7
     runs = {path.name: list(path.iterdir()) for path in (folder / "tensorboard").iterdir()}
-    assert set(runs) == {*demo.ARCHITECTURES, "demo"}
+    assert set(runs) == {*fitting.ARCHITECTURES, "demo"}
     assert all(len(files) == 1 for files in runs.values())
 
     # The table, TensorBoard and a training of our own say the same.
     rows = {row["architecture"]: row for row in csv.DictReader((folder / "fits.csv").open())}
     args = demo.Args(steps=5, seeds=2, seed=7)
-    for name, architecture in demo.ARCHITECTURES.items():
-        fits = demo.train(architecture, args, [5])
+    for name, architecture in fitting.ARCHITECTURES.items():
+        fits = fitting.train(architecture, args, [5])
         mse = math.sqrt(fits.mse[0].prod().item())
         assert float(rows[architecture.title]["mse"]) == pytest.approx(mse, rel=1e-5)
         log = events(folder / "tensorboard" / name)
@@ -199,7 +65,7 @@ def test_a_sweep_covers_its_grid_and_writes_its_files(monkeypatch, tmp_path):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"sweep.png", "sweep_fits.csv", "sweep_claims.csv", "sweep.json", "tensorboard"}
     rows = list(csv.DictReader((tmp_path / "out" / "sweep_fits.csv").open()))
-    assert len(rows) == 3 * 3 * 2 * len(demo.ARCHITECTURES)  # ranges, rates, steps
+    assert len(rows) == 3 * 3 * 2 * len(fitting.ARCHITECTURES)  # ranges, rates, steps
     assert all(math.isfinite(float(row["mse"])) for row in rows)
     claims = list(csv.DictReader((tmp_path / "out" / "sweep_claims.csv").open()))
     assert [row["claim"] for row in claims] == [claim.text for claim in CLAIMS]
@@ -214,7 +80,7 @@ def test_a_sweep_covers_its_grid_and_writes_its_files(monkeypatch, tmp_path):
         and row["architecture"] == "Tanh (HR)"
     )
     args = demo.Args(seeds=2, x_min=-math.pi, x_max=math.pi, optimizer="sgd", learning_rate=1e-4)
-    fits = demo.train(demo.ARCHITECTURES["tanh-hr"], args, [4])
+    fits = fitting.train(fitting.ARCHITECTURES["tanh-hr"], args, [4])
     assert float(row["mse"]) == pytest.approx(math.sqrt(fits.mse[0].prod().item()), rel=1e-6)
     assert float(row["rank"]) == fits.rank[0].mean().item()
     deep = next(row for row in rows if row["architecture"] == "Tanh, 3 x 200")
@@ -243,7 +109,8 @@ def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path, number):
     assert process.stdout.readline().startswith("part")  # the theory; training comes next
     process.send_signal(number)
     _, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 128 + number
+    # Nothing has been made yet, so only Ctrl-C is caught; a shell says 128 + number of all.
+    assert process.returncode == (128 + number if number == signal.SIGINT else -number)
     assert err == ""
     assert list(tmp_path.iterdir()) == []
 

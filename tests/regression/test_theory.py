@@ -72,7 +72,7 @@ def test_drawn_units_die_as_often_as_counted(activation, branches, correlation):
 
 
 def test_every_line_of_the_table_holds():
-    checks = theory.all_checks()
+    checks = theory.check_all()
     assert [line for line in checks if not line.holds] == []
     # 6 layers x 3 lines; 13 cases at one branch, of which 3 have no other, and 3 at both; 3 x 7.
     parts = collections.Counter(line.part for line in checks)
@@ -109,10 +109,10 @@ def test_constant_units_fold_into_the_next_bias(seed, levels):
 @pytest.mark.parametrize("branches", [1, 2])
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
 def test_the_trained_network_has_learned_and_has_constant_units(activation, branches):
-    layer, head, x = theory.trained_network(activation, branches)
+    layer, head, x = theory.train_stuck_network(activation, branches)
     z = layer(x)
     spread = z.amax(0) - z.amin(0)
-    by_hand = theory.constants_by_hand(layer)
+    by_hand = theory.read_constants(layer)
     stuck = ~by_hand.isnan()
     assert 0 < stuck.sum() < 64
     assert (spread[stuck] < 1e-12).all()
@@ -146,15 +146,3 @@ def test_names_are_those_of_the_paper():
     assert theory.layer_name("relu", 2) == "ReLU (HR)"
     assert theory.layer_name("tanh", 3) == "Tanh (2xHR)"
     assert theory.layer_name("tanh", 2, "sum") == "Tanh (+HR)"
-
-
-def test_the_figure_has_the_paper_and_the_correlated_panels():
-    figure = theory.dying_figure()
-    assert len(figure.axes) == 6
-    for axes in figure.axes:
-        curves, points = axes.lines[::2], axes.lines[1::2]
-        assert len(curves) == len(points) == 3
-        for curve, dots in zip(curves, points, strict=True):
-            expected = curve.get_ydata()[::8]
-            error = 5 * (expected * (1 - expected) / 10_000) ** 0.5
-            assert (abs(dots.get_ydata() - expected) <= error + 1e-12).all()

@@ -4,12 +4,20 @@ import csv
 
 import pytest
 from PIL import Image
-from test_runs import make_run
+from planted import make_run
+
+import lab.report.curve as curve_script
 
 
 @pytest.fixture
-def curve(of_results):
-    return of_results("curve")
+def curve(launched):
+    """Call it with arguments: (status, what it printed, what it complained)."""
+
+    def call(*arguments):
+        done = launched(curve_script, arguments)
+        return done.returncode, done.stdout, done.stderr
+
+    return call
 
 
 def test_every_point_is_in_the_table(tmp_path, curve):
@@ -47,5 +55,5 @@ def test_what_cannot_be_drawn_is_told_and_nothing_is_written(tmp_path, curve):
     ):
         status, said, complaint = curve(*arguments)
         assert (status, said, complaint.count("\n")) == (2, "", 1)
-        assert f"curve.py: error: {message}" in complaint
+        assert f"lab.report.curve: error: {message}" in complaint
     assert sorted(tmp_path.iterdir()) == before

@@ -15,7 +15,7 @@ EVIDENCE = ROOT / "results" / "evidence"
 def anew(tmp_path_factory):
     """The report of the committed runs, made again."""
     out = tmp_path_factory.mktemp("evidence")
-    assert report.main(report.Args((str(EVIDENCE),), out=str(out))) == 0
+    assert report.main(report.Args((str(EVIDENCE),), out=str(out), figures=False)) == 0
     return out
 
 

@@ -2,16 +2,25 @@
 
 import csv
 import json
+import re
 import resource
 
 import pytest
+from planted import make_run
 from scipy import stats
-from test_runs import make_run
+
+import lab.report.precision as precision_script
 
 
 @pytest.fixture
-def precision(of_results):
-    return of_results("precision")
+def precision(launched):
+    """Call it with arguments: (status, what it printed, what it complained)."""
+
+    def call(*arguments):
+        done = launched(precision_script, arguments)
+        return done.returncode, done.stdout, done.stderr
+
+    return call
 
 
 def runs_of(folder, precision, ends):
@@ -108,7 +117,7 @@ def test_a_folder_that_is_no_run_is_refused(config, tmp_path, precision):
     (tmp_path / "run" / "config.json").write_text(config)
     status, _, complaint = precision("out", "run")
     assert (status, complaint.count("\n")) == (2, 1)
-    assert "run is no run folder: its config.json is not whole" in complaint
+    assert re.search("run is no run folder that can be read|run/config.json is damaged", complaint)
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -116,7 +125,7 @@ def test_a_folder_that_is_no_run_is_refused(config, tmp_path, precision):
     ("stem", "message"),
     [
         ("nowhere/out", "there is no folder nowhere; make it first"),
-        ("taken/out", "out.png is a folder and in the way: choose another stem"),
+        ("taken/out", "out.png is a folder and in the way: remove it, or choose another stem"),
         ("taken/" + "long" * 100, "File name too long"),
     ],
 )
@@ -132,7 +141,7 @@ def test_a_folder_that_lets_nothing_in_is_told_in_a_line(tmp_path, precision):
     folders = runs_of(tmp_path, "fp32", [10, 9]) + runs_of(tmp_path, "bf16", [9, 8])
     status, _, complaint = precision("/proc/out", *folders)
     assert (status, complaint.count("\n")) == (2, 1)
-    assert complaint.startswith("precision.py: error: /proc/out: ")
+    assert complaint.startswith("lab.report.precision: error: stem in /proc: ")
 
 
 def test_table_and_picture_are_replaced_both_or_neither(tmp_path, precision):
@@ -150,7 +159,7 @@ def test_table_and_picture_are_replaced_both_or_neither(tmp_path, precision):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (status, complaint.count("\n")) == (2, 1)
-    assert "out: File too large" in complaint
+    assert "File too large" in complaint
     assert [path.read_bytes() for path in paths] == before
     assert not list(tmp_path.glob("*.tmp"))
 

@@ -1,105 +1,30 @@
-"""Runs read back: against TensorBoard's own reader and slow loops; damage does no harm."""
+"""Runs read back, from folders and tables: against slow loops; damage is refused in a line."""
 
-import json
 import math
 import shutil
-import struct
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.tensorboard import SummaryWriter
+from planted import make_run
 
 from lab.common.cli import UsageError
-from lab.common.files import write_csv
+from lab.common.events import Curve
+from lab.common.tables import format_csv
 from lab.report.runs import (
     CURVES_CSV,
-    FINISHED,
+    IN_FINISHED_GAMES,
     POINTS,
     RUNS_CSV,
     SCORE,
-    Curve,
     find_runs,
-    name_settings,
-    newest,
+    newest_values,
     read_run,
     read_tables,
-    scalars,
-    table_rows,
+    tabulate_runs,
     trailing_return,
 )
-from lab.training.board import Board
-
-
-def make_run(
-    folder, returns=((100, 1.0), (900, 3.0)), total=1000, last=None, measures=None, **more
-):
-    """A run folder with these scores (agent step, return) and measures tag -> [(step, value)]."""
-    flags = {"seed": 1, "total_timesteps": total, "gamma": 0.99, "env_id": "Breakout"}
-    flags |= more.pop("flags", {})
-    config = {"algorithm": "pqn", "game": "Breakout", "variant": "tanh-hr", "started": "2026"}
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config | {"flags": flags} | more))
-    board = Board(folder)
-    for step, value in returns:
-        board.scalar("charts/episodic_return", value, step)
-    for tag, points in (measures or {}).items():
-        for step, value in points:
-            board.scalar(tag, value, step)
-    board.scalar("charts/SPS", 1.0, total if last is None else last)
-    board.flush()
-    return folder
-
-
-def test_scalars_are_those_that_tensorboard_reads(tmp_path, events):
-    rng = np.random.default_rng(0)
-    with SummaryWriter(str(tmp_path)) as writer:
-        for step in range(200):
-            writer.add_scalar("charts/episodic_return", rng.normal(), 10 * step)
-            writer.add_scalar("losses/loss", rng.normal(), 10 * step)
-        writer.add_text("text", "not a scalar")
-        writer.add_histogram("weights", rng.normal(size=10), 5)
-    (found, whole), log = scalars(tmp_path), events(tmp_path)
-    assert whole
-    assert set(found) == set(log.Tags()["scalars"])
-    for tag, curve in found.items():
-        expected = [(event.step, event.value) for event in log.Scalars(tag)]
-        assert list(zip(*curve, strict=True)) == expected
-
-
-@pytest.mark.parametrize("cut", [1, 7, 15, 30])
-def test_a_record_that_is_cut_off_ends_the_file(tmp_path, cut):
-    board = Board(tmp_path)
-    for step in range(10):
-        board.scalar("a", float(step), step)
-    board.flush()
-    whole = board.path.read_bytes()
-    board.path.write_bytes(whole[:-cut])
-    curves, is_whole = scalars(tmp_path)
-    (curve,) = curves.values()
-    assert not is_whole
-    assert curve.steps.tolist() == list(range(9))
-    assert curve.values.tolist() == list(range(9))
-    board.path.write_bytes(whole[:-cut] + struct.pack("<Q", 2**60) + b"rubbish" * 9)
-    assert scalars(tmp_path)[0]["a"].steps.tolist()[:9] == list(range(9))
-
-
-def test_points_that_a_resumed_run_writes_anew_count_once(tmp_path):
-    """Also where the first file was not cut back: as if the process had died in between."""
-    first = Board(tmp_path)
-    for step in range(10):
-        first.scalar("a", 1.0, step)
-        first.scalar("b", 1.0, step)
-    first.flush()
-    second = Board(tmp_path, purge_step=6)
-    for step in range(6, 9):
-        second.scalar("a", 2.0, step)
-    second.flush()
-    found, _ = scalars(tmp_path)
-    assert found["a"].steps.tolist() == list(range(9))
-    assert found["a"].values.tolist() == [1.0] * 6 + [2.0] * 3
-    assert found["b"].steps.tolist() == list(range(6))
 
 
 def test_games_that_end_in_one_step_all_count(tmp_path):
@@ -122,7 +47,7 @@ def test_trailing_return_is_the_mean_of_the_newest_100_games(games, steps):
 
 def test_newest_value():
     curve = Curve(np.array([10, 20]), np.array([1.0, 2.0]))
-    found = newest(curve, np.array([5, 10, 19, 20, 99]))
+    found = newest_values(curve, np.array([5, 10, 19, 20, 99]))
     assert np.isnan(found[0])
     assert found[1:].tolist() == [1, 1, 2, 2]
 
@@ -157,14 +82,14 @@ def test_tables_bring_back_the_runs(tmp_path):
     runs = [read_run(folder) for folder in made]
     out = tmp_path / "out"
     out.mkdir()
-    for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows(runs), strict=True):
-        write_csv(out / name, rows)
+    for name, rows in zip((RUNS_CSV, CURVES_CSV), tabulate_runs(runs), strict=True):
+        (out / name).write_bytes(format_csv(rows))
     assert find_runs([str(out)]) == [out]
     again = read_tables(out)
     for before, after in zip(runs, again, strict=True):
         assert {**before.flags, "runs_dir": 0} == {**after.flags, "runs_dir": 0}
-        assert (before.made, before.whole, before.diverged) == (
-            after.made,
+        assert (before.provenance, before.whole, before.diverged) == (
+            after.provenance,
             after.whole,
             after.diverged,
         )
@@ -180,7 +105,7 @@ def test_tables_bring_back_the_runs(tmp_path):
     assert again[0].commit == "f" * 10
     assert again[0].commits == ["e" * 10, "f" * 10]
     config["resumed"][0].pop("command")
-    assert again[0].made == config
+    assert again[0].provenance == config
     text = (out / RUNS_CSV).read_text()
     assert not [word for word in ("somewhere", "x.py", "y.py") if word in text]
 
@@ -216,14 +141,14 @@ def test_share_of_the_steps_in_games_that_have_ended(tmp_path):
     """Two of 100 steps by step 500, one of 600 at 900: 200 of 500, 800 of 1,000."""
     lengths = {"charts/episodic_length": [(300, 100), (500, 100), (900, 600)]}
     run = read_run(make_run(tmp_path / "run", measures=lengths))
-    found = run.measures[FINISHED]
+    found = run.measures[IN_FINISHED_GAMES]
     assert [found[i] for i in (0, 49, 99)] == [0, 0.4, 0.8]
 
 
 def test_a_table_that_is_cut_off_is_refused(tmp_path):
     run = read_run(make_run(tmp_path / "a"))
-    for name, rows in zip((RUNS_CSV, CURVES_CSV), table_rows([run]), strict=True):
-        write_csv(tmp_path / name, rows)
+    for name, rows in zip((RUNS_CSV, CURVES_CSV), tabulate_runs([run]), strict=True):
+        (tmp_path / name).write_bytes(format_csv(rows))
     assert len(read_tables(tmp_path)) == 1
     whole = (tmp_path / CURVES_CSV).read_text().splitlines()
     (tmp_path / CURVES_CSV).write_text("\n".join(whole[:-30]))
@@ -250,34 +175,21 @@ def test_a_table_that_is_cut_off_is_refused(tmp_path):
     ],
 )
 def test_a_cell_that_no_report_writes_is_refused(tmp_path, table, column, cell, message):
-    tables = table_rows([read_run(make_run(tmp_path / "run"))])
+    tables = tabulate_runs([read_run(make_run(tmp_path / "run"))])
     tables[table][0][column] = cell
     for name, rows in zip((RUNS_CSV, CURVES_CSV), tables, strict=True):
-        write_csv(tmp_path / name, rows)
+        (tmp_path / name).write_bytes(format_csv(rows))
     with pytest.raises(UsageError, match=message):
         read_tables(tmp_path)
 
 
 def test_curves_of_a_run_that_is_not_listed_are_refused(tmp_path):
     runs = [read_run(make_run(tmp_path / name)) for name in ("a", "b")]
-    listed, points = table_rows(runs)
-    write_csv(tmp_path / RUNS_CSV, listed[:1])
-    write_csv(tmp_path / CURVES_CSV, points)
+    listed, points = tabulate_runs(runs)
+    (tmp_path / RUNS_CSV).write_bytes(format_csv(listed[:1]))
+    (tmp_path / CURVES_CSV).write_bytes(format_csv(points))
     with pytest.raises(UsageError, match=r"curves.csv has a run that runs.csv lacks, b"):
         read_tables(tmp_path)
-
-
-def test_runs_with_other_flags_are_other_settings(tmp_path):
-    named = {"seed": 5, "env_id": "Pong", "runs_dir": "elsewhere", "device": "cuda"}
-    folders = [
-        make_run(tmp_path / "a"),
-        make_run(tmp_path / "b", flags=named),
-        make_run(tmp_path / "c", flags={"gamma": 0.5}),
-        make_run(tmp_path / "d", algorithm="dqn", flags={"gamma": 0.9}),
-    ]
-    runs = [read_run(folder) for folder in folders]
-    name_settings(runs)
-    assert [run.setting for run in runs] == ["gamma 0.99", "gamma 0.99", "gamma 0.5", ""]
 
 
 def test_what_is_no_run_is_refused(tmp_path):

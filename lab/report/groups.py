@@ -1,0 +1,130 @@
+"""Which runs may be compared: those of one algorithm whose other flags are the same."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lab.common.stats import Scores, normalised, reference_scores
+from lab.report.measures import final_value, is_counted
+from lab.report.runs import SCORE, RunRecord
+
+# The paper's variants in the order of the tables, and their colours in the figures: most are of
+# those that the colour-blind tell apart (Okabe and Ito). Others follow by name.
+VARIANTS = {
+    "relu": "#999999",
+    "tanh": "#0072B2",
+    "sigmoid": "#009E73",
+    "selu": "#CC79A7",
+    "tanh-hr": "#D55E00",
+    "sigmoid-hr": "#8C564B",
+    "relu-hr": "#000000",
+    "tanh-ln": "#56B4E9",
+    "tanh-wide": "#E69F00",
+    "tanh-sum": "#C8B400",
+    "tanh-3hr": "#9467BD",
+}
+# Flags that variant, game and seed stand for, and flags that decide no number.
+NAMED = ("activation", "branches", "combine", "latent_dim", "layer_norm", "apply_to")
+NAMED += ("env_id", "seed", "device", "resume", "checkpoint_every", "runs_dir", "track")
+NAMED += ("env_threads",)
+
+
+def name_settings(runs: list[RunRecord]):
+    """Give every run the name of its setting: the flags in which runs of its algorithm differ.
+
+    Runs of unequal settings must not be averaged: each setting is reported by itself.
+    """
+    for algorithm in {run.algorithm for run in runs}:
+        own = [run for run in runs if run.algorithm == algorithm]
+        differing = []
+        for name in sorted({name for run in own for name in run.flags} - set(NAMED)):
+            # A flag that is not there, as it was not yet, counts as None.
+            if len({repr(run.flags.get(name)) for run in own}) > 1:
+                differing.append(name)
+        for run in own:
+            values = (f"{name.replace('_', '-')} {run.flags.get(name)}" for name in differing)
+            run.setting = ", ".join(values)
+
+
+@dataclass
+class Group:
+    """Runs that count, of one algorithm in one setting."""
+
+    algorithm: str
+    setting: str
+    runs: list[RunRecord] = field(repr=False)
+
+    def __post_init__(self):
+        self.cells = defaultdict(list)  # (variant, game) -> runs, by seed
+        for run in sorted(self.runs, key=lambda run: run.seed):
+            self.cells[run.variant, run.game].append(run)
+        order = {name: i for i, name in enumerate(VARIANTS)}
+        names = {run.variant for run in self.runs}
+        self.variants = sorted(names, key=lambda name: (order.get(name, len(order)), name))
+        self.games = sorted({run.game for run in self.runs})
+        self.total = self.runs[0].total  # agent steps
+        self.title = self.algorithm.upper()
+        if self.setting:
+            self.title += f", {self.setting}"
+
+    def common_games(self, *variants: str) -> list[str]:
+        """Return the games in which there is a run of each of these variants."""
+        return [game for game in self.games if all((v, game) in self.cells for v in variants)]
+
+    def comparable(self) -> tuple[list[str], list[str]]:
+        """Return variants and games to compare over games: as many as have a run of every pair.
+
+        Variants that lack games are left out, rather than these games, unless fewer pairs would be
+        left.
+        """
+        found = ([], [])
+        for fewest in range(len(self.games), 0, -1):
+            kept = [name for name in self.variants if len(self.common_games(name)) >= fewest]
+            games = self.common_games(*kept) if kept else []
+            if len(kept) * len(games) > len(found[0]) * len(found[1]):
+                found = (kept, games)
+        return found
+
+    def missing(self) -> list[str]:
+        """Return the pairs of variant and game of which there is no run, in words."""
+        return [
+            f"{v} in {g}" for g in self.games for v in self.variants if (v, g) not in self.cells
+        ]
+
+    def collect(self, name: str) -> list[str]:
+        """Return the "commits", "machines" or "torches" of all runs, each once."""
+        return sorted({item for run in self.runs for item in getattr(run, name)})
+
+    def values(
+        self, variant: str, games: list[str], measure: str | Callable[[RunRecord], float]
+    ) -> Scores:
+        """Return a measure at the end of the runs, or a number of each: (seeds,) per game."""
+        number = measure if callable(measure) else lambda run: final_value(run, measure)
+        return [np.array([number(run) for run in self.cells[variant, game]]) for game in games]
+
+    def human_normalised(self, variant: str, games: list[str]) -> Scores:
+        """Return scores at the end, (seeds,) per game; all games need a human score."""
+        known = reference_scores()
+        scores = self.values(variant, games, SCORE)
+        return [normalised(of, *known[game]) for game, of in zip(games, scores, strict=True)]
+
+
+def group_runs(runs: list[RunRecord]) -> list[Group]:
+    """Return the runs that count, by algorithm and setting."""
+    found = defaultdict(list)
+    for run in runs:
+        if is_counted(run):
+            found[run.algorithm, run.setting].append(run)
+    return [Group(*key, members) for key, members in sorted(found.items())]
+
+
+def name_groups(groups: list[Group]) -> list[str]:
+    """Return what the names of their files begin with, which are anchors of the page, too."""
+    names = ["top", "claims"]  # anchors that are taken
+    for group in groups:
+        name = re.sub(r"[^a-z0-9.]+", "-", group.title.lower())[:60].strip("-")
+        names.append(f"{name}-{len(names)}" if name in names else name)
+    return names[2:]

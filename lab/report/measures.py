@@ -1,0 +1,78 @@
+"""Numbers of one run: its score at the end, its representation, and what theory predicts of it."""
+
+import math
+
+import numpy as np
+
+from lab.common import tags
+from lab.report.runs import POINTS, SCORE, RunRecord
+
+DEAD, RANK, SATURATED = tags.dead(), tags.rank(), tags.saturated()
+BRANCHES = ("branch_0", "branch_1")  # of HR, whose product z is
+BRANCHES_DEAD = tuple(map(tags.dead, BRANCHES))
+BRANCHES_SATURATED = tuple(map(tags.saturated, BRANCHES))
+PREDICTED = ("tanh", "sigmoid", "relu")  # activations of which v1 Table 1 predicts the deaths
+
+
+def final_value(run: RunRecord, measure: str) -> float:
+    """Return the score at the end of a run, or the mean of another measure over its last tenth."""
+    if measure not in run.measures:
+        return math.nan
+    values = run.measures[measure]
+    return float(values[-1] if measure == SCORE else np.mean(values[-(POINTS // 10) :]))
+
+
+def first_dead_share(run: RunRecord) -> float:
+    """Return the share of dead neurons at the first point of the run that has one."""
+    values = run.measures.get(DEAD, np.array([math.nan]))
+    return float(values[np.argmax(~np.isnan(values))])
+
+
+def is_counted(run: RunRecord) -> bool:
+    """Return whether a run is part of the comparisons: complete, and a game has ended in it."""
+    return run.complete and not math.isnan(final_value(run, SCORE))
+
+
+def mean_score(run: RunRecord) -> float:
+    """Return the mean over the run of the score so far."""
+    return np.nanmean(run.measures[SCORE])
+
+
+def branches_saturated(run: RunRecord) -> float:
+    """Return the share of saturated neurons in a branch of z, mean over the two; nan without."""
+    return np.mean([final_value(run, tag) for tag in BRANCHES_SATURATED])
+
+
+def dead_part(run: RunRecord) -> float:
+    """Return the share of the magnitude of the Q-values, or value, that comes from dead neurons."""
+    parts = (tags.contribution(part, run.algorithm) for part in ("dead_abs", "live_abs"))
+    dead, live = (final_value(run, tag) for tag in parts)
+    return dead / max(dead + live, 1e-12)
+
+
+def has_prediction(run: RunRecord) -> bool:
+    """Return whether the paper predicts the deaths of a run's products, from two branches."""
+    activation, _, kind = run.variant.partition("-")
+    known = not any(math.isnan(final_value(run, tag)) for tag in (DEAD, *BRANCHES_DEAD))
+    return activation in PREDICTED and kind.split("-")[0] == "hr" and known
+
+
+def predict_dead(activation: str, branches: tuple[float, float]) -> float:
+    """Return the share of dead products if their branches, of these shares, die independently.
+
+    v1 Table 1, where saturation is symmetric. tanh: both must be dead, p^2; ReLU: one is enough,
+    2p - p^2; sigmoid: p, as one dead at 0 is enough and one dead at 1 is not. Raise KeyError for
+    another activation: of those the paper says nothing.
+    """
+    if activation not in PREDICTED:
+        raise KeyError(activation)
+    first, second = branches
+    if activation == "relu":
+        return first + second - first * second
+    return (first + second) / 2 if activation == "sigmoid" else first * second
+
+
+def predict_share(run: RunRecord) -> float:
+    """Return `predict_dead` of the branches of a run that `has_prediction`."""
+    branches = tuple(final_value(run, tag) for tag in BRANCHES_DEAD)
+    return predict_dead(run.variant.split("-")[0], branches)

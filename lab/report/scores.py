@@ -1,0 +1,172 @@
+"""The statistics of one group of runs: computed once, here; tables print and figures draw them."""
+
+import functools
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+
+from lab.common import stats
+from lab.common.stats import Estimate
+from lab.report import measures
+from lab.report.groups import Group
+from lab.report.runs import IN_FINISHED_GAMES, SCORE
+
+
+class Band(NamedTuple):
+    """A curve with its 95 % interval, each (points,), and the runs behind it (seeds, points).
+
+    The ends are nan where there is no interval; `runs` is None where the interval is over games.
+    """
+
+    x: np.ndarray
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    runs: np.ndarray | None = None
+
+
+class Scores:
+    """Statistics of a group; each is computed when a table or a figure first asks for it.
+
+    `first` is the variant to compare with all others, `baseline` that of the normalised scores.
+    """
+
+    def __init__(self, group: Group, first: str = "tanh-hr", baseline: str = "relu"):
+        self.group, self.first, self.baseline = group, first, baseline
+        # Variants and games to compare over games on human-normalised scores.
+        self.variants, games = group.comparable()
+        self.games = [game for game in games if game in stats.reference_scores()]
+
+    @functools.cached_property
+    def by_game(self) -> list[dict]:
+        """Per game and variant: seeds, score at the end, measures of z; means over the seeds."""
+        group, rows = self.group, []
+        part = f"dead part of {'the value' if group.algorithm == 'ppo' else 'Q'}, %"
+        numbers = {
+            "score": SCORE,
+            "mean score over the run": measures.mean_score,
+            "dead at first, %": measures.first_dead_share,
+            "dead, %": measures.DEAD,
+            "rank": measures.RANK,
+            "saturated, %": measures.SATURATED,
+            "branches saturated, %": measures.branches_saturated,
+            part: measures.dead_part,
+            "steps in finished games, %": IN_FINISHED_GAMES,
+        }
+        for game in group.games:
+            for variant in group.variants:
+                if (variant, game) not in group.cells:
+                    continue
+                row = {"game": game, "variant": variant, "seeds": len(group.cells[variant, game])}
+                for name, measure in numbers.items():
+                    found = stats.mean_over_games(group.values(variant, [game], measure))
+                    row[name] = found.in_percent if name.endswith("%") else found
+                rows.append(row)
+        return rows
+
+    @functools.cached_property
+    def over_games(self) -> list[dict]:
+        """Per scale and variant: median, IQM and mean of the scores of all comparable games."""
+        variants, games = self.group.comparable()
+        known, rows = stats.reference_scores(), []
+        scales = {"human-normalised": {game: known[game] for game in self.games}}
+        if self.baseline in variants:
+            scales["baseline-normalised"] = self._ranges(self.baseline, games)
+        for scale, ranges in scales.items():
+            if not ranges:
+                continue
+            for variant in variants:
+                scores = []
+                for game, (low, high) in ranges.items():
+                    (of_game,) = self.group.values(variant, [game], SCORE)
+                    scores.append(stats.normalised(of_game, low, high))
+                row = {"scale": scale, "variant": variant, "games": len(ranges)}
+                row |= {name: stats.estimate(scores, of) for name, of in stats.STATISTICS.items()}
+                rows.append(row)
+        return rows
+
+    @functools.cached_property
+    def improvements(self) -> dict[str, Estimate]:
+        """Other variant -> P(a run of `first` beats one of it), on the games that both have."""
+        found = {}
+        for other in self.group.variants:
+            games = self.group.common_games(self.first, other)
+            if other != self.first and games:
+                both = (self.group.values(name, games, SCORE) for name in (self.first, other))
+                found[other] = stats.probability_of_improvement(*both)
+        return found
+
+    @functools.cached_property
+    def predictions(self) -> list[dict]:
+        """Per run with a prediction (v1 Table 1): dead and saturated shares of branches and z."""
+        rows = []
+        for run in filter(measures.has_prediction, self.group.runs):
+            row = {"game": run.game, "variant": run.variant, "seed": run.seed}
+            for i, tag in enumerate(measures.BRANCHES_DEAD):
+                row[f"branch {i} dead, %"] = 100 * measures.final_value(run, tag)
+            row["predicted, %"] = 100 * measures.predict_share(run)
+            row["measured, %"] = 100 * measures.final_value(run, measures.DEAD)
+            for i, tag in enumerate(measures.BRANCHES_SATURATED):
+                row[f"branch {i} saturated, %"] = 100 * measures.final_value(run, tag)
+            rows.append(row)
+        return rows
+
+    @functools.cached_property
+    def efficiency(self) -> dict[str, Band]:
+        """Variant -> interquartile mean of the human-normalised scores against agent steps."""
+        found, known, steps = {}, stats.reference_scores(), self.group.runs[0].steps
+        for variant in self.variants:
+            curves = [
+                stats.normalised(self._curves(variant, game, SCORE), *known[game])
+                for game in self.games
+            ]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of nan: drawn as gaps
+                values = [
+                    stats.estimate([of[:, i] for of in curves], stats.iqm, repeats=400)
+                    for i in range(len(steps))
+                ]
+            found[variant] = Band(steps, *np.array(values).T)
+        return found
+
+    @functools.cached_property
+    def profiles(self) -> dict[str, Band]:
+        """Variant -> share of its runs above each human-normalised score."""
+        scores = {name: self.group.human_normalised(name, self.games) for name in self.variants}
+        every = np.concatenate([of for games in scores.values() for of in games])
+        thresholds = np.linspace(min(0.0, every.min()), every.max() * 1.02 + 1e-3, 101)
+        return {
+            variant: Band(thresholds, *stats.performance_profile(games, thresholds, repeats=1_000))
+            for variant, games in scores.items()
+        }
+
+    @functools.cached_property
+    def highest_rank(self) -> float:
+        """The highest effective rank of any run."""
+        ranks = [run.measures.get(measures.RANK, []) for run in self.group.runs]
+        return float(np.nanmax(np.concatenate([[1.0], *ranks])))
+
+    def curve(self, variant: str, game: str, measure: str) -> Band | None:
+        """Return the mean over seeds of a measure against agent steps; None without a run."""
+        runs = self._curves(variant, game, measure)
+        if not len(runs):
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of nan: drawn as gaps
+            return Band(self.group.runs[0].steps, *stats.mean_interval(runs), runs)
+
+    def _ranges(self, variant: str, games: list[str]) -> dict[str, tuple[float, float]]:
+        """Return game -> lowest and highest point of the score curves of a variant (v1 D.1)."""
+        found = {}
+        for game in games:
+            curves = self._curves(variant, game, SCORE)
+            low, high = np.nanmin(curves), np.nanmax(curves)
+            if high > low:
+                found[game] = (low, high)
+        return found
+
+    def _curves(self, variant: str, game: str, measure: str) -> np.ndarray:
+        """Return a measure of the runs of a variant in a game that have it, (seeds, points)."""
+        runs = self.group.cells.get((variant, game), [])
+        return np.array([run.measures[measure] for run in runs if measure in run.measures])

@@ -1,0 +1,36 @@
+"""Which runs are compared with which, and what their groups are called."""
+
+from planted import make_run, make_runs, read_group
+
+from lab.common.variants import PAPER_VARIANTS
+from lab.report.groups import VARIANTS, group_runs, name_groups, name_settings
+from lab.report.inputs import read_all
+from lab.report.runs import read_run
+
+
+def test_runs_with_other_flags_are_other_settings(tmp_path):
+    named = {"seed": 5, "env_id": "Pong", "runs_dir": "elsewhere", "device": "cuda"}
+    folders = [
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", flags=named),
+        make_run(tmp_path / "c", flags={"gamma": 0.5}),
+        make_run(tmp_path / "d", algorithm="dqn", flags={"gamma": 0.9}),
+    ]
+    runs = [read_run(folder) for folder in folders]
+    name_settings(runs)
+    assert [run.setting for run in runs] == ["gamma 0.99", "gamma 0.99", "gamma 0.5", ""]
+
+
+def test_settings_that_begin_alike_have_files_of_their_own(tmp_path):
+    name = "a_flag_with_a_very_long_name_that_fills_the_name_of_a_file_by_itself"
+    for i in range(3):
+        make_run(tmp_path / str(i), flags={name: 1, "zeta": i, f"{name}_{i}": 1})
+    groups = group_runs(read_all((str(tmp_path),))[0])
+    assert len(set(name_groups(groups))) == len(groups) == 3
+
+
+def test_variants_are_in_the_order_of_the_paper_and_others_follow_by_name(tmp_path):
+    assert tuple(VARIANTS) == PAPER_VARIANTS
+    scores = dict.fromkeys(("silu-hr", "relu-ln", "tanh-hr", "relu"), 1.0)
+    make_runs(tmp_path, "dqn", scores, games=("Pong",), seeds=1)
+    assert read_group(tmp_path).variants == ["relu", "tanh-hr", "relu-ln", "silu-hr"]

@@ -1,0 +1,101 @@
+"""The statistics of a group and their tables, on planted runs."""
+
+import numpy as np
+import pytest
+from planted import ENDS, make_run, make_runs, read_group
+from scipy import stats
+
+from lab.report.measures import DEAD, predict_dead
+from lab.report.rows import flatten_estimates, tabulate_group
+from lab.report.scores import Scores
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"), [("tanh", 0.12), ("sigmoid", 0.35), ("relu", 0.58)]
+)
+def test_predicted_deaths_by_counting_draws(activation, expected):
+    """Branches dead with 0.3 and 0.4; dead at either end of their range with equal chance."""
+    assert predict_dead(activation, (0.3, 0.4)) == pytest.approx(expected)
+    rng = np.random.default_rng(0)
+    dead = rng.random((2, 400_000)) < np.array([[0.3], [0.4]])
+    high = rng.random((2, 400_000)) < 0.5
+    if activation == "tanh":
+        product = dead.all(axis=0)
+    else:  # dead at 0 kills the product; a sigmoid may also be dead at 1, which does not
+        at_zero = dead & ~high if activation == "sigmoid" else dead
+        product = dead.all(axis=0) | at_zero.any(axis=0)
+    assert product.mean() == pytest.approx(expected, abs=0.005)
+
+
+def test_only_what_the_paper_predicts_is_compared_with_a_prediction(tmp_path):
+    make_runs(tmp_path, "dqn", {"silu-hr": 2.0}, dead={"silu-hr": (0.2, 0.3, 0.4)})
+    group = read_group(tmp_path)
+    assert Scores(group).predictions == []
+    with pytest.raises(KeyError):
+        predict_dead("silu", (0.3, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "head", "column"),
+    [
+        ("pqn", "q_contribution", "dead part of Q, %"),
+        ("ppo", "value_contribution", "dead part of the value, %"),
+    ],
+)
+def test_tables_tell_the_dead_part_and_the_saturation_of_branches(
+    tmp_path, algorithm, head, column
+):
+    """1 of 1 + 3 in one run and 2 of 2 + 2 in the other; the branches saturated by 10 and 20 %."""
+    for seed, dead in ((1, 1.0), (2, 2.0)):
+        tags = {f"{head}/dead_abs": dead, f"{head}/live_abs": 4 - dead}
+        for branch in (0, 1):
+            tags[f"representation/branch_{branch}/dead_kde"] = 0.5
+            tags[f"representation/branch_{branch}/saturated"] = 0.1 * (branch + 1)
+        measures = {tag: [(step, value) for step in ENDS] for tag, value in tags.items()}
+        measures[DEAD] = [(40, 0.25), (900, 0.5)]
+        named = {"algorithm": algorithm, "flags": {"seed": seed}}
+        make_run(tmp_path / f"run{seed}", measures=measures, **named)
+    group = read_group(tmp_path)
+    (row,) = Scores(group).by_game
+    assert row[column] == pytest.approx((37.5, *stats.t.interval(0.95, 1, loc=37.5, scale=12.5)))
+    assert row["branches saturated, %"] == pytest.approx((15, 15, 15))
+    assert (row["dead at first, %"].value, row["dead, %"].value) == pytest.approx((25, 50))
+    for row in Scores(group).predictions:
+        assert row["branch 0 saturated, %"] == pytest.approx(10)
+        assert row["branch 1 saturated, %"] == pytest.approx(20)
+
+
+def test_scores_over_games_are_normalised_by_humans_and_by_the_baseline(tmp_path):
+    """Of Breakout alone, as no human score is known for Adventure and tanh-hr lacks Pong."""
+    games = ("Breakout", "Adventure")
+    make_runs(tmp_path, "dqn", {"relu": 20.0, "tanh-hr": 30.0}, games=games)
+    make_run(tmp_path / "pong", algorithm="dqn", variant="relu", game="Pong")
+    scores = Scores(read_group(tmp_path))
+    rows = {(row["game"], row["variant"]): row for row in flatten_estimates(scores.by_game)}
+    low, high = stats.t.interval(0.95, 2, loc=20.1, scale=0.1 / np.sqrt(3))
+    row = rows["Breakout", "relu"]
+    assert row["seeds"] == 3
+    for column, value in (("score", 20.1), ("score low", low), ("score high", high)):
+        assert float(row[column]) == pytest.approx(value)
+    over = {(row["scale"], row["variant"]): row for row in scores.over_games}
+    human = over["human-normalised", "tanh-hr"]
+    assert human["mean"].value == pytest.approx((30.1 - 1.7) / (30.5 - 1.7))
+    assert human["games"] == 1
+    # relu's curves go from 20 * 0.05 (its lowest seed's first point) to 20.2, in both games
+    base = over["baseline-normalised", "tanh-hr"]
+    assert base["mean"].value == pytest.approx((30.1 - 1.0) / (20.2 - 1.0), rel=1e-4)
+    assert base["games"] == 2
+
+
+def test_a_stray_run_takes_no_game_from_the_others(tmp_path):
+    """One of selu in a fifth game: over games there are still relu and tanh-hr in four."""
+    games = ("Breakout", "Seaquest", "Pong", "Qbert")
+    make_runs(tmp_path, "dqn", {"relu": 2.0, "tanh-hr": 3.0}, games=games, seeds=1)
+    make_runs(tmp_path, "dqn", {"selu": 2.0}, games=("Alien",), seeds=1)
+    rows = Scores(read_group(tmp_path)).over_games
+    assert {(row["variant"], row["games"]) for row in rows} == {("relu", 4), ("tanh-hr", 4)}
+
+
+def test_tables_without_a_row_are_left_out(tmp_path):
+    make_runs(tmp_path, "dqn", {"selu": 2.0}, games=("Adventure",))
+    assert list(tabulate_group(Scores(read_group(tmp_path)))) == ["games"]
