@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from lab.common import tags
 from lab.report.claims import MIN_SEEDS
-from lab.report.groups import VARIANTS, Group
+from lab.report.groups import Group
 from lab.report.runs import SCORE
 from lab.report.scores import Band, Scores
 
@@ -22,6 +22,21 @@ OVER_TIME = {  # measure of a layer -> title, whether it is a share
     "dead_kde": ("dead neurons", True),
     "effective_rank": ("effective rank", False),
     "saturated": ("saturated neurons", True),
+}
+
+# Most are of those that the colour-blind tell apart (Okabe and Ito). Others are matplotlib's own.
+COLORS = {
+    "relu": "#999999",
+    "tanh": "#0072B2",
+    "sigmoid": "#009E73",
+    "selu": "#CC79A7",
+    "tanh-hr": "#D55E00",
+    "sigmoid-hr": "#8C564B",
+    "relu-hr": "#000000",
+    "tanh-ln": "#56B4E9",
+    "tanh-wide": "#E69F00",
+    "tanh-sum": "#C8B400",
+    "tanh-3hr": "#9467BD",
 }
 
 
@@ -38,7 +53,7 @@ def render(figure: Figure, kind: str, **options) -> bytes:
 
 def pick_color(variant: str, group: Group) -> str:
     """Return the colour of a variant: one of its own, or by its place in the group."""
-    return VARIANTS.get(variant, f"C{group.variants.index(variant) % 10}")
+    return COLORS.get(variant, f"C{group.variants.index(variant) % 10}")
 
 
 def make_panels(count: int, columns: int = 4, width: float = 4.2, height: float = 3.0):

@@ -8,24 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lab.common.stats import Scores, normalised, reference_scores
+from lab.common.variants import PAPER_VARIANTS
 from lab.report.measures import final_value, is_counted
 from lab.report.runs import SCORE, RunRecord
 
-# The paper's variants in the order of the tables, and their colours in the figures: most are of
-# those that the colour-blind tell apart (Okabe and Ito). Others follow by name.
-VARIANTS = {
-    "relu": "#999999",
-    "tanh": "#0072B2",
-    "sigmoid": "#009E73",
-    "selu": "#CC79A7",
-    "tanh-hr": "#D55E00",
-    "sigmoid-hr": "#8C564B",
-    "relu-hr": "#000000",
-    "tanh-ln": "#56B4E9",
-    "tanh-wide": "#E69F00",
-    "tanh-sum": "#C8B400",
-    "tanh-3hr": "#9467BD",
-}
 # Flags that variant, game and seed stand for, and flags that decide no number.
 NAMED = ("activation", "branches", "combine", "latent_dim", "layer_norm", "apply_to")
 NAMED += ("env_id", "seed", "device", "resume", "checkpoint_every", "runs_dir", "track")
@@ -61,7 +47,7 @@ class Group:
         self.cells = defaultdict(list)  # (variant, game) -> runs, by seed
         for run in sorted(self.runs, key=lambda run: run.seed):
             self.cells[run.variant, run.game].append(run)
-        order = {name: i for i, name in enumerate(VARIANTS)}
+        order = {name: i for i, name in enumerate(PAPER_VARIANTS)}
         names = {run.variant for run in self.runs}
         self.variants = sorted(names, key=lambda name: (order.get(name, len(order)), name))
         self.games = sorted({run.game for run in self.runs})

@@ -358,6 +358,6 @@ def test_a_variant_to_compare_with_is_there_or_missed(tmp_path, monkeypatch, cap
 
 
 def test_a_report_needs_no_torch():
-    modules = "lab.report.__main__, lab.report.curve, lab.report.precision"
+    modules = "lab.report.__main__, lab.report.curve"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=TIMEOUT).returncode == 0
