@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
     @property
     def in_percent(self) -> "Estimate":
-        """The same, times 100."""
+        """Return the same, times 100."""
         return Estimate(*(100 * number for number in self))
 
     def format(self, digits: int = 2) -> str:

@@ -53,12 +53,12 @@ class Verdict(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the margin is on the claim's side."""
+        """Return whether the margin is on the claim's side."""
         return self.margin > 0
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes 0."""
+        """Return whether the interval excludes 0."""
         return abs(self.margin) > self.half_width
 
     def row(self, claim: Claim) -> dict:

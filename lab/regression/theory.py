@@ -34,7 +34,7 @@ class Check(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether it does."""
+        """Return whether measured is within tolerance of predicted."""
         return abs(self.measured - self.predicted) <= self.tolerance
 
 

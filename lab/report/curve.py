@@ -1,4 +1,6 @@
-"""Learning curves of one run as a table and a picture: python -m lab.report.curve RUN STEM
+"""Learning curves of one run as a table and a picture.
+
+    python -m lab.report.curve RUN STEM
 
 Writes STEM.csv (every score and every measure: tag, agent step, value) and STEM.png.
 """

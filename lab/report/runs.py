@@ -66,12 +66,12 @@ class RunRecord:
 
     @property
     def complete(self) -> bool:
-        """Whether it came to its end; one that has diverged has ended there."""
+        """Return whether the run came to its end; one that has diverged has ended there."""
         return self.reached_total or self.diverged is not None
 
     @property
     def reached_total(self) -> bool:
-        """Whether it has logged its end, but for the last hundredth, which may not be logged."""
+        """Return whether it has logged its end; the last hundredth may not be logged."""
         return self.last_step >= 0.99 * self.total
 
 
