@@ -40,7 +40,7 @@ class Scores:
 
     @functools.cached_property
     def by_game(self) -> list[dict]:
-        """Return per game and variant: seeds, score at the end, measures of z; means over the seeds."""
+        """Return per game and variant: seeds, score at the end, measures of z, over the seeds."""
         group, rows = self.group, []
         part = f"dead part of {'the value' if group.algorithm == 'ppo' else 'Q'}, %"
         numbers = {
@@ -67,7 +67,7 @@ class Scores:
 
     @functools.cached_property
     def over_games(self) -> list[dict]:
-        """Return per scale and variant: median, IQM and mean of the scores of all comparable games."""
+        """Return per scale and variant: median, IQM and mean over all comparable games."""
         variants, games = self.group.comparable()
         known, rows = stats.reference_scores(), []
         scales = {"human-normalised": {game: known[game] for game in self.games}}
@@ -88,7 +88,7 @@ class Scores:
 
     @functools.cached_property
     def improvements(self) -> dict[str, Estimate]:
-        """Return other variant -> P(a run of `first` beats one of it), on the games that both have."""
+        """Return other variant -> P(a run of `first` beats it), on the games that both have."""
         found = {}
         for other in self.group.variants:
             games = self.group.common_games(self.first, other)
@@ -99,7 +99,7 @@ class Scores:
 
     @functools.cached_property
     def predictions(self) -> list[dict]:
-        """Return per run with a prediction (v1 Table 1): dead and saturated shares of branches and z."""
+        """Return per run with a prediction (v1 Table 1): dead and saturated shares, branches and z."""
         rows = []
         for run in filter(measures.has_prediction, self.group.runs):
             row = {"game": run.game, "variant": run.variant, "seed": run.seed}
@@ -114,7 +114,7 @@ class Scores:
 
     @functools.cached_property
     def efficiency(self) -> dict[str, Band]:
-        """Return variant -> interquartile mean of the human-normalised scores against agent steps."""
+        """Return variant -> IQM of the human-normalised scores against agent steps."""
         found, known, steps = {}, stats.reference_scores(), self.group.runs[0].steps
         for variant in self.variants:
             curves = [
