@@ -99,7 +99,7 @@ class Scores:
 
     @functools.cached_property
     def predictions(self) -> list[dict]:
-        """Return per run with a prediction (v1 Table 1): dead and saturated shares, branches and z."""
+        """Return per run with a prediction (v1 Table 1): dead and saturated shares of each."""
         rows = []
         for run in filter(measures.has_prediction, self.group.runs):
             row = {"game": run.game, "variant": run.variant, "seed": run.seed}
