@@ -156,7 +156,7 @@ def linear_schedule(start: float, end: float, duration: float, step: int) -> flo
     return start + (end - start) * min(step / duration, 1.0)
 
 
-def exploration(args: Args, step: int) -> float:
+def compute_epsilon(args: Args, step: int) -> float:
     """Return epsilon at an agent step."""
     duration = args.exploration_fraction * args.total_timesteps
     return linear_schedule(args.start_e, args.end_e, duration, step)
@@ -193,7 +193,7 @@ def play(
             rollout.obs[t] = channels_last(torch.from_numpy(obs))
             q_values = q_network(rollout.obs[t])
             rollout.values[t] = q_values.max(dim=1).values
-            actions = act(q_values, exploration(args, run.step), generator)
+            actions = act(q_values, compute_epsilon(args, run.step), generator)
 
             # 2. step the games
             obs, rewards, terminations, truncations, infos = envs.step(actions.cpu().numpy())
@@ -300,7 +300,7 @@ def main(args: Args) -> int:
             logs = update(q_network, optimizer, rollout, args, sampling)
 
             # 5. log
-            logs["charts/epsilon"] = exploration(args, run.step - args.num_envs)
+            logs["charts/epsilon"] = compute_epsilon(args, run.step - args.num_envs)
             logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.log(logs)
             recent.add(rollout.obs)
