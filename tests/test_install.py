@@ -8,9 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "runs", "report", "build", "*.egg-info", ".*_cache"
-)
+KEPT = ("*.py", "lab", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
 USE = """
 import sys, torch
 from hadamard import HadamardLinear
@@ -24,7 +22,10 @@ print(tuple(z.shape), dead_neurons(z).shape, effective_rank(z) > 0, "gymnasium" 
 def call(tmp_path_factory):
     """Call a command of the environment, in a folder without the project: the finished process."""
     source, there = tmp_path_factory.mktemp("source") / "project", tmp_path_factory.mktemp("there")
-    shutil.copytree(ROOT, source, ignore=LEFT_OUT)
+    source.mkdir()  # a copy, as pip builds beside the source
+    for path in (path for pattern in KEPT for path in ROOT.glob(pattern)):
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, source / path.name)
     subprocess.run([sys.executable, "-m", "venv", there / "env"], check=True)
     bin_ = there / "env" / "bin"
     pip = [bin_ / "pip", "install", "--quiet", "--disable-pip-version-check"]
