@@ -34,6 +34,7 @@ def call(tmp_path_factory):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
     def call(name, *arguments):
+        arguments = [source if argument == "SOURCE" else argument for argument in arguments]
         command = [bin_ / name, *map(str, arguments)]
         return subprocess.run(
             command, cwd=there / "elsewhere", env=environment, capture_output=True, text=True
@@ -60,3 +61,21 @@ def test_the_installed_package_works_from_any_folder(call):
     done = call("hr-evaluate", done.stdout.strip(), "--games", 0)
     assert done.returncode == 2
     assert done.stderr.startswith("hr-evaluate: error: --games must be between 1 and 1024, not 0")
+
+    done = call("pip", "install", "--quiet", "--no-deps", "--editable", "SOURCE")
+    assert done.returncode == 0, done.stderr
+    done = call(
+        "python", "-c", "import hadamard, metrics, lab.sweep.plan; print(hadamard.__file__)"
+    )
+    assert done.stdout.endswith("/project/hadamard.py\n"), done.stderr
+    done = call("hr-sweep", *named, "--dry-run", "--", *small)
+    assert "done" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["dqn_atari", "ppo_atari", "pqn_atari", "regression_demo"])
+def test_a_script_needs_no_installation_in_any_folder(name, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, ROOT / f"{name}.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {name}.py ")
