@@ -4,8 +4,9 @@
     python dqn_atari.py --activation relu --branches 1        the plain network
     python dqn_atari.py --env-id Seaquest --seed 2 --precision bf16
 
-One step is one agent step, which is 4 emulator frames. Reads top to bottom: flags, network, replay
-memory, loss, training loop; the layer, the measures, the games and the run folder are imported.
+One step is one agent step, which is 4 emulator frames. Reads top to bottom: flags, heads, loss,
+update, acting, training loop; the encoder, the replay memory, the measures, the games and the run
+folder are imported.
 """
 
 import copy
@@ -189,9 +190,16 @@ def update_target(target_network: nn.Module, q_network: nn.Module, tau: float):
 
 @torch.no_grad()
 def act(
-    q_network: nn.Module, obs: np.ndarray, epsilon: float, device: torch.device, rng
+    q_network: nn.Module,
+    obs: np.ndarray,
+    epsilon: float,
+    device: torch.device,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return epsilon-greedy actions, int64 (num_envs,), each env on its own."""
+    """Draw epsilon-greedy actions, int64 (num_envs,), each env on its own.
+
+    obs uint8 (num_envs, 4, 84, 84).
+    """
     explore = rng.random(len(obs)) < epsilon
     actions = rng.integers(q_network.head.out_features, size=len(obs))
     if not explore.all():

@@ -4,8 +4,8 @@
     python ppo_atari.py --activation relu --branches 1        the plain network
     python ppo_atari.py --env-id Seaquest --seed 2 --precision bf16
 
-One step is one agent step, which is 4 emulator frames. Reads top to bottom: flags, network,
-advantages, loss, update, training loop; the layer, the measures, the games and the run folder are
+One step is one agent step, which is 4 emulator frames. Reads top to bottom: flags, heads, play,
+advantages, loss, update, training loop; the encoder, the measures, the games and the run folder are
 imported.
 """
 
@@ -163,7 +163,7 @@ class Rollout(NamedTuple):
     rewards: Tensor  # plus gamma V(final_obs) where a game was truncated
     dones: Tensor  # bool: life lost, game over or truncated
     values: Tensor  # V(obs) of the network that played
-    advantages: Tensor
+    advantages: Tensor  # generalised advantage estimates
     returns: Tensor  # advantages + values
 
 

@@ -4,8 +4,8 @@
     python pqn_atari.py --activation relu --branches 1        the plain network
     python pqn_atari.py --env-id Seaquest --seed 2 --precision bf16
 
-One step is one agent step, which is 4 emulator frames. Reads top to bottom: flags, network,
-play, returns, update, training loop; the layer, the measures, the games and the run folder are
+One step is one agent step, which is 4 emulator frames. Reads top to bottom: flags, heads, play,
+returns, update, training loop; the encoder, the measures, the games and the run folder are
 imported.
 """
 
@@ -138,7 +138,7 @@ class Rollout(NamedTuple):
     rewards: Tensor  # plus gamma max_a Q(final_obs, a) where a game was truncated
     dones: Tensor  # bool: life lost, game over or truncated
     values: Tensor  # max_a Q(obs, a) of the network that played
-    returns: Tensor
+    returns: Tensor  # Q(lambda) returns, the targets
 
 
 def empty_rollout(args: Args, device: torch.device) -> Rollout:

@@ -1,1 +1,1 @@
-"""What stands behind the scripts: shared ground, training, sweeps, reports, benchmarks."""
+"""Support code of the scripts: shared helpers, training, sweeps, reports, benchmarks."""

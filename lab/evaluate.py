@@ -20,7 +20,7 @@ import tyro
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from lab.common.cli import UsageError, between, launch, plural, say
+from lab.common.cli import UsageError, between, describe_os, launch, plural, say
 from lab.common.device import check_device, pick_device
 from lab.common.files import atomic_write, write_json
 from lab.common.provenance import record_provenance
@@ -28,7 +28,7 @@ from lab.common.stats import mean_over_games, normalised, reference_scores
 from lab.common.variants import variant_name
 from lab.training.algorithms import ALGORITHMS, load_script, make_network, score_actions
 from lab.training.atari import AtariEnvs, game_title, resolve_game
-from lab.training.checkpoint import newest_whole
+from lab.training.checkpoint import FORMAT, describe_version, newest_footer, newest_whole
 from lab.training.measure import hidden_layers
 from lab.training.resume import saved_flags
 from lab.training.runfolder import checkpoint_flags, read_config
@@ -53,7 +53,7 @@ class Args:
     sample: bool = False
     """PPO: draw actions from the policy, instead of the most likely one"""
     seed: int = 100_000
-    """of the first game and of the actions; training has small ones"""
+    """of the first game and of the actions; far from the seeds of training"""
     gif: str = ""
     """file for a GIF of the best game, with the units of z and the value beside it"""
     device: str = "auto"
@@ -91,6 +91,12 @@ def load(folder: Path, device: torch.device) -> Player:
     algorithm = config["algorithm"]
     if algorithm not in ALGORITHMS:
         raise UsageError(f"{folder}: its algorithm is {algorithm!r}, not one of {ALGORITHMS}")
+    footer = newest_footer(folder)
+    if footer is not None and footer.format != FORMAT:
+        raise UsageError(
+            f"{folder}: its checkpoint was {describe_version(footer)}; play it with that one, "
+            f"commit {config.get('git_commit')}"
+        )
     flags = saved_flags(load_script(algorithm).Args, folder, config, {}, "")
     _, content, problems = newest_whole(folder, checkpoint_flags(config["flags"]))
     for problem in problems:
@@ -170,7 +176,7 @@ def summarise(played: PlayedGames, game: str) -> dict:
     """Return the mean score with its 95 % interval (Student's t over games), and more."""
     scores = played.scores
     mean, low, high = mean_over_games([scores])
-    found = {
+    summary = {
         "games": len(scores),
         "mean": mean,
         "interval": None if math.isnan(low) else [low, high],
@@ -180,8 +186,8 @@ def summarise(played: PlayedGames, game: str) -> dict:
         "mean_length_agent_steps": float(played.lengths.mean()),
     }
     if game in reference_scores():
-        found["human_normalised"] = float(normalised(mean, *reference_scores()[game]))
-    return found
+        summary["human_normalised"] = float(normalised(mean, *reference_scores()[game]))
+    return summary
 
 
 @torch.no_grad()
@@ -261,7 +267,7 @@ def write_gif(path: Path, pictures: Iterator[Image.Image]):
             more = {"append_images": reduced, "duration": MS_PER_STEP, "loop": 0}
             first.save(file, format="GIF", save_all=True, **more)
     except OSError as error:
-        raise UsageError(f"--gif {path}: {error.strerror or error}") from None
+        raise UsageError(f"--gif {path}: {describe_os(error)}") from None
 
 
 def main(args: Args) -> int:
@@ -274,26 +280,27 @@ def main(args: Args) -> int:
         raise UsageError(f"--sample is for PPO; this is a run of {player.algorithm}: use --epsilon")
     game = game_title(resolve_game(player.flags.env_id))
     total = player.flags.total_timesteps
-    of = "" if player.step >= total else f" of {total:,}, an unfinished run"
+    unfinished = "" if player.step >= total else f" of {total:,}, an unfinished run"
     say(
         f"{game}, {player.algorithm}, {variant_name(player.flags)}, seed {player.flags.seed}, "
-        f"after {player.step:,} agent steps{of}; playing {plural(args.games, 'game')}, "
+        f"after {player.step:,} agent steps{unfinished}; playing {plural(args.games, 'game')}, "
         f"epsilon {args.epsilon:g}"
     )
     played = play(player, Chooser(player, args, device), args)
-    found = summarise(played, game)
-    low, high = found["interval"] or (math.nan, math.nan)
-    between = "" if math.isnan(low) else f" (95 %: {low:.1f} to {high:.1f})"
-    say(f"mean score {found['mean']:.1f}{between}, median {found['median']:g}")
-    say(f"lowest {found['lowest']:g}, highest {found['highest']:g}")
-    if "human_normalised" in found:
-        say(f"human-normalised {found['human_normalised']:.3f} (0: random play, 1: a human)")
-    record = found | {"agent_step": player.step, "scores": played.scores.tolist()}
+    summary = summarise(played, game)
+    interval = ""
+    if summary["interval"] is not None:
+        interval = " (95 %: {:.1f} to {:.1f})".format(*summary["interval"])
+    say(f"mean score {summary['mean']:.1f}{interval}, median {summary['median']:g}")
+    say(f"lowest {summary['lowest']:g}, highest {summary['highest']:g}")
+    if "human_normalised" in summary:
+        say(f"human-normalised {summary['human_normalised']:.3f} (0: random play, 1: a human)")
+    record = summary | {"agent_step": player.step, "scores": played.scores.tolist()}
     try:
         write_json(folder / "evaluation.json", record | record_provenance(args))
         say(f"every score: {folder / 'evaluation.json'}")
     except OSError as error:
-        say(f"warning: {folder}/evaluation.json cannot be written: {error.strerror}")
+        say(f"warning: {folder}/evaluation.json cannot be written: {describe_os(error)}")
     if args.gif:
         best = int(played.scores.argmax())
         say(f"drawing game {best} ({played.scores[best]:g}, {played.lengths[best]:,} steps)")

@@ -14,7 +14,7 @@ COMMON, TRAINING = {"lab.common"}, {"lab.common", "lab.training", "hadamard", "m
 MAY_IMPORT = {
     "hadamard": set(),
     "metrics": set(),
-    "lab.common": {"hadamard"},
+    "lab.common": set(),
     "lab.training": TRAINING,
     **dict.fromkeys(SCRIPTS, TRAINING),
     "lab.sweep": TRAINING,
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "regression_demo": COMMON | {"hadamard", "metrics", "lab.regression"},
 }
 # What other code imports, of which libraries.
-LIBRARIES = {"hadamard": {"torch"}, "metrics": {"torch", "numpy"}}
+LIBRARIES = {"hadamard": {"torch"}, "metrics": {"torch"}}
 
 
 def name_module(path):

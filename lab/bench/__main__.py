@@ -23,9 +23,9 @@ from lab.bench.bound import bound_table, costs_table, measure_bound, measure_cos
 from lab.bench.compare import commands_table, measure_commands
 from lab.bench.flags import Args, check
 from lab.bench.scaling import draw_scaling, measure_scaling, scaling_table
-from lab.common.cli import UsageError, launch, say
+from lab.common.cli import UsageError, describe_os, launch, say
 from lab.common.device import pick_device
-from lab.common.files import atomic_write, describe_os, write_json
+from lab.common.files import atomic_write, write_json
 from lab.common.provenance import record_provenance
 
 
@@ -96,7 +96,7 @@ def main(args: Args) -> int:
     check(args)
     device = pick_device(args.device)
     results = Results(args, device)
-    with end_by_signals():  # so that a command that is under way ends, too
+    with end_by_signals():  # and end the command that is being timed
         measure(args, device, results)
     if results.problem:
         raise UsageError(
@@ -111,7 +111,10 @@ def measure(args: Args, device: torch.device, results: Results):
         for samples in measure_bound(args, device):
             results.keep("bound", samples)
         say(bound_table(samples))
-        costly = (args.precisions[0], args.variants[-1])  # in a full benchmark, the defaults
+        costly = (
+            args.precisions[0],
+            args.variants[-1],
+        )  # one setting: the first, and the last variant
         rates = {
             (algorithm, *costly): statistics.median(samples[algorithm, *costly]["whole"])
             for algorithm in args.algorithms

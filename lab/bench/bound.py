@@ -6,10 +6,12 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
 
 from lab.bench.timing import emulator_seconds, make_kernels, seconds_each, time_whole_run
+from lab.common import tags
 from lab.common.cli import UsageError, say
 from lab.common.tables import format_range, markdown_table
 from lab.training.algorithms import load_script, script_args
@@ -24,7 +26,7 @@ Samples = dict[str, list[float]]  # what was measured -> once per repeat
 
 
 @contextlib.contextmanager
-def quiet():
+def hide_output():
     """Hide what a run prints."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
@@ -39,7 +41,7 @@ def seconds_per_step(kernel, emulator: AtariEnvs, at_least: float, device) -> di
     }
 
 
-def measure_bound(args, device: torch.device):
+def measure_bound(args, device: torch.device) -> Iterator[dict]:
     """Measure parts, bounds and whole runs of each algorithm, precision and variant.
 
     Yields what there is after each repeat. `bound` is what the parts allow one after the other.
@@ -91,11 +93,10 @@ def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float
     """
     algorithm, precision, variant = name
     found = defaultdict(list)
-    # Here, as runs are: the system's folder for such files may lie in memory.
+    # In the working directory, as run folders are: /tmp may lie in memory, where writing is free.
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=".") as folder:
         flags = (*VARIANTS[variant], "--precision", precision, "--env-id", args.env_id)
-        # Measured after every step.
-        flags += ("--metrics-every", "1")
+        flags += ("--metrics-every", "1")  # so that each call of `measure` measures
         of_script = script_args(algorithm, "--runs-dir", folder, *flags)
         kernel, memory, segments = make_kernels(algorithm, of_script, device), None, []
         games = AtariEnvs(args.env_id, of_script.num_envs, 1)
@@ -109,15 +110,16 @@ def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float
         recent.add(kernel.obs.unsqueeze(0))
         if algorithm != "dqn":
             parts["recent"] = recent
-        losses = {f"losses/{i}": 0.0 for i in range(7)}
+        names = tuple(map(str, range(7)))
+        losses = {tags.LOSSES + name: 0.0 for name in names}
         network = kernel.parts["network"]
-        with quiet(), Run(of_script, algorithm, network, tuple(losses)) as run:
+        with hide_output(), Run(of_script, algorithm, network, names) as run:
             for repeat in range(args.repeats + 1):
                 for index in segments:
                     memory.dirty.add(index)
                     if repeat == 0:
                         for part in memory.segment(index):
-                            part.zero_()  # the system gives the memory only now
+                            part.zero_()  # touch the pages, which the system allocates only now
                 calls = (
                     ("logging", lambda: run.log(losses)),
                     ("metrics", lambda: run.measure(recent, kernel.head)),
@@ -131,7 +133,8 @@ def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float
                         found[what].append(time.perf_counter() - start)
                 if run.stopped is not None:
                     sys.exit(128 + run.stopped)
-                if newest_footer(run.folder).step != run.step:
+                footer = newest_footer(run.folder)
+                if footer is None or footer.step != run.step:
                     raise UsageError(f"no checkpoint could be written to {folder}")
         games.close()
     return found

@@ -2,6 +2,7 @@
 
 import shlex
 from collections import defaultdict
+from collections.abc import Iterator
 
 from lab.bench.bound import Samples
 from lab.bench.timing import run_command
@@ -9,7 +10,7 @@ from lab.common.cli import UsageError, say
 from lab.common.tables import format_range, markdown_table
 
 
-def measure_commands(args):
+def measure_commands(args) -> Iterator[dict]:
     """Measure the rates of commands, by the difference of a long and a short run, and ratios.
 
     Yields what there is after each repeat.

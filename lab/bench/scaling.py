@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lab.bench.timing import emulator_seconds, run_command, time_whole_run
-from lab.common.cli import UsageError, say
+from lab.common.cli import UsageError, plural, say
 from lab.common.device import free_memory
 from lab.common.tables import format_range, markdown_table
 from lab.training.algorithms import ALGORITHMS
@@ -38,26 +39,25 @@ for part in (memory.frames, memory.actions, memory.rewards, memory.terminations,
 """
 
 
-def measure_scaling(repeats: int, seconds: float, device: str):
+def measure_scaling(repeats: int, seconds: float, device: str) -> Iterator[dict]:
     """Measure (group, series, x) -> agent steps per second, or memory in GB, once per repeat.
 
     Yields what there is after each repeat.
     """
     found = defaultdict(lambda: defaultdict(list))
     cores = len(os.sched_getaffinity(0))
+
+    def add_rate(repeat: int, group: str, algorithm: str, x: int, *flags: str):
+        say(f"{repeat + 1} of {repeats}: {group} {algorithm} {x}")
+        whole = time_whole_run(algorithm, device, *flags)
+        found[group, algorithm, x]["rate"].append(whole.rate)
+
     for repeat in range(repeats):
-
-        def rate(group: str, algorithm: str, x: int, *flags: str, turn=repeat):
-            say(f"{turn + 1} of {repeats}: {group} {algorithm} {x}")
-            found[group, algorithm, x]["rate"].append(
-                time_whole_run(algorithm, device, *flags).rate
-            )
-
         for count in EMULATED:
             for threads in sorted({1, cores}):
                 games = AtariEnvs("Breakout", count, 1, num_threads=threads)
                 games.reset()
-                series = f"emulator, {threads} thread{'s' * (threads > 1)}"
+                series = f"emulator, {plural(threads, 'thread')}"
                 alone = 1 / emulator_seconds(games, seconds)
                 found["games", series, count]["rate"].append(alone)
                 games.close()
@@ -66,12 +66,12 @@ def measure_scaling(repeats: int, seconds: float, device: str):
                 flags = ["--num-envs", str(count)]
                 if algorithm in ROLLOUT:
                     flags += ["--num-steps", str(ROLLOUT[algorithm] // count)]
-                rate("games", algorithm, count, *flags)
+                add_rate(repeat, "games", algorithm, count, *flags)
             for width in WIDTHS:
-                rate("width of z", algorithm, width, "--latent-dim", str(width))
+                add_rate(repeat, "width of z", algorithm, width, "--latent-dim", str(width))
             for branches in BRANCHES:
-                rate("branches", algorithm, branches, "--branches", str(branches))
-            rate("runs at once", algorithm, 1)
+                add_rate(repeat, "branches", algorithm, branches, "--branches", str(branches))
+            add_rate(repeat, "runs at once", algorithm, 1)
             if cores > 1:
                 say(f"{repeat + 1} of {repeats}: {cores} runs of {algorithm} at once")
                 together = rate_together(algorithm, device, cores)

@@ -24,12 +24,11 @@ import torch
 from torch import Tensor
 
 from lab.common import tags
-from lab.common.cli import UsageError
+from lab.common.cli import UsageError, describe_os
 from lab.common.events import read_points
 from lab.training.algorithms import (
     load_script,
     make_network,
-    score_actions,
     script_path,
     value_head,
 )
@@ -39,8 +38,8 @@ from lab.training.radam import RAdam
 from lab.training.replay import Batch
 
 # Agent steps of a whole run before its speed is measured, so that it learns, and after.
-WARM = {"dqn": 2_000, "ppo": 2_048, "pqn": 4_096}
-MEASURED = {"dqn": 4_000, "ppo": 6_144, "pqn": 8_192}
+WARMUP_STEPS = {"dqn": 2_000, "ppo": 2_048, "pqn": 4_096}
+MEASURED_STEPS = {"dqn": 4_000, "ppo": 6_144, "pqn": 8_192}
 NEVER = 10**9  # agent steps, or minutes, that no measured run reaches
 
 
@@ -111,7 +110,11 @@ def make_rollout_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     def act():
         with network.autocast(device.type):
             for obs in rollout.obs:
-                score_actions(network, obs)[0].argmax(dim=1).cpu()
+                out = network(obs)
+                if isinstance(out, tuple):  # PPO: logits and values
+                    script.draw(out[0].log_softmax(dim=1), generator).cpu()
+                else:
+                    script.act(out, 0.0, generator).cpu()
 
     steps = args.num_envs * args.num_steps
     learn = functools.partial(script.update, network, optimizer, rollout, args, generator)
@@ -166,7 +169,7 @@ def time_whole_run(algorithm: str, device: str, *flags: str, threads: int = 0) -
     of the layer. `threads` of torch and of the emulator; 0: as many as it takes by itself. The
     memory is that of the process, in which DQN's replay memory is as full as it gets in that time.
     """
-    warm, measured = WARM[algorithm], MEASURED[algorithm]
+    warm, measured = WARMUP_STEPS[algorithm], MEASURED_STEPS[algorithm]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(script_path(algorithm)), "--runs-dir", folder]
         command += ["--device", device, "--total-timesteps", str(warm + measured)]
@@ -187,7 +190,9 @@ def read_speed_points(warm: int, folder: Path) -> list[tuple[int, float]]:
     return sorted((p.step, p.wall_time) for p in points if p.tag == tags.SPS and p.step >= warm)
 
 
-def run_command(command: list[str], environment: dict[str, str] | None = None):
+def run_command(
+    command: list[str], environment: dict[str, str] | None = None
+) -> tuple[float, float]:
     """Run a command; return its seconds and its peak memory in GB. Raise UsageError if it fails."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
@@ -201,7 +206,7 @@ def run_command(command: list[str], environment: dict[str, str] | None = None):
                 start_new_session=True,
             )
         except OSError as error:
-            raise UsageError(f"{shlex.join(command)}: {error.strerror}") from None
+            raise UsageError(f"{shlex.join(command)}: {describe_os(error)}") from None
         peak = 0.0
         try:
             while process.returncode is None:
@@ -219,9 +224,9 @@ def run_command(command: list[str], environment: dict[str, str] | None = None):
 
 
 def peak_memory_gb(pid: int) -> float:
-    """Return the peak resident memory so far, or 0 if the process has ended."""
+    """Return the peak resident memory in GB so far, or 0 if the process has ended."""
     # Not getrusage's, which of a new process starts from the memory of the one that made it.
     with contextlib.suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-        return int(found[1]) * 1024 / 1e9 if found else 0.0
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        return int(match[1]) * 1024 / 1e9 if match else 0.0
     return 0.0

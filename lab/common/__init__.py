@@ -1,1 +1,1 @@
-"""The ground that every other part of `lab` stands on; it imports nothing else of `lab`."""
+"""Shared by all parts of `lab`; imports nothing else of the project."""

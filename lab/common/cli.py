@@ -16,11 +16,16 @@ from pathlib import Path
 
 import tyro
 
-VAST = 1e18  # no flag takes a number beyond
+LARGEST_FLAG = 1e18  # no flag takes a number beyond
 
 
 class UsageError(Exception):
     """Something a user can mend, said in one line: what is wrong and what would be right."""
+
+
+def describe_os(error: OSError) -> str:
+    """Return what the system says of an error, without its number."""
+    return error.strerror or str(error)
 
 
 def say(text: str, file=None):
@@ -136,7 +141,7 @@ def below(args, high: float, *names: str):
 def _require(args, names: tuple[str, ...], condition: str, accept: Callable[[float], bool]):
     for name in names:
         value = getattr(args, name)
-        if not abs(value) < VAST:  # also NaN
+        if not abs(value) < LARGEST_FLAG:  # also NaN
             raise UsageError(f"{flag(name)} must be {condition} and below 1e18, not {value}")
         if not accept(value):
             raise UsageError(f"{flag(name)} must be {condition}, not {value}")
@@ -162,6 +167,6 @@ def check_folder(args, name: str):
         while not parent.exists() and parent != parent.parent:
             parent = parent.parent
     except OSError as error:
-        raise UsageError(f"{flag(name)} {value}: {error.strerror}") from None
+        raise UsageError(f"{flag(name)} {value}: {describe_os(error)}") from None
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"{flag(name)} {value}: {parent} is not a folder one can write to")

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from lab.common.cli import UsageError
+from lab.common.cli import UsageError, describe_os
 
 
 class ChecksumFile:
@@ -60,15 +60,9 @@ def write_json(path: Path, value: dict):
         file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
-def describe_os(error: OSError) -> str:
-    """Return what the system says of an error, without its number."""
-    return error.strerror or str(error)
-
-
 def explain_unwritable(folder: Path, flag: str, problem: OSError) -> UsageError:
     """Return what to tell the user of a folder, named by a flag, that cannot be written."""
-    reason = problem.strerror or problem
-    return UsageError(f"{flag} {folder}: {reason}; choose a folder one can write to")
+    return UsageError(f"{flag} {folder}: {describe_os(problem)}; choose a folder one can write to")
 
 
 def check_targets(folder: Path, names: Iterable[str], flag: str):
@@ -104,7 +98,7 @@ def check_stem(stem: Path) -> tuple[str, str]:
     if not stem.parent.is_dir():
         raise UsageError(f"{stem}: there is no folder {stem.parent}; make it first")
     names = f"{stem.name}.csv", f"{stem.name}.png"
-    check_targets(stem.parent, names, "stem in")
+    check_targets(stem.parent, names, "STEM")
     return names
 
 

@@ -1,4 +1,4 @@
-"""The names of what a run writes to TensorBoard: one place for those who write and who read them.
+"""The names of what a run writes to TensorBoard, as far as more than one file uses them.
 
 Those below charts/ are CleanRL's. The x axis of all is agent steps, of 4 emulator frames each.
 """

@@ -10,6 +10,10 @@ PAPER_VARIANTS = (
     *("relu", "tanh", "sigmoid", "selu", "tanh-hr", "sigmoid-hr", "relu-hr"),
     *("tanh-ln", "tanh-wide", "tanh-sum", "tanh-3hr"),
 )
+# Flags that a variant's name stands for.
+VARIANT_FLAGS = ("activation", "branches", "combine", "latent_dim", "layer_norm", "apply_to")
+# Flags that change no number that a run computes; the emulator's threads change its speed alone.
+FREE_FLAGS = ("resume", "checkpoint_every", "runs_dir", "track", "env_threads")
 
 
 def variant_name(args) -> str:

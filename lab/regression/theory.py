@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hadamard import HadamardLinear
 
 # Far enough out that tanh and ReLU are exactly constant in float64 and sigmoid is to 1e-25.
-SATURATED = 60.0
+FAR_OUT = 60.0
 CONSTANT = 1e-12  # a unit that varies by no more over the samples is constant
 UNITS = 100_000  # drawn per probability
 STANDARD_ERRORS = 5.0  # of sampling that a measured probability may be off
@@ -70,7 +70,7 @@ def train_stuck_network(activation: str, branches: int) -> tuple[HadamardLinear,
     y = torch.sin(3 * x[:, :3]) * x[:, 1:]
     layer = HadamardLinear(4, 64, activation, branches).double()
     head = nn.Linear(64, 3).double()
-    ends = torch.tensor([-SATURATED, SATURATED][: len(LEVELS[activation])], dtype=torch.float64)
+    ends = torch.tensor([-FAR_OUT, FAR_OUT][: len(LEVELS[activation])], dtype=torch.float64)
     with torch.no_grad():
         end = ends[torch.randint(len(ends), layer.bias.shape)]
         layer.bias.copy_(torch.where(torch.rand(layer.bias.shape) < 0.5, end, layer.bias))
@@ -91,7 +91,7 @@ def read_constants(layer: HadamardLinear) -> Tensor:
     bias = layer.bias.detach().unflatten(0, (layer.branches, layer.width))
     levels = torch.tensor(LEVELS[layer.activation]).to(bias)
     stuck = torch.where(bias < 0, levels[0], levels[-1])
-    stuck = torch.where(bias.abs() > SATURATED / 2, stuck, math.nan)
+    stuck = torch.where(bias.abs() > FAR_OUT / 2, stuck, math.nan)
     # A live factor makes the product live, unless another factor is stuck at 0.
     return torch.where((stuck == 0).any(0), 0.0, stuck.prod(0))
 
@@ -178,11 +178,14 @@ def check_gradients() -> list[Check]:
     }
     cases = []
     for activation in functions:
-        cases += [(activation, -SATURATED, 1, "product"), (activation, -SATURATED, 2, "product")]
+        cases += [
+            (activation, -FAR_OUT, 1, "product"),
+            (activation, -FAR_OUT, 2, "product"),
+        ]
         cases += [(activation, 3.0, 2, "product")]  # a ReLU has no upper end to saturate at
         if activation != "relu":
-            cases.append((activation, SATURATED, 2, "product"))
-    cases += [("tanh", -SATURATED, 3, "product"), ("tanh", -SATURATED, 2, "sum")]
+            cases.append((activation, FAR_OUT, 2, "product"))
+    cases += [("tanh", -FAR_OUT, 3, "product"), ("tanh", -FAR_OUT, 2, "sum")]
     checks = []
     for activation, at, branches, combine in cases:
         f, derivative = functions[activation]
@@ -194,7 +197,7 @@ def check_gradients() -> list[Check]:
             what = "gradient of the others" if branches > 2 else "gradient of the other"
             checks.append(Check("gradients", name, what, expected, other, 1e-9))
     for activation, levels in LEVELS.items():
-        name = f"{layer_name(activation, 2)}, both branches at f({-SATURATED:g}) = {levels[0]:g}"
+        name = f"{layer_name(activation, 2)}, both branches at f({-FAR_OUT:g}) = {levels[0]:g}"
         largest = largest_gradient(activation)
         checks.append(Check("gradients", name, "largest gradient of either", 0.0, largest, 1e-9))
     return checks
@@ -205,7 +208,7 @@ def largest_gradient(activation: str) -> float:
     torch.manual_seed(0)
     layer = HadamardLinear(8, 32, activation, 2).double()
     with torch.no_grad():
-        layer.bias.fill_(-SATURATED)
+        layer.bias.fill_(-FAR_OUT)
     layer(torch.randn(512, 8, dtype=torch.float64)).sum().backward()
     return layer.weight.grad.abs().max().item()
 
@@ -246,8 +249,8 @@ def dead_share(
     fate = uniform(branches, units)  # below p: dead, in the lower half of that at the lower end
     shared = uniform(units) < correlation
     fate = torch.where(shared, fate[0], fate)
-    upper = SATURATED if len(LEVELS[activation]) == 2 else -SATURATED
-    bias = torch.where(fate < p / 2, -SATURATED, torch.where(fate < p, upper, 0.0))
+    upper = FAR_OUT if len(LEVELS[activation]) == 2 else -FAR_OUT
+    bias = torch.where(fate < p / 2, -FAR_OUT, torch.where(fate < p, upper, 0.0))
     layer = HadamardLinear(1, units, activation, branches).double()
     layer.weight.copy_(uniform(branches * units, 1) + 0.5)
     layer.bias.copy_(bias.flatten())

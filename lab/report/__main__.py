@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from lab.common.cli import UsageError, check_folder, launch, plural, say
-from lab.common.files import write_files
+from lab.common.files import check_targets, write_files
 from lab.common.tables import format_csv
 from lab.report.figures import draw_all, render
 from lab.report.groups import Group, group_runs, name_groups
@@ -115,6 +115,7 @@ def main(args: Args) -> int:
         raise UsageError(f"none of these runs can be read: {'; '.join(remarks)}")
     remarks += check_variants(runs, args)
     folder = Path(args.out)
+    check_targets(folder, ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv"), "--out")
     outdated = list_group_files(group_runs(read_earlier(folder, runs)))
     write_files(folder, make_report(runs, remarks, args), "--out", outdated)
     counting = sum(map(is_counted, runs))

@@ -2,7 +2,8 @@
 
     python -m lab.report.curve RUN STEM
 
-Writes STEM.csv (every score and every measure: tag, agent step, value) and STEM.png.
+Writes STEM.csv (scores, measures, losses, epsilon and learning rate: tag, agent step, value) and
+STEM.png.
 """
 
 from dataclasses import dataclass
@@ -20,9 +21,16 @@ from lab.common.events import Curve, read_scalars
 from lab.common.files import check_stem, write_files
 from lab.common.tables import format_csv, format_number
 from lab.report.figures import render
-from lab.report.runs import MEASURED, WINDOW, RunRecord, read_run
+from lab.report.runs import REPORTED_TAGS, WINDOW, RunRecord, read_run
 
-TABULATED = (tags.RETURN, tags.LENGTH, tags.EPSILON, tags.LEARNING_RATE, tags.LOSSES, *MEASURED)
+TABULATED = (
+    tags.RETURN,
+    tags.LENGTH,
+    tags.EPSILON,
+    tags.LEARNING_RATE,
+    tags.LOSSES,
+    *REPORTED_TAGS,
+)
 PANELS = {  # title -> (tag, what it is called, factor)
     "dead and saturated neurons (%)": [
         (tags.dead(), "z, dead by the KDE test", 100),
@@ -96,7 +104,7 @@ def main(args: Args) -> int:
         for step, value in zip(*curve, strict=True)
     ]
     files = {table: format_csv(rows), picture: render(draw_run(run, curves), "png", dpi=90)}
-    write_files(stem.parent, files, "stem in")
+    write_files(stem.parent, files, "STEM")
     return 0
 
 

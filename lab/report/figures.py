@@ -24,7 +24,7 @@ OVER_TIME = {  # measure of a layer -> title, whether it is a share
     "saturated": ("saturated neurons", True),
 }
 
-# Most are of those that the colour-blind tell apart (Okabe and Ito). Others are matplotlib's own.
+# Colours for the colour-blind (Okabe and Ito) as far as they reach; the rest are matplotlib's.
 COLORS = {
     "relu": "#999999",
     "tanh": "#0072B2",

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lab.common.stats import Scores, normalised, reference_scores
-from lab.common.variants import PAPER_VARIANTS
+from lab.common.variants import FREE_FLAGS, PAPER_VARIANTS, VARIANT_FLAGS
 from lab.report.measures import final_value, is_counted
 from lab.report.runs import SCORE, RunRecord
 
-# Flags that variant, game and seed stand for, and flags that decide no number.
-NAMED = ("activation", "branches", "combine", "latent_dim", "layer_norm", "apply_to")
-NAMED += ("env_id", "seed", "device", "resume", "checkpoint_every", "runs_dir", "track")
-NAMED += ("env_threads",)
+# Flags in which the runs of one setting may differ: those that variant, game and seed stand for,
+# and those that change no number.
+NAMED_OR_FREE = {*VARIANT_FLAGS, "env_id", "seed", "device", *FREE_FLAGS}
 
 
 def name_settings(runs: list[RunRecord]):
@@ -26,7 +25,7 @@ def name_settings(runs: list[RunRecord]):
     for algorithm in {run.algorithm for run in runs}:
         own = [run for run in runs if run.algorithm == algorithm]
         differing = []
-        for name in sorted({name for run in own for name in run.flags} - set(NAMED)):
+        for name in sorted({name for run in own for name in run.flags} - NAMED_OR_FREE):
             # A flag that is not there, as it was not yet, counts as None.
             if len({repr(run.flags.get(name)) for run in own}) > 1:
                 differing.append(name)

@@ -61,7 +61,10 @@ def read_earlier(folder: Path, runs: list[RunRecord]) -> list[RunRecord]:
     Raise UsageError if the folder holds anything else, or a report with a run that is not among
     `runs`, or not as complete there: its tables may be all that is left of that run.
     """
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir():
+        return []
+    # What a report that was killed in the middle of writing leaves does not count.
+    if not any(not path.name.startswith(".new-") for path in folder.iterdir()):
         return []
     if not has_tables(folder):
         raise UsageError(
@@ -75,9 +78,10 @@ def read_earlier(folder: Path, runs: list[RunRecord]) -> list[RunRecord]:
             "them"
         ) from None
     name_settings(before + runs)
-    kept = {identify(run): (run.complete, run.whole) for run in runs}
-    lost = [run for run in before if (run.complete, run.whole) > kept.get(identify(run), ())]
-    name_settings(before)  # as they were called in their report, and `runs` in theirs
+    status_now = {identify(run): (run.complete, run.whole) for run in runs}
+    lost = [run for run in before if (run.complete, run.whole) > status_now.get(identify(run), ())]
+    # Back again: a setting is named by the flags in which the runs of one report differ.
+    name_settings(before)
     name_settings(runs)
     if lost:
         raise UsageError(

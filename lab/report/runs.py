@@ -18,7 +18,7 @@ POINTS = 100  # of a curve, evenly spaced over the agent steps that the run was 
 WINDOW = 100  # games that a score is the mean of
 SCORE = "score"  # mean raw return of the newest WINDOW games
 IN_FINISHED_GAMES = "in_finished_games"  # share of the agent steps; those in others have no score
-MEASURED = (tags.REPRESENTATION, *tags.CONTRIBUTIONS)  # what a report keeps beside the scores
+REPORTED_TAGS = (tags.REPRESENTATION, *tags.CONTRIBUTIONS)  # what a report keeps beside the scores
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
 LOCAL_FLAGS = ("runs_dir", "resume")  # in no table: where the folder was
 # What config.json says beside the flags: on what a run was made, and where it was resumed.
@@ -160,7 +160,9 @@ def _measure(
     total = steps[-1]
     at = np.append(steps[:-1], max(total, last))  # the last rollout may end beyond the total
     found = {
-        tag: newest_values(curve, at) for tag, curve in curves.items() if tag.startswith(MEASURED)
+        tag: newest_values(curve, at)
+        for tag, curve in curves.items()
+        if tag.startswith(REPORTED_TAGS)
     }
     if tags.RETURN in curves:
         found[SCORE] = trailing_return(curves[tags.RETURN], at)

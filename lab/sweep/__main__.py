@@ -67,7 +67,7 @@ def submit_to_slurm(args: Args) -> int:
     job = slurm.submit([command_of_one(run, args) for run in left], logs / "slurm", **given)
     say(
         f"submitted {plural(len(left), 'run')} as job {job}: squeue --job {job} shows them, "
-        f"{logs}/ has what they say, scancel {job} ends them; --dry-run tells how far they are"
+        f"{logs}/ has their output, scancel {job} ends them; --dry-run shows their progress"
     )
     return 0
 

@@ -18,7 +18,7 @@ class Args:
     algorithms: tuple[str, ...] = ALGORITHMS
     """dqn, ppo, pqn"""
     variants: tuple[str, ...] = ("relu", "tanh", "tanh-hr")
-    """of the hidden layers, by their names in the README: relu, tanh, tanh-hr, tanh-ln, ..."""
+    """of the hidden layers, as docs/flags.md names them: relu, tanh, tanh-hr, tanh-ln, ..."""
     games: tuple[str, ...] = ("Breakout",)
     """as --env-id takes them"""
     seeds: tuple[int, ...] = (1, 2, 3)

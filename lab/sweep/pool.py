@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from lab.common.cli import UsageError, plural, say
+from lab.common.cli import UsageError, describe_os, plural, say
 from lab.sweep.flags import Args
 from lab.sweep.plan import PlannedRun, plan_runs
 from lab.training.runfolder import in_use
-from lab.training.signals import CAN_RESUME, STOPS
+from lab.training.signals import CAN_RESUME, list_stops
 
 LOOK_EVERY = 0.5  # seconds
 TRIES = 3  # without a new checkpoint in between
@@ -112,8 +112,8 @@ class Pool:
         given = () if job.planned.args.env_threads else own
         environment = {"OMP_NUM_THREADS": str(self.threads)} | os.environ
         if self.devices:
-            taken = Counter(other.gpu for other in self.running())
-            job.gpu = min(self.devices, key=lambda name: taken[name])
+            runs_on = Counter(other.gpu for other in self.running())
+            job.gpu = min(self.devices, key=lambda name: runs_on[name])
             environment["CUDA_VISIBLE_DEVICES"] = job.gpu
         with job.log.open("ab") as log:
             # Held by the process, too, as its output: a second sweep sees it from the first moment.
@@ -185,16 +185,18 @@ class Pool:
 
     def stop(self, number, frame):
         """Handle a signal that asks to stop."""
-        # A cluster sends several signals in a row, and all mean the same.
-        self.stops += self.stops == 0 or number == signal.SIGINT
+        # A cluster sends several signals in a row, and all mean the same: only Ctrl-C counts twice.
+        if self.stops == 0 or number == signal.SIGINT:
+            self.stops += 1
         self.stopped_by.add(number)
 
     def pass_on_stop(self):
         """Stop all runs before their next rollouts; the second time at once."""
-        self.stops_done, number = self.stops, signal.SIGTERM if self.stops == 1 else signal.SIGKILL
-        how = "at once"
+        self.stops_done = self.stops
         if self.stops == 1:
-            how = "before their next rollouts (Ctrl-C: at once)"
+            number, how = signal.SIGTERM, "before their next rollouts (Ctrl-C: at once)"
+        else:
+            number, how = signal.SIGKILL, "at once"
         self.table.event(f"stopping {plural(len(self.running()), 'run')} {how}")
         for job in self.running():
             with contextlib.suppress(ProcessLookupError):
@@ -202,7 +204,7 @@ class Pool:
 
     def run(self) -> int:
         """Run until all is done, given up or stopped; return the exit status."""
-        before = {number: signal.signal(number, self.stop) for number in STOPS}
+        before = {number: signal.signal(number, self.stop) for number in list_stops()}
         try:
             while True:
                 if self.stops > self.stops_done:
@@ -278,7 +280,7 @@ def make_pool(args: Args) -> Pool:
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--runs-dir {args.runs_dir}: {error.strerror}") from None
+        raise UsageError(f"--runs-dir {args.runs_dir}: {describe_os(error)}") from None
     jobs = [Job(run, logs / f"{run.name}.log") for run in planned]
     for job in jobs:
         job.state = "done" if job.planned.has_finished() else "to come"

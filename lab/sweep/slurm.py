@@ -20,13 +20,17 @@ from submitit import SlurmExecutor
 from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 
-# Rooms that need torch are imported where they are used: a job reads this module before submitit
-# minds signals, and torch takes seconds.
+# Modules that import torch are imported inside functions: a job unpickles this one before submitit
+# installs its signal handlers, and torch takes seconds.
 
-NEAR_THE_LIMIT = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
-BEFORE_THE_LIMIT = 180  # seconds, for a checkpoint (DQN's memory at a slow disk, and much to spare)
-TO_BE_ENDED = 1800  # seconds that a preempted job waits for it: more than any grace time
-FOR_ANOTHER = 300  # seconds that a job waits for another with the same run: longer than a start
+TIME_LIMIT_SIGNAL = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
+CHECKPOINT_SECONDS = (
+    180  # seconds, for a checkpoint (DQN's memory at a slow disk, and much to spare)
+)
+PREEMPTION_SECONDS = 1800  # seconds that a preempted job waits for it: more than any grace time
+OTHER_JOB_SECONDS = (
+    300  # seconds that a job waits for another with the same run: longer than a start
+)
 
 
 class ResumableRun:
@@ -45,12 +49,12 @@ class ResumableRun:
             pool = make_pool(parse_flags(Args, argv=list(self.flags)))
         except UsageError as error:  # of this machine: it has no GPU
             sys.exit(f"lab.sweep: error: {error}")
-        pool.patience = FOR_ANOTHER
+        pool.patience = OTHER_JOB_SECONDS
         status = pool.run()
         if status == CAN_RESUME:
-            if NEAR_THE_LIMIT not in pool.stopped_by:  # preempted, or cancelled
-                time.sleep(TO_BE_ENDED)
-            os.kill(os.getpid(), NEAR_THE_LIMIT)  # to submitit, which calls `checkpoint` below
+            if TIME_LIMIT_SIGNAL not in pool.stopped_by:  # preempted, or cancelled
+                time.sleep(PREEMPTION_SECONDS)
+            os.kill(os.getpid(), TIME_LIMIT_SIGNAL)  # to submitit, which calls `checkpoint` below
         if status:
             sys.exit(status)
 
@@ -79,14 +83,14 @@ def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
 
     here = shlex.quote(str(Path(__file__).parents[2]))
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    own = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # submitit makes it
+    job_folder = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # submitit makes it
     try:
-        executor = SlurmExecutor(own, max_num_timeout=10_000)
+        executor = SlurmExecutor(job_folder, max_num_timeout=10_000)
         executor.update_parameters(
             setup=[f'export PYTHONPATH={here}"${{PYTHONPATH:+:$PYTHONPATH}}"'],
             # srun does not take it over from sbatch
             srun_args=[f"--cpus-per-task={parameters['cpus_per_task']}"],
-            signal_delay_s=BEFORE_THE_LIMIT,
+            signal_delay_s=CHECKPOINT_SECONDS,
             stderr_to_stdout=True,
             additional_parameters={"requeue": True},
             **parameters,
@@ -94,7 +98,7 @@ def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit shows what sbatch says, too
             jobs = executor.submit_array([ResumableRun(flags) for flags in commands])
     except (RuntimeError, OSError) as error:
-        shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree(job_folder, ignore_errors=True)
         for path in missing:
             with contextlib.suppress(OSError):
                 path.rmdir()

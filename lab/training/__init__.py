@@ -1,1 +1,1 @@
-"""What a training script stands on: games, encoder, memory, and the outside of a run."""
+"""What the training scripts use: games, encoder, replay memory, checkpoints and logging."""

@@ -126,19 +126,21 @@ def start_board(folder: Path, config: dict, losses: tuple[str, ...]) -> Board:
     measured = [tags.MEAN_RETURN, *map(tags.of_layer, MEASURES)]
     for part in summary.hparams(columns, dict.fromkeys(measured, 0.0)):
         board.add(part)
+    # Title -> tag, or a pattern of tags: z and its branches lie in one chart.
     charts = {
-        "score": [tags.MEAN_RETURN, tags.RETURN],
-        # z and its branches in one chart
-        "representation": [f"{tags.REPRESENTATION}(branch_[0-9]+/)?{name}$" for name in MEASURES],
-        "losses": [tags.LOSSES + name for name in losses],
+        "score": {tag.split("/")[1]: tag for tag in (tags.MEAN_RETURN, tags.RETURN)},
+        "representation": {
+            name: f"{tags.REPRESENTATION}(branch_[0-9]+/)?{name}$" for name in MEASURES
+        },
+        "losses": {name: tags.LOSSES + name for name in losses},
     }
     if config["flags"]["apply_to"] == "all":
-        charts["every layer"] = [
-            f"{tags.REPRESENTATION}(conv_[0-9]+/)?{name}$" for name in MEASURES
-        ]
+        charts["every layer"] = {
+            name: f"{tags.REPRESENTATION}(conv_[0-9]+/)?{name}$" for name in MEASURES
+        }
     layout = {
-        group: {tag.split("/")[-1].strip(")?$"): ["Multiline", [tag]] for tag in patterns}
-        for group, patterns in charts.items()
+        group: {title: ["Multiline", [tag]] for title, tag in of_group.items()}
+        for group, of_group in charts.items()
     }
     board.add(summary.custom_scalars(layout))
     return board

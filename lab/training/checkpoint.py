@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lab.common.cli import UsageError
+from lab.common.cli import UsageError, describe_os
 from lab.common.files import atomic_write
 
 # 3: a run stops between two rollouts, so that a checkpoint holds no part of one. A run of format 1
@@ -181,7 +181,7 @@ def newest_whole(
         except Damaged as problem:
             problems.append(str(problem))
         except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+            raise UsageError(f"cannot read {path}: {describe_os(error)}") from None
         else:
             return path, content, problems
     found = "; ".join(problems) or "there is none"
@@ -222,20 +222,11 @@ class Checkpoints:
         Raises OSError, and then everything is as it was before.
         """
         self.number += 1  # also if it fails: a name is never used twice
-        number, segments, new = self.number, dict(self.segments), []
+        segments, new = dict(self.segments), []
         try:
             if memory is not None:
-                self.replay.mkdir(exist_ok=True)
-            for index in sorted(memory.dirty) if memory is not None else ():
-                path = self.replay / f"{index:05d}-{number}.bin"
-                new.append(path)
-                with atomic_write(path) as file:
-                    for part in memory.segment(index):
-                        file.write(memoryview(part.cpu().numpy()).cast("B"))
-                segments[index] = [path.name, file.checksum]
-            if new:
-                sync_folder(self.replay)
-            content = {"number": number, "segments": segments, "flags": self.flags}
+                self._save_segments(memory, segments, new)
+            content = {"number": self.number, "segments": segments, "flags": self.flags}
             content["state"] = to_plain(state)
             fresh = self.folder / "fresh.pt"
             with atomic_write(fresh) as file:
@@ -250,19 +241,28 @@ class Checkpoints:
         if (self.folder / NEWEST).exists():
             os.replace(self.folder / NEWEST, self.folder / PREVIOUS)
         os.replace(fresh, self.folder / NEWEST)
-        kept = {name for name, _ in (*segments.values(), *self.segments.values())}
+        needed = {name for name, _ in (*segments.values(), *self.segments.values())}
         self.segments, self.step = segments, step
-        if memory is not None:
-            memory.dirty.clear()
         sync_folder(self.folder)
         if memory is not None:
-            self._remove_segments(kept)
+            memory.dirty.clear()
+            with contextlib.suppress(OSError):
+                for path in self.replay.iterdir():
+                    if path.name not in needed:
+                        path.unlink()
 
-    def _remove_segments(self, kept: set[str]):
-        with contextlib.suppress(OSError):
-            for path in self.replay.iterdir():
-                if path.name not in kept:
-                    path.unlink()
+    def _save_segments(self, memory, segments: dict[int, list], new: list[Path]):
+        """Write changed segments; add their names and checksums to `segments`, paths to `new`."""
+        self.replay.mkdir(exist_ok=True)
+        for index in sorted(memory.dirty):
+            path = self.replay / f"{index:05d}-{self.number}.bin"
+            new.append(path)
+            with atomic_write(path) as file:
+                for part in memory.segment(index):
+                    file.write(memoryview(part.cpu().numpy()).cast("B"))
+            segments[index] = [path.name, file.checksum]
+        if new:
+            sync_folder(self.replay)
 
     def load(self, memory=None) -> tuple[dict, list[str]]:
         """Load the newest whole state; return it and what was damaged of a newer one.
@@ -286,7 +286,7 @@ class Checkpoints:
             if not (self.replay / name).exists():
                 raise Damaged(f"replay/{name} is missing")
             with (self.replay / name).open("rb") as file:
-                found = 0
+                actual = 0
                 for part in memory.segment(index):
                     target = (
                         part if part.device.type == "cpu" else torch.empty_like(part, device="cpu")
@@ -294,10 +294,10 @@ class Checkpoints:
                     view = memoryview(target.numpy()).cast("B")
                     if file.readinto(view) != len(view):
                         raise Damaged(f"replay/{name} is cut off")
-                    found = zlib.crc32(view, found)
+                    actual = zlib.crc32(view, actual)
                     if target is not part:
                         part.copy_(target)
-            if found != checksum:
+            if actual != checksum:
                 raise Damaged(f"replay/{name} does not have its checksum")
         if memory is not None:
             memory.dirty.clear()

@@ -74,7 +74,8 @@ def check_rollout_flags(args):
 def check_memory(args):
     """Raise UsageError if the device has not the memory that these flags ask for."""
     device = resolve_device(args.device)
-    # Weights, gradients, two moments and, in DQN, a target network, all fp32.
+    # Of a unit of a branch of z: weights, gradients, two moments and a target network (DQN), fp32.
+    # Of the two flags that multiply it the unusual one is named.
     unit = 5 * 4 * (64 * 7 * 7 + 1)
     if args.branches > 8:
         require_memory(f"--branches {args.branches}", args.branches, unit * args.latent_dim, device)
@@ -82,8 +83,12 @@ def check_memory(args):
         bytes_each = unit * args.branches
         require_memory(f"--latent-dim {args.latent_dim}", args.latent_dim, bytes_each, device)
     obs = math.prod(OBS_SHAPE)
-    # Of each sample the obs in fp32 and the activations of four layers, three times over.
-    sample = 4 * obs + 12 * args.branches * (12_800 + 5_184 + 3_136 + args.latent_dim)
+    activations = 12_800 + 5_184 + 3_136  # of the convolutions, for one observation
+    if args.apply_to == "all":
+        activations *= args.branches
+    activations += args.branches * args.latent_dim
+    # fp32: the observation, and each activation with its pre-activation and its gradient.
+    sample = 4 * obs + 12 * activations
     if hasattr(args, "buffer_size"):
         what = f"--buffer-size {args.buffer_size}"
         require_memory(what, args.buffer_size + 4 * args.num_envs, TRANSITION_BYTES, device)

@@ -39,14 +39,17 @@ class NatureEncoder(nn.Module):
             layer.reset_parameters(init)
 
     def autocast(self, device_type: str) -> torch.autocast:
-        """Compute the hidden layers in the precision of the flags.
+        """Return a context in which the hidden layers compute in the precision of the flags.
 
         Around several forward passes without gradients, each weight is cast only once.
         """
         return torch.autocast(device_type, self.dtype, enabled=self.dtype != torch.float32)
 
     def feature_maps(self, obs: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """Return the maps of the three convolutions, each (batch, channels, height, width)."""
+        """Return the maps of the three convolutions, each (batch, channels, height, width).
+
+        obs uint8 (batch, 4, 84, 84); `dtype` is that of the input of the first convolution.
+        """
         # Channels last: the layout in which the convolutions are fastest, 1.3 to 2 times on a CPU.
         maps = [obs.to(dtype).contiguous(memory_format=torch.channels_last).div_(255.0)]
         for convolution in self.convolutions:

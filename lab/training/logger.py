@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lab.common.cli import UsageError, say
+from lab.common.cli import UsageError, describe_os, say
 from lab.common.files import atomic_write, write_json
 from lab.training.board import Board
 
@@ -105,13 +105,13 @@ class Logger:
     def warn(self, text: str, step: int):
         """Say that something could not be written, and write that to TensorBoard."""
         self.warned = True
-        say(f"warning: {text}; training goes on, it is tried again", sys.stderr)
+        say(f"warning: {text}; training goes on, writing is tried again", sys.stderr)
         self.board.text("warnings", text, step)  # once there is room
 
     def warn_if_full(self, step: int):
         """Warn once if the curves cannot be written."""
         if self.board.problem is not None and not self.warned:
-            self.warn(f"the curves cannot be written: {self.board.problem.strerror}", step)
+            self.warn(f"the curves cannot be written: {describe_os(self.board.problem)}", step)
 
     def close(self, failed: bool):
         """Write what is pending, and end the run of Weights & Biases."""

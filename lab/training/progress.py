@@ -76,7 +76,7 @@ class Progress:
     def say_stopping(self, number: int):
         """Say that this signal has come, and how long the run still takes."""
         self._next_line = time.perf_counter() + LINE_EVERY
-        within = f", in {self._round_seconds:.0f} s or less" if self._round_seconds > 1 else ""
+        within = f", in about {self._round_seconds:.0f} s" if self._round_seconds > 1 else ""
         say(
             f"\n{signal.Signals(number).name}: stopping before the next rollout{within} (Ctrl-C "
             "ends the run at once)",

@@ -9,7 +9,7 @@ import torch
 
 # Before its sixth step RAdam divides by 1, not by the root of the second moment. Beside an epsilon
 # as large as this the root vanishes from Adam's denominator in fp32.
-VAST = 1e10
+HUGE_EPS = 1e10
 
 
 def rectification(step: int, beta2: float) -> float | None:
@@ -44,7 +44,7 @@ class RAdam(torch.optim.Adam):
             group["steps"] += 1
             rectified = rectification(group["steps"], group["betas"][1])
             if rectified is None:
-                group["lr"], group["eps"] = VAST * group["lr"], VAST
+                group["lr"], group["eps"] = HUGE_EPS * group["lr"], HUGE_EPS
             else:
                 group["lr"] *= rectified
         try:

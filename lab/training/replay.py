@@ -87,12 +87,13 @@ class ReplayBuffer:
         self.rewards[row] = torch.from_numpy(rewards)
         self.terminations[row] = torch.from_numpy(terminations)
         self.truncated[row] = False
-        for env in range(self.num_envs if self.final_frames or final_obs is not None else 0):
-            self.final_frames.pop(row * self.num_envs + env, None)
-            if final_obs is not None and final_obs[env] is not None:
-                frame = torch.from_numpy(final_obs[env][-1].copy()).to(self.device)
-                self.final_frames[row * self.num_envs + env] = frame
-                self.truncated[row, env] = True
+        if self.final_frames or final_obs is not None:
+            for env in range(self.num_envs):
+                self.final_frames.pop(row * self.num_envs + env, None)
+                if final_obs is not None and final_obs[env] is not None:
+                    frame = torch.from_numpy(final_obs[env][-1].copy()).to(self.device)
+                    self.final_frames[row * self.num_envs + env] = frame
+                    self.truncated[row, env] = True
         self.frames[following] = torch.from_numpy(next_obs[:, -1])
         history = (self.history[row] + 1).clamp(max=3)
         self.history[following] = history * torch.from_numpy(~game_over).to(self.device)
@@ -118,7 +119,7 @@ class ReplayBuffer:
         self.final_frames = {at: frame.to(self.device) for at, frame in frames}
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
-        """Draw transitions uniformly, with replacement."""
+        """Draw a batch of transitions uniformly, with replacement."""
         index = torch.randint(len(self), (batch_size,), generator=generator, device=self.device)
         return self.transitions(index)
 

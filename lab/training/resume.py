@@ -22,21 +22,21 @@ def find_unfinished(args, algorithm: str) -> Path | None:
     Raises UsageError if one of them is in use by another process, which may not have a checkpoint
     yet.
     """
-    found = []
+    candidates = []
     for run in find_runs_of(args, algorithm):
         if run.has_finished(args):
             continue
         if run.footer is not None and run.footer.format != FORMAT:
             say(f"{run.folder} is left alone: it was {describe_version(run.footer)}")
             continue
-        found.append((run.started, run.folder, run.footer is not None))
-    for _, folder, _ in found:
+        candidates.append((run.started, run.folder, run.footer is not None))
+    for _, folder, _ in candidates:
         if in_use(folder):
             raise UsageError(
                 f"{folder}, a run of these flags, is in use by another process: wait for it to "
                 "end, or stop it"
             )
-    return max((run[:2] for run in found if run[2]), default=(None, None))[1]
+    return max((run[:2] for run in candidates if run[2]), default=(None, None))[1]
 
 
 def same_game(one: str, other: str) -> bool:
@@ -46,13 +46,13 @@ def same_game(one: str, other: str) -> bool:
     return False
 
 
-def saved_flags(args_class, folder: Path, config: dict, own: dict, asked: str = "--resume "):
-    """Return the flags of a run as `args_class`, with those in `own` in place of its own.
+def saved_flags(args_class, folder: Path, config: dict, overrides: dict, asked: str = "--resume "):
+    """Return the flags of a run as `args_class`, with `overrides` in place of its own.
 
     Raises UsageError if they are not those of this version, or of another kind.
     """
     try:
-        saved = args_class(**(config["flags"] | own))
+        saved = args_class(**(config["flags"] | overrides))
     except TypeError as error:
         raise UsageError(
             f"{asked}{folder}: its flags are not those of this version ({error}); resume it with "
@@ -123,23 +123,26 @@ def resolve_resume(args, algorithm: str):
         return dataclasses.replace(args, resume="")
     config = read_config(folder)
     require_resumable(folder, config, algorithm)
-    own = {"resume": str(folder), "runs_dir": str(folder.parent)}
-    if config["flags"].get("device") == "auto":  # as it was found then, also on another machine
-        own["device"] = "cpu" if config.get("device", "cpu") == "cpu" else "cuda"
-    saved = saved_flags(type(args), folder, config, own)
+    overrides = {"resume": str(folder), "runs_dir": str(folder.parent)}
+    if (
+        config["flags"].get("device") == "auto"
+    ):  # keep what auto chose at the start, also on another machine
+        overrides["device"] = "cpu" if config.get("device", "cpu") == "cpu" else "cuda"
+    saved = saved_flags(type(args), folder, config, overrides)
     if is_auto:
-        kept = ("checkpoint_every", "track", "env_threads")
-        given = dataclasses.replace(saved, **{name: getattr(args, name) for name in kept})
+        changeable = ("checkpoint_every", "track", "env_threads")
+        given = dataclasses.replace(saved, **{name: getattr(args, name) for name in changeable})
     else:
         given = parse_flags(type(args), default=saved)
     refuse_contradictions(folder, config, saved, given)
     step = newest_footer(folder).step
     if step >= given.total_timesteps:
-        say(f"{folder} has finished: {step:,} agent steps; a larger --total-timesteps would go on")
+        longer = "to train longer, give a larger --total-timesteps"
+        say(f"{folder} has finished: {step:,} agent steps; {longer}")
         return None
     newest_whole(folder, checkpoint_flags(config["flags"]))
-    own["env_id"] = saved.env_id  # as it was named, not as it may be named now
-    return dataclasses.replace(given, **own)
+    overrides["env_id"] = saved.env_id  # keep the run's own spelling of the game
+    return dataclasses.replace(given, **overrides)
 
 
 def resumed_config(folder: Path, now: dict, step: int) -> dict:

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from lab.common import cli, tags
-from lab.common.cli import UsageError, say
-from lab.common.files import atomic_write, describe_os, write_json
+from lab.common.cli import UsageError, describe_os, say
+from lab.common.files import atomic_write, write_json
 from lab.training.atari import AtariEnvs
 from lab.training.board import Board, start_board
 from lab.training.checkpoint import (
@@ -75,7 +75,7 @@ def make_envs(args) -> tuple[AtariEnvs, np.ndarray]:
     """
     if args.num_envs >= 16:
         most = 0.2 * args.num_envs  # seconds, for making and seeding
-        say(f"making {args.num_envs} games: up to {most:.0f} s, of which Ctrl-C waits for half")
+        say(f"making {args.num_envs} games: up to {most:.0f} s (Ctrl-C acts after half of it)")
     envs = AtariEnvs(
         args.env_id,
         args.num_envs,
@@ -217,13 +217,13 @@ class Run:
                 f"differ in their last bits; OMP_NUM_THREADS={threads} keeps them the same",
                 sys.stderr,
             )
-        say("bringing memory and games back")
+        say("restoring replay memory and games")
         saved, problems = self._checkpoints.load(find_memory(parts))
         try:
             # In a thread: the emulator's calls can take long, and signals come to this one.
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(restore, parts, saved).result()
-            own, self.step = saved["run"], saved["step"]
+            run_state, self.step = saved["run"], saved["step"]
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UsageError(
                 f"--resume {self.folder}: its checkpoint does not fit: {error}"
@@ -232,10 +232,10 @@ class Run:
         for problem in problems:
             say(f"{problem}: going on from the checkpoint before it", sys.stderr)
         self._previous = self._looked = self.step
-        self.returns.extend(own["returns"])
-        self._measurements, self._progress.layer = own["measurements"], own["layer"]
-        self._elapsed = own["elapsed"]
-        self._logger.board = Board(self.folder, own["events"], purge_step=self.step + 1)
+        self.returns.extend(run_state["returns"])
+        self._measurements, self._progress.layer = run_state["measurements"], run_state["layer"]
+        self._elapsed = run_state["elapsed"]
+        self._logger.board = Board(self.folder, run_state["events"], purge_step=self.step + 1)
         self._progress.start_from(self.step)
         self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
         try:
@@ -259,14 +259,14 @@ class Run:
         content = capture(parts)
         self._logger.require_finite(tensors(content), self.step)
         try:
-            own = {
+            run_state = {
                 "returns": list(self.returns),
                 "measurements": self._measurements,
                 "layer": self._progress.layer,
                 "elapsed": self._elapsed + time.monotonic() - self._start,
                 "events": self._logger.board.sync(),
             }
-            content |= {"step": self.step, "run": own}
+            content |= {"step": self.step, "run": run_state}
             self._checkpoints.save(self.step, content, find_memory(parts))
         except OSError as error:
             text = f"no checkpoint at {self.step:,} agent steps: {describe_os(error)}"

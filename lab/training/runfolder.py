@@ -9,19 +9,15 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 
-from lab.common.cli import UsageError
+from lab.common.cli import UsageError, describe_os
 from lab.common.provenance import record_provenance
-from lab.common.variants import variant_name
+from lab.common.variants import FREE_FLAGS, variant_name
 from lab.training.atari import game_title, resolve_game
 from lab.training.checkpoint import Footer, newest_footer
-
-# Flags that do not decide what a run computes; --total-timesteps may only grow.
-# The emulator's threads change its speed, and no bit of what it does.
-FREE_FLAGS = ("resume", "total_timesteps", "checkpoint_every", "runs_dir", "track", "env_threads")
 
 
 def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
@@ -65,11 +61,11 @@ def fresh_folder(args, config: dict) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         if isinstance(error, OSError):
-            raise UsageError(f"--runs-dir {runs_dir}: {error.strerror or error}") from None
+            raise UsageError(f"--runs-dir {runs_dir}: {describe_os(error)}") from None
         raise
 
 
-def lock(folder: Path):
+def lock(folder: Path) -> IO:
     """Hold this run folder until the file that is returned is closed, or the process ends.
 
     Raises UsageError if another process holds it, or it cannot be held.
@@ -83,7 +79,7 @@ def lock(folder: Path):
             f"{folder} is in use by another process: wait for it to end, or stop it"
         ) from None
     except OSError as error:
-        raise UsageError(f"{folder} cannot be locked: {error.strerror or error}") from None
+        raise UsageError(f"{folder} cannot be locked: {describe_os(error)}") from None
     return file
 
 
@@ -122,7 +118,9 @@ def _read_unchanged_config(folder: Path, time_ns: int) -> dict:
 
 def flags_that_decide(flags: dict) -> dict:
     """Return those of the flags that decide what a run computes, step by step."""
-    return {name: value for name, value in flags.items() if name not in FREE_FLAGS}
+    # --total-timesteps decides only where a run ends: it may grow.
+    free = (*FREE_FLAGS, "total_timesteps")
+    return {name: value for name, value in flags.items() if name not in free}
 
 
 def checkpoint_flags(flags: dict) -> dict:

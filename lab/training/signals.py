@@ -13,6 +13,12 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SI
 CAN_RESUME = 75
 
 
+def list_stops() -> list[signal.Signals]:
+    """Return the signals that ask to stop; under nohup a run outlives its terminal, and SIGHUP."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOPS if number != signal.SIGHUP or not ignored]
+
+
 class StopSignals:
     """Note that a signal asked to stop, for the loop to look at; restore the handlers at `close`.
 
@@ -24,7 +30,7 @@ class StopSignals:
         self.received: int | None = None
         self.leave_at_once = ""  # while there is nothing to save: what to say before leaving
         self._on_stop = on_stop
-        self._before = {number: signal.signal(number, self._receive) for number in STOPS}
+        self._before = {number: signal.signal(number, self._receive) for number in list_stops()}
 
     def _receive(self, number, frame):
         if self.leave_at_once:
