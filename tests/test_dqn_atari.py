@@ -1,23 +1,9 @@
-"""The DQN script: its pure functions against slow definitions, and itself as a user calls it."""
+"""DQN's own functions against slow definitions, and its loop against the games' own steps."""
 
-import fcntl
-import json
-import os
-import pty
-import re
-import shutil
-import signal
-import struct
-import subprocess
-import sys
-import termios
-from pathlib import Path
-
+import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import ENV, ROOT, TIMEOUT
-from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
 
 import dqn_atari
@@ -25,13 +11,6 @@ from dqn_atari import Args, QNetwork, act, linear_schedule, td_loss, update_targ
 from lab.training import run as training
 from lab.training.atari import AtariEnvs
 from lab.training.replay import Batch
-from metrics import MEASURES
-
-# A short run that learns, measures twice and logs. 2,048 samples are there after 2,048 steps.
-SHORT = (
-    *("--total-timesteps", 3_000, "--learning-starts", 2_400, "--buffer-size", 5_000),
-    *("--metrics-every", 1_250, "--exploration-fraction", 0.5),
-)
 
 
 class Table(nn.Module):
@@ -108,6 +87,28 @@ def test_epsilon_greedy_frequencies():
     assert (act(network, many, 0.0, device, rng) == greedy).all()
 
 
+class StillGames:
+    """Games in which nothing happens, as it takes long to make eight real ones."""
+
+    def __init__(self, env_id, num_envs, seed, **options):
+        self.obs = np.zeros((num_envs, 4, 84, 84), np.uint8)
+        self.rewards, self.never = np.zeros(num_envs, np.float32), np.zeros(num_envs, bool)
+        self.single_action_space = gymnasium.spaces.Discrete(4)
+
+    def reset(self):
+        return self.obs, {}
+
+    def step(self, actions):
+        infos = {"executed_actions": actions, "game_over": self.never}
+        return self.obs, self.rewards, self.never, self.never, infos
+
+    def state_dict(self):
+        return {}
+
+    def close(self):
+        pass
+
+
 @pytest.mark.parametrize(
     ("num_envs", "learning_starts", "every"),
     [(1, 120, 40), (3, 125, 40), (8, 120, 40), (8, 125, 40), (1, 125, 2), (8, 120, 2)],
@@ -124,6 +125,7 @@ def test_one_gradient_step_per_4_agent_steps(
 
         return wrapper
 
+    monkeypatch.setattr(training, "AtariEnvs", StillGames)
     monkeypatch.setattr(dqn_atari, "td_loss", counted("updates", td_loss))
     monkeypatch.setattr(dqn_atari, "update_target", counted("target", update_target))
     args = Args(
@@ -190,208 +192,3 @@ def test_the_loop_stores_what_the_games_did(tmp_path, monkeypatch):
         seen["truncated"] += truncations.sum()
         seen["ended"] += (infos["game_over"] & ~truncations).sum()
     assert min(seen.values()) >= 2, seen
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """One real run through the command line: its folder, its output."""
-    folder = tmp_path_factory.mktemp("short")
-    command = [sys.executable, str(ROOT / "dqn_atari.py"), *map(str, SHORT)]
-    done = subprocess.run(
-        command, cwd=folder, env=ENV, capture_output=True, text=True, timeout=TIMEOUT
-    )
-    assert done.returncode == 0, done.stderr
-    (run,) = (folder / "runs").iterdir()
-    return run, done
-
-
-def test_what_lands_in_the_event_file(short_run, events):
-    run, _ = short_run
-    log = events(run)
-    scalars = {
-        tag: [(event.step, event.value) for event in log.Scalars(tag)]
-        for tag in log.Tags()["scalars"]
-    }
-    expected = {"charts/episodic_return", "charts/episodic_length", "charts/mean_return_100"}
-    expected |= {"charts/SPS"}
-    expected |= {"charts/epsilon", "charts/learning_rate", "losses/td_loss", "losses/q_values"}
-    expected |= {f"representation/{measure}" for measure in MEASURES}
-    expected |= {f"representation/branch_{i}/{m}" for i in (0, 1) for m in MEASURES}
-    parts = ("live", "dead", "bias", "live_abs", "dead_abs")
-    expected |= {f"q_contribution/{part}" for part in parts}
-    assert set(scalars) == expected
-
-    assert all(np.isfinite(value) for points in scalars.values() for _, value in points)
-    for tag, points in scalars.items():
-        if tag.startswith("representation/"):
-            # 1,250 steps are too few observations for a measurement, 2,048 are enough.
-            assert [step for step, _ in points] == [2_048, 2_500]
-            low, high = (1, 512) if tag.endswith("rank") else (0, 1)
-            assert all(low <= value <= high for _, value in points)
-    # Epsilon is logged as it was used: at the step before, num_envs 4.
-    assert [step for step, _ in scalars["charts/epsilon"]] == [1_000, 2_000, 3_000]
-    for step, value in scalars["charts/epsilon"]:
-        assert value == pytest.approx(max(1 - 0.9 * (step - 4) / 1_500, 0.1), abs=1e-6)
-    assert [step for step, _ in scalars["losses/td_loss"]] == [3_000]
-    # A random game of Breakout takes 100 to 350 steps, of which there are 3,000
-    assert 8 <= len(scalars["charts/episodic_return"]) <= 30
-    returns = [value for _, value in scalars["charts/episodic_return"]]
-    assert scalars["charts/mean_return_100"][-1] == (3_000, pytest.approx(np.mean(returns)))
-    lengths = [value for _, value in scalars["charts/episodic_length"]]
-    assert all(100 <= length <= 600 for length in lengths)
-    assert sum(lengths) <= 3_000
-
-    assert log.Tags()["images"] == ["representation/kde"]
-    assert log.Images("representation/kde")[0].step == 2_048
-
-
-def test_what_tensorboard_is_told_about_the_run(short_run, events):
-    run, _ = short_run
-    assert [path.name for path in run.iterdir() if path.is_dir()] == ["replay"]  # no extra runs
-    log = events(run)
-    hparams = {}
-    for tag in ("_hparams_/experiment", "_hparams_/session_start_info"):
-        content = log.SummaryMetadata(tag).plugin_data.content
-        hparams[tag] = plugin_data_pb2.HParamsPluginData.FromString(content)
-    values = hparams["_hparams_/session_start_info"].session_start_info.hparams
-    assert values["activation"].string_value == "tanh"
-    assert values["branches"].number_value == 2
-    assert values["variant"].string_value == "tanh-hr"
-    metrics = hparams["_hparams_/experiment"].experiment.metric_infos
-    assert "charts/mean_return_100" in {metric.name.tag for metric in metrics}
-    text = log.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert "|learning_rate|0.0001|" in text
-    layout = log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0].decode("latin1")
-    for group in ("score", "representation", "losses"):
-        assert group in layout
-    # The charts are regular expressions: together they pick out z and its branches.
-    patterns = re.findall(r"representation/[^\x00-\x1f]*?\$", layout)
-    assert len(patterns) == len(MEASURES)
-    for tag in ("representation/dead_kde", "representation/branch_1/dead_kde"):
-        assert sum(bool(re.match(pattern, tag)) for pattern in patterns) == 1
-
-
-def test_what_the_run_folder_says(short_run):
-    run, done = short_run
-    assert re.fullmatch(r"Breakout__dqn__tanh-hr__s1__\d{8}-\d{6}", run.name)
-    config = json.loads((run / "config.json").read_text())
-    assert config["flags"]["learning_starts"] == 2_400
-    assert config["flags"]["adam_eps"] == 1e-5  # a default, kept all the same
-    assert set(config["flags"]) == set(Args.__dataclass_fields__)
-    assert config["num_parameters"] == 3_290_272 + 512 * 4 + 4
-    assert config["versions"]["torch"] == torch.__version__
-    if shutil.which("git"):
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-        )
-        assert config["git_commit"] == (head.stdout.strip() or None)
-    assert f"{config['num_parameters']:,} parameters" in done.stdout
-    assert run.name in done.stdout
-
-
-def test_progress_in_a_file_is_plain_lines(short_run):
-    _, done = short_run
-    assert "\r" not in done.stderr
-    last = done.stderr.strip().split("\n")[-1]
-    assert re.fullmatch(
-        r"100%  3,000/3,000 steps  [\d,]+/s  ETA 0:00:00  return \d+\.\d \(last \d+ games\)"
-        r"  dead \d+%  rank \d+",
-        last,
-    )
-
-
-def test_same_seed_same_weights(short_run, in_process, only_run):
-    run, _ = short_run
-    first = torch.load(run / "model.pt", weights_only=True)
-    in_process("dqn_atari.py", *SHORT, "--env-threads", 1)
-    second = torch.load(only_run() / "model.pt", weights_only=True)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    torch.manual_seed(1)
-    fresh = QNetwork(4, Args()).state_dict()
-    assert all((first[key] != fresh[key]).any() for key in first)  # it did learn
-
-
-@pytest.mark.parametrize(
-    ("flags", "variant"),
-    [
-        (("--activation", "relu", "--branches", 1, "--num-envs", 1), "relu"),
-        (("--layer-norm", "--apply-to", "all", "--precision", "bf16"), "tanh-hr-ln-all"),
-        (("--combine", "sum", "--env-id", "ALE/Pong-v5", "--double-dqn"), "tanh-sum"),
-    ],
-)
-def test_other_settings_train(flags, variant, in_process, only_run):
-    in_process(
-        *("dqn_atari.py", "--total-timesteps", 360, "--learning-starts", 300),
-        *("--buffer-size", 2_100, *flags),
-    )
-    run = only_run()
-    game = "Pong" if "ALE/Pong-v5" in flags else "Breakout"
-    assert run.name.startswith(f"{game}__dqn__{variant}__s1__")
-    weights = torch.load(run / "model.pt", weights_only=True)
-    assert all(torch.isfinite(weight).all() for weight in weights.values())
-
-
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
-def test_a_signal_stops_the_run_and_keeps_its_files(number, tmp_path, events, only_run):
-    command = [sys.executable, str(ROOT / "dqn_atari.py"), "--buffer-size", "5000"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=tmp_path, env=ENV, stdout=pipe, stderr=pipe, text=True)
-    try:
-        assert "steps" in process.stderr.readline()  # the first progress line: it is under way
-        process.send_signal(number)
-        out, err = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-    assert process.returncode == 75
-    assert "Traceback" not in err
-    steps = int(re.search(r"stopped at ([\d,]+) agent steps", out)[1].replace(",", ""))
-    assert 1_000 <= steps < 10_000_000
-    torch.load(only_run() / "model.pt", weights_only=True)
-    assert events(only_run()).Scalars("charts/SPS")
-
-
-def test_a_terminal_shows_a_bar(tmp_path):
-    parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
-    command = [sys.executable, str(ROOT / "dqn_atari.py"), "--total-timesteps", "2000"]
-    command += ["--learning-starts", "2000", "--buffer-size", "5000"]
-    env = ENV | {"TERM": "xterm"}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=child
-    ) as process:
-        os.close(child)
-        shown = b""
-        while True:
-            try:
-                chunk = os.read(parent, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not chunk:
-                break
-            shown += chunk
-    os.close(parent)
-    assert process.returncode == 0
-    assert b"\r" in shown
-    assert re.search(r"2,000/2,000  [\d,]+/s  ETA 0:00:00  return \d\.\d ", shown.decode())
-
-
-def test_frozen_until_learning_starts(in_process, only_run):
-    in_process(
-        *("dqn_atari.py", "--total-timesteps", 400, "--learning-starts", 400),
-        *("--buffer-size", 2_100, "--seed", 5),
-    )
-    weights = torch.load(Path(only_run()) / "model.pt", weights_only=True)
-    torch.manual_seed(5)
-    fresh = QNetwork(4, Args()).state_dict()
-    assert all(torch.equal(weights[key], fresh[key]) for key in fresh)
-
-
-def test_a_diverged_run_says_so_in_one_line(in_process):
-    flags = ("--total-timesteps", 2_000, "--learning-starts", 500, "--learning-rate", 1e15)
-    done = in_process("dqn_atari.py", *flags, "--buffer-size", 2_100, check=False)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert re.search(
-        r"error: the run has diverged: at 1,000 agent steps losses/\w+ is (nan|inf);", done.stderr
-    )

@@ -5,51 +5,56 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TIMEOUT
-from interruptions import start
+from algorithms import SCRIPTS, SHORT, parse, saved_weights
 from PIL import Image
 
 from lab import evaluate
 from lab.evaluate import Chooser, load, play, summarise
 from lab.training.atari import AtariEnvs
 
-TINY = ("--latent-dim", 32, "--metrics-samples", 512, "--device", "cpu", "--env-threads", 1)
-ROLLOUT = ("--num-envs", 4, "--num-steps", 16, "--num-minibatches", 4, "--total-timesteps", 64)
 RUNS = {
-    "dqn": ("--total-timesteps", 520, "--learning-starts", 480, "--buffer-size", 1000),
-    "ppo": (*ROLLOUT, "--sticky-actions", 0.25, "--env-id", "Pong"),
-    "pqn": (*ROLLOUT, "--precision", "bf16"),
+    "dqn": (),
+    "ppo": ("--sticky-actions", 0.25, "--env-id", "Pong"),
+    "pqn": ("--precision", "bf16"),
 }
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a short run of each algorithm."""
-    processes = {}
-    for algorithm, flags in RUNS.items():
-        cwd = tmp_path_factory.mktemp(algorithm)
-        processes[algorithm] = cwd, start(algorithm, (*flags, *TINY), cwd)
     folders = {}
-    for algorithm, (cwd, process) in processes.items():
-        _, err = process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0, err
-        (folders[algorithm],) = (cwd / "runs").iterdir()
+    for algorithm, flags in RUNS.items():
+        runs_dir = tmp_path_factory.mktemp(algorithm)
+        flags = (*SHORT[algorithm], *flags, "--latent-dim", 32, "--device", "cpu")
+        args = parse(algorithm, *flags, "--runs-dir", runs_dir)
+        assert SCRIPTS[algorithm].main(args) == 0
+        (folders[algorithm],) = runs_dir.iterdir()
     return folders
 
 
-@pytest.mark.parametrize("algorithm", RUNS)
-def test_every_game_is_that_of_its_seed_played_alone(algorithm, trained):
-    """One game after the other, by the weights in model.pt."""
+class CutGames(AtariEnvs):
+    """Games cut off after 60 steps, where it is not the end of a game that is tested."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options, max_episode_frames=4 * 60)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "games"), [("dqn", AtariEnvs), ("ppo", CutGames), ("pqn", CutGames)]
+)
+def test_every_game_is_that_of_its_seed_played_alone(algorithm, games, trained, monkeypatch):
+    """One game after the other, by the weights in model.pt; those of DQN to their ends."""
+    monkeypatch.setattr(evaluate, "AtariEnvs", games)
     args = evaluate.Args(str(trained[algorithm]), games=2, seed=50)
     player = load(trained[algorithm], torch.device("cpu"))
-    weights = torch.load(trained[algorithm] / "model.pt", weights_only=True)
-    assert player.step == {"dqn": 520, "ppo": 64, "pqn": 64}[algorithm]
+    weights = saved_weights(trained[algorithm])
+    assert player.step == {"dqn": 160, "ppo": 64, "pqn": 64}[algorithm]
     player.network.load_state_dict({name: 0 * weight for name, weight in weights.items()})
     player.network.load_state_dict(weights)
     played = play(player, Chooser(player, args, torch.device("cpu")), args)
     for i in range(2):
         sticky = player.flags.sticky_actions
-        envs = AtariEnvs(player.flags.env_id, 1, 50 + i, sticky_actions=sticky)
+        envs = games(player.flags.env_id, 1, 50 + i, sticky_actions=sticky)
         obs, _ = envs.reset()
         score = length = 0
         while True:
@@ -64,6 +69,7 @@ def test_every_game_is_that_of_its_seed_played_alone(algorithm, trained):
         envs.close()
         assert (score, length) == (played.scores[i], played.lengths[i])
         assert len(played.actions[i]) == length
+        assert (length == 60) == (games is CutGames)
 
 
 def test_random_play_and_drawn_actions_have_their_shares(trained):

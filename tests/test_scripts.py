@@ -1,64 +1,18 @@
-"""What holds for every script: variants, parameter counts, play, and whole runs from outside."""
+"""What holds for every script without a whole run: variants, parameters, play, refused flags."""
 
-import json
-import re
-import signal
-import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
 import torch
-from conftest import ENV, ROOT, TIMEOUT
+from algorithms import NETWORKS, PLAIN, SCRIPTS, SHORT, VARIANTS, parameters_by_hand, parse
 
-import dqn_atari
 import ppo_atari
 import pqn_atari
 from lab.common.variants import variant_name
-from lab.training import radam
-from lab.training import run as training
+from lab.training import checks, radam
 from lab.training.atari import AtariEnvs
-from metrics import MEASURES
-
-SCRIPTS = {"dqn": dqn_atari, "ppo": ppo_atari, "pqn": pqn_atari}
-NETWORKS = {"dqn": dqn_atari.QNetwork, "ppo": ppo_atari.Agent, "pqn": pqn_atari.QNetwork}
-VARIANTS = {
-    "relu": {"activation": "relu", "branches": 1},
-    "tanh": {"branches": 1},
-    "sigmoid": {"activation": "sigmoid", "branches": 1},
-    "selu": {"activation": "selu", "branches": 1},
-    "tanh-hr": {},
-    "sigmoid-hr": {"activation": "sigmoid"},
-    "relu-hr": {"activation": "relu"},
-    "tanh-ln": {"branches": 1, "layer_norm": True},
-    "tanh-wide": {"branches": 1, "latent_dim": 1024},
-    "tanh-sum": {"combine": "sum"},
-    "tanh-3hr": {"branches": 3},
-}
-# As short as a run that learns can be: one rollout and its update, or ten updates of DQN.
-ROLLOUT = ("--num-envs", 8, "--num-steps", 32, "--num-minibatches", 4, "--update-epochs", 1)
-SHORT = {
-    "dqn": ("--total-timesteps", 520, "--learning-starts", 480, "--buffer-size", 2_100),
-    "ppo": ("--total-timesteps", 256, *ROLLOUT),
-    "pqn": ("--total-timesteps", 256, *ROLLOUT),
-}
-
-
-def parameters_by_hand(algorithm, num_actions, flags):
-    """Every weight, bias and norm of the Nature network, counted layer by layer."""
-    branches, width = flags.get("branches", 2), flags.get("latent_dim", 512)
-    norm = flags.get("layer_norm", algorithm == "pqn")
-    everywhere = algorithm == "pqn"
-
-    def layer(fan_in, out, changed):
-        each = fan_in * out + out + (2 * out if norm and changed else 0)
-        return each * (branches if changed else 1)
-
-    total = layer(4 * 8 * 8, 32, everywhere) + layer(32 * 4 * 4, 64, everywhere)
-    total += layer(64 * 3 * 3, 64, everywhere) + layer(64 * 7 * 7, width, True)
-    heads = (num_actions, 1) if algorithm == "ppo" else (num_actions,)
-    return total + sum(width * out + out for out in heads)
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
@@ -88,15 +42,6 @@ def test_the_wide_control_has_the_parameters_of_hr(algorithm):
     hr, wide = counts
     assert abs(wide - hr) / hr < 0.001
     assert wide - hr == 512 * (4 if algorithm == "dqn" else 4 + 1)
-
-
-def test_names_of_the_settings_beyond():
-    silu = dqn_atari.Args(activation="silu", branches=4, combine="sum")
-    assert variant_name(silu) == "silu-4sum"
-    assert variant_name(dqn_atari.Args(latent_dim=256)) == "tanh-hr-z256"
-    assert variant_name(pqn_atari.Args(layer_norm=False)) == "tanh-hr-noln"
-    assert variant_name(pqn_atari.Args(apply_to="last", branches=1)) == "tanh-last"
-    assert variant_name(ppo_atari.Args(apply_to="all", layer_norm=True)) == "tanh-hr-ln-all"
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
@@ -203,180 +148,6 @@ def test_play_stores_what_the_games_did(algorithm):
     assert min(found.values()) >= 2, found
 
 
-@pytest.mark.parametrize("algorithm", SCRIPTS)
-@pytest.mark.parametrize(
-    ("flags", "variant"),
-    [
-        ((), "tanh-hr"),
-        (("--activation", "relu", "--branches", 1, "--precision", "bf16"), "relu"),
-        (("--combine", "sum", "--env-id", "ALE/Pong-v5"), "tanh-sum"),
-    ],
-)
-def test_a_whole_run_of_three_variants(flags, variant, algorithm, in_process, only_run):
-    done = in_process(f"{algorithm}_atari.py", *SHORT[algorithm], *flags)
-    run = only_run()
-    game = "Pong" if "ALE/Pong-v5" in flags else "Breakout"
-    assert re.fullmatch(rf"{game}__{algorithm}__{variant}__s1__\d{{8}}-\d{{6}}", run.name)
-    count = parameters_by_hand(algorithm, 6 if game == "Pong" else 4, VARIANTS[variant])
-    config = json.loads((run / "config.json").read_text())
-    assert config["num_parameters"] == count
-    assert config["variant"] == variant
-    assert set(config["flags"]) == set(SCRIPTS[algorithm].Args.__dataclass_fields__)
-    assert f"{count:,} parameters" in done.stdout
-    weights = torch.load(run / "model.pt", weights_only=True)
-    assert all(torch.isfinite(weight).all() for weight in weights.values())
-
-
-@pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
-def test_same_seed_same_weights(algorithm, script, in_process, only_run):
-    script(f"{algorithm}_atari.py", *SHORT[algorithm], "--runs-dir", "a")
-    in_process(f"{algorithm}_atari.py", *SHORT[algorithm], "--runs-dir", "b", "--env-threads", 1)
-    first, second = (
-        torch.load(only_run(name) / "model.pt", weights_only=True) for name in ("a", "b")
-    )
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    torch.manual_seed(1)
-    fresh = NETWORKS[algorithm](4, SCRIPTS[algorithm].Args()).state_dict()
-    assert all((first[key] != fresh[key]).any() for key in first)  # it did learn
-
-
-@pytest.mark.parametrize("algorithm", SCRIPTS)
-def test_learning_rate_0_changes_nothing(algorithm, in_process, only_run):
-    in_process(f"{algorithm}_atari.py", *SHORT[algorithm], "--learning-rate", 0, "--seed", 7)
-    weights = torch.load(only_run() / "model.pt", weights_only=True)
-    torch.manual_seed(7)
-    fresh = NETWORKS[algorithm](4, SCRIPTS[algorithm].Args()).state_dict()
-    assert all(torch.equal(weights[key], fresh[key]) for key in fresh)
-
-
-@pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
-def test_a_signal_stops_the_run_and_keeps_its_files(algorithm, tmp_path, events, only_run):
-    command = [sys.executable, str(ROOT / f"{algorithm}_atari.py"), "--num-steps", "32"]
-    command += ["--num-envs", "8", "--num-minibatches", "4"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=tmp_path, env=ENV, stdout=pipe, stderr=pipe, text=True)
-    try:
-        assert "steps" in process.stderr.readline()  # the first progress line: it is under way
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-    assert process.returncode == 75
-    assert "Traceback" not in err
-    steps = int(re.search(r"stopped at ([\d,]+) agent steps", out)[1].replace(",", ""))
-    assert 256 <= steps < 10_000_000
-    torch.load(only_run() / "model.pt", weights_only=True)
-    assert events(only_run()).Scalars("charts/SPS")
-
-
-LOSSES = {
-    "ppo": (
-        *("policy_loss", "value_loss", "entropy", "approx_kl", "old_approx_kl", "clipfrac"),
-        "explained_variance",
-    ),
-    "pqn": ("td_loss", "q_values"),
-}
-
-
-@pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
-def test_what_lands_in_the_event_file(algorithm, in_process, only_run, events, monkeypatch):
-    acted, pqn_act = [], pqn_atari.act  # with which epsilon
-
-    def act(q_values, epsilon, generator):
-        acted.append(epsilon)
-        return pqn_act(q_values, epsilon, generator)
-
-    monkeypatch.setattr(pqn_atari, "act", act)
-    in_process(
-        *(f"{algorithm}_atari.py", "--total-timesteps", 2_000, "--num-envs", 8, "--num-steps", 64),
-        *("--num-minibatches", 4, "--update-epochs", 1, "--metrics-every", 500, "--anneal-lr"),
-        *("--metrics-samples", 700, "--latent-dim", 64, "--learning-rate", 1e-4),
-        *(("--exploration-fraction", 0.8) if algorithm == "pqn" else ()),
-    )
-    log = events(only_run())
-    scalars = {
-        tag: [(event.step, event.value) for event in log.Scalars(tag)]
-        for tag in log.Tags()["scalars"]
-    }
-    contribution = "value_contribution" if algorithm == "ppo" else "q_contribution"
-    expected = {"charts/episodic_return", "charts/episodic_length", "charts/mean_return_100"}
-    expected |= {"charts/SPS", "charts/learning_rate"}
-    expected |= {f"losses/{name}" for name in LOSSES[algorithm]}
-    expected |= {f"{contribution}/{p}" for p in ("live", "dead", "bias", "live_abs", "dead_abs")}
-    layers = ["", "branch_0/", "branch_1/"]
-    if algorithm == "pqn":
-        expected.add("charts/epsilon")
-        layers += ["conv_1/", "conv_2/", "conv_3/"]
-    expected |= {f"representation/{layer}{m}" for layer in layers for m in MEASURES}
-    assert set(scalars) == expected
-
-    # The run ends with the rollout that reaches its total; 700 samples are there after two.
-    ends = [512, 1_024, 1_536, 2_048]
-    for tag, points in scalars.items():
-        if tag.startswith(("losses/", "charts/learning_rate")):
-            assert [step for step, _ in points] == ends
-        if tag.startswith("representation/"):
-            assert [step for step, _ in points] == ends[1:]
-            width = {"1": 32, "2": 64, "3": 64}.get(tag.partition("conv_")[2][:1], 64)
-            low, high = (1, width) if tag.endswith("rank") else (0, 1)
-            assert all(low <= value <= high for _, value in points)
-    rates = [value for _, value in scalars["charts/learning_rate"]]
-    assert rates == pytest.approx([1e-4 * (1 - step / 2_000) for step in (0, 512, 1_024, 1_536)])
-    if algorithm == "pqn":
-        # 1 to 0.001 over the first 1,600 steps; logged as it was at the last step of each rollout.
-        expected = [1 - 0.999 * min(step / 1_600, 1) for step in range(0, 2_048, 8)]
-        assert acted == pytest.approx(expected)
-        expected = expected[63::64]
-        assert [value for _, value in scalars["charts/epsilon"]] == pytest.approx(expected)
-    layout = log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0].decode("latin1")
-    assert all(f"losses/{name}" in layout for name in LOSSES[algorithm])
-    assert ("conv_" in layout) == (algorithm == "pqn")
-
-
-@pytest.mark.parametrize(
-    ("samples", "every", "expected"),
-    [(700, 1, [768, 1_024]), (512, 1_000, [512, 1_024]), (512, 1_025, [])],
-)
-def test_the_measured_observations_are_the_newest(
-    tmp_path, monkeypatch, events, only_run, samples, every, expected
-):
-    """700 of rollouts of 256: the last three rollouts but for the oldest 68 steps, in order.
-
-    The first time is when there are so many, also where it is not due, in a run that measures.
-    """
-    measured, played = [], []
-
-    def hidden_layers(network, obs, *others):
-        measured.append(obs.clone())
-        return of_network(network, obs, *others)
-
-    def play(*arguments):
-        result = ppo_play(*arguments)
-        played.append(arguments[3].obs.flatten(0, 1).clone())
-        return result
-
-    ppo_play, of_network = ppo_atari.play, training.hidden_layers
-    monkeypatch.setattr(ppo_atari, "play", play)
-    monkeypatch.setattr(training, "hidden_layers", hidden_layers)
-    args = ppo_atari.Args(
-        total_timesteps=1_024,
-        num_steps=32,
-        update_epochs=1,
-        metrics_samples=samples,
-        metrics_every=every,
-        latent_dim=8,
-        device="cpu",
-        runs_dir=str(tmp_path / "runs"),
-    )
-    assert ppo_atari.main(args) == 0
-    log = events(only_run())
-    points = log.Scalars("representation/dead_kde") if expected else []
-    assert [event.step for event in points] == expected
-    for step, obs in zip(expected, measured, strict=True):
-        assert torch.equal(obs, torch.cat(played[: step // 256])[-samples:])
-
-
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
 def test_the_targets_of_a_run(algorithm, tmp_path, monkeypatch):
     """What `main` hands to `update`: returns from the values of the states that really followed."""
@@ -387,28 +158,23 @@ def test_the_targets_of_a_run(algorithm, tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(script, "update", update)  # nothing is learned: V stays what it was
-    args = script.Args(
-        total_timesteps=600,
-        num_envs=3,
-        num_steps=100,
-        num_minibatches=1,
-        latent_dim=8,
-        device="cpu",
-        runs_dir=str(tmp_path),
-    )
+    flags = ("--total-timesteps", 320, "--num-envs", 2, "--num-steps", 80, "--num-minibatches", 1)
+    flags += ("--metrics-samples", 512, "--device", "cpu", "--runs-dir", tmp_path, *PLAIN)
+    args = parse(algorithm, *flags)
     assert script.main(args) == 0
     first, second = handed
+    assert first.dones.any()
     following = torch.cat([first.values[1:], second.values[:1]])
     if algorithm == "pqn":
         last = first.rewards + 0.99 * ~first.dones * following  # G at lambda 0
         expected = [last[-1]]
-        for t in reversed(range(99)):
+        for t in reversed(range(79)):
             mixed = 0.65 * expected[0] + 0.35 * following[t]
             expected.insert(0, first.rewards[t] + 0.99 * ~first.dones[t] * mixed)
     else:
         deltas = first.rewards + 0.99 * ~first.dones * following - first.values
         expected = [deltas[-1]]
-        for t in reversed(range(99)):
+        for t in reversed(range(79)):
             expected.insert(0, deltas[t] + 0.99 * 0.95 * ~first.dones[t] * expected[0])
         assert torch.allclose(first.advantages, torch.stack(expected), atol=1e-5)
         expected = [advantage + v for advantage, v in zip(expected, first.values, strict=True)]
@@ -460,97 +226,153 @@ def test_the_optimizer_is_that_of_the_paper(algorithm, expected, tmp_path, monke
 
     original = torch.optim.Optimizer.__init__
     monkeypatch.setattr(torch.optim.Optimizer, "__init__", watched)
-    flags = dict(zip(SHORT[algorithm][::2], SHORT[algorithm][1::2], strict=True))
-    flags = {name[2:].replace("-", "_"): value for name, value in flags.items()}
-    args = SCRIPTS[algorithm].Args(**flags, latent_dim=8, device="cpu", runs_dir=str(tmp_path))
+    flags = (*SHORT[algorithm], *PLAIN, "--device", "cpu", "--runs-dir", tmp_path)
+    args = parse(algorithm, *flags)
     assert SCRIPTS[algorithm].main(args) == 0
     assert made == [expected]
 
 
-@pytest.mark.parametrize("algorithm", SCRIPTS)
-def test_bf16_is_near_fp32_and_not_equal(algorithm):
-    outs = []
-    for precision in ("fp32", "bf16"):
-        torch.manual_seed(0)
-        network = NETWORKS[algorithm](4, SCRIPTS[algorithm].Args(precision=precision))
-        obs = torch.randint(0, 255, (64, 4, 84, 84), dtype=torch.uint8)
-        out = network(obs)
-        outs.append(torch.cat([out[0], out[1].unsqueeze(1)], 1) if algorithm == "ppo" else out)
-    assert outs[1].dtype == torch.float32
-    difference = (outs[1] - outs[0]).abs().max() / outs[0].abs().max()
-    assert 1e-5 < difference < 0.05
-    # The heads compute in fp32: their outputs are not rounded to the 8 bits of a bf16.
-    assert (outs[1] != outs[1].bfloat16().float()).any()
+def test_pqn_explores_less_with_every_step(tmp_path, monkeypatch):
+    """Epsilon falls from 1 to --end-e over the first 0.8 of the run, at every step of the games."""
+    acted, pqn_act = [], pqn_atari.act
+
+    def act(q_values, epsilon, generator):
+        acted.append(epsilon)
+        return pqn_act(q_values, epsilon, generator)
+
+    monkeypatch.setattr(pqn_atari, "act", act)
+    flags = ("--total-timesteps", 100, "--num-envs", 2, "--num-steps", 16, "--num-minibatches", 1)
+    flags += ("--update-epochs", 1, "--metrics-samples", 512, "--exploration-fraction", 0.8)
+    args = parse("pqn", *flags, *PLAIN, "--device", "cpu", "--runs-dir", tmp_path)
+    assert pqn_atari.main(args) == 0
+    assert acted == pytest.approx([1 - 0.999 * min(step / 80, 1) for step in range(0, 128, 2)])
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
-def test_a_diverged_run_says_so_in_one_line(algorithm, in_process):
-    done = in_process(
-        *(f"{algorithm}_atari.py", *ROLLOUT, "--total-timesteps", 1_024, "--learning-rate", 1e17),
-        *("--metrics-samples", 512, "--metrics-every", 512, "--max-grad-norm", 1e9),
-        *("--activation", "relu", "--branches", 1, "--latent-dim", 8),
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert re.search(
-        r"error: the run has diverged: at [\d,]+ agent steps \S+ (is|has) .*; a smaller",
-        done.stderr,
-    )
-
-
+ALL, ROLLOUTS = ("dqn", "ppo", "pqn"), ("ppo", "pqn")
+# Who refuses it, the flags, what is said.
 BAD_FLAGS = [
-    (["--num-minibatches", "1000000000000"], r"does not divide: 1024 would"),
-    (["--metrics-samples", "10000000000"], r"--metrics-samples 10000000000 needs 564480\.0 GB"),
-    (["--num-minibatches", "7"], r"does not divide: 8 would"),
-    (["--num-minibatches", "3"], r"1024 steps, which --num-minibatches 3 does not divide: 2 would"),
-    (["--num-minibatches", "2000"], r"--num-minibatches 2000 does not divide: 1024 would"),
+    (ALL, "--env-id Breakut", r"unknown game 'Breakut': did you mean Breakout"),
+    (ALL, "--env-id Breakot", r"unknown game 'Breakot': did you mean Breakout"),
+    (ALL, "--env-id ../../etc", r"unknown game '\.\./\.\./etc'"),
+    (ALL, "--activation tahn", r"--activation 'tahn': choose one of relu, tanh, sigmoid"),
+    (ALL, "--combine mean", r"--combine 'mean': choose one of product, sum"),
+    (ALL, "--apply-to first", r"--apply-to 'first': choose one of last, all"),
+    (ALL, "--precision fp64", r"--precision 'fp64': choose one of fp32, bf16"),
+    (ALL, "--device tpu", r"--device 'tpu': choose one of auto, cpu, cuda"),
+    (ALL, "--init xavier", r"--init 'xavier': choose one of torch, orthogonal, he_normal"),
+    (ALL, "--branches 0", r"--branches must be at least 1, not 0"),
     (
-        ["--total-timesteps", "1000"],
+        *(ALL, "--branches 100000"),
+        r"--branches 100000 needs 3\d+\.\d GB of memory .* choose at most \d+",
+    ),
+    (ALL, "--latent-dim 0", r"--latent-dim must be at least 1, not 0"),
+    (ALL, "--num-envs 0", r"--num-envs must be between 1 and 4096, not 0"),
+    (ALL, "--num-envs 100000", r"--num-envs must be between 1 and 4096, not 100000"),
+    (ALL, "--num-envs many", r"--num-envs must be a whole number, .* not 'many'; --help lists the"),
+    (ALL, "--env-threads 2147483648", r"--env-threads must be between 0 and 1024, not 2147483648"),
+    (ALL, "--total-timesteps -5", r"--total-timesteps must be at least 1, not -5"),
+    (ALL, "--total-timesteps 1e6", r"--total-timesteps must be a whole number, .* not '1e6'"),
+    (
+        *(ALL, f"--total-timesteps 1{'0' * 400}"),
+        r"--total-timesteps must be at least 1 and below 1e18",
+    ),
+    (ALL, "--seed -1", r"--seed must be between 0 and \d+, not -1"),
+    (ALL, "--device cpu --seed", r"Missing value for argument '--seed'"),
+    (ALL, "--metrics-every 0", r"--metrics-every must be at least 1, not 0"),
+    (ALL, "--metrics-samples 511", r"--metrics-samples must be at least 512"),
+    (ALL, "--metrics-samples 900 --latent-dim 1024", r"must be at least 1024"),
+    (ALL, "--sticky-actions -0.5", r"--sticky-actions must be at least 0, not -0.5"),
+    (ALL, "--sticky-actions 1", r"--sticky-actions must be below 1, not 1"),
+    (ALL, "--learning-rate -1", r"--learning-rate must be at least 0, not -1"),
+    (ALL, "--learning-rate -1e-4", r"--learning-rate must be at least 0, not -0.0001"),
+    (ALL, "--learning-rate nan", r"--learning-rate must be at least 0 and below 1e18, not nan"),
+    (ALL, "--gamma 1.5", r"--gamma must be between 0 and 1, not 1.5"),
+    (ALL, "--gamma 2", r"--gamma must be between 0 and 1, not 2"),
+    (ALL, "--gamma x", r"--gamma must be a number, such as 0.001, not 'x'"),
+    (ALL, "--runs-dir=", r"--runs-dir is empty: it must be a folder, such as runs"),
+    (ALL, f"--runs-dir {'a' * 300}", r"--runs-dir a+: File name too long"),
+    (ALL, "--runs-dir /dev/null/runs", r"--runs-dir /dev/null/runs: /dev/null is not a folder"),
+    (ALL, "--num-envs 1 --runs-dir /proc/no/runs", r"--runs-dir /proc/no/runs: "),
+    (ALL, "--track", r"--track needs Weights & Biases: pip install wandb"),
+    (ALL, "--activaton=relu", r"--activaton=relu \(did you mean --activation\?\)"),
+    (ALL, "--env-idd Pong", r"Unrecognized options: --env-idd, Pong \(did you mean --env-id\?\)"),
+    (
+        ALL,
+        "--layer-norm True",
+        r"Unrecognized options: True \(--[\w-]+ and the like take no value\)",
+    ),
+    (("dqn",), "--batch-size 0", r"--batch-size must be at least 1, not 0"),
+    (("dqn",), "--train-frequency 0", r"--train-frequency must be at least 1, not 0"),
+    (("dqn",), "--learning-starts -1", r"--learning-starts must be at least 0, not -1"),
+    (("dqn",), "--tau 0", r"--tau must be above 0, not 0"),
+    (("dqn",), "--tau 1.5", r"--tau must be at most 1, not 1.5"),
+    (
+        *(("dqn",), "--learning-starts 6000 --total-timesteps 5000"),
+        r"--learning-starts 6000 .* at most --total-timesteps 5000",
+    ),
+    (("dqn",), "--buffer-size 31", r"--buffer-size 31 must be at least 2048"),
+    (
+        *(("dqn",), "--buffer-size 900000000000"),
+        r"needs 6\d+\.\d GB of memory on cpu and .* choose at most",
+    ),
+    (
+        *(("dqn",), "--latent-dim 999999999 --metrics-samples 999999999 --buffer-size 999999999"),
+        r"--latent-dim 9+ needs .* at most",
+    ),
+    (
+        *(("dqn",), "--batch-size 9999999 --buffer-size 9999999"),
+        r"--batch-size 9+ needs .*|--buffer-size 9+ needs .*",
+    ),
+    (ROLLOUTS, "--num-steps 0", r"--num-steps must be at least 1, not 0"),
+    (ROLLOUTS, "--num-minibatches 0", r"--num-minibatches must be at least 1, not 0"),
+    (
+        *(ROLLOUTS, "--num-minibatches 3"),
+        r"1024 steps, which --num-minibatches 3 does not divide: 2 would",
+    ),
+    (ROLLOUTS, "--num-minibatches 7", r"--num-minibatches 7 does not divide: 8 would"),
+    (ROLLOUTS, "--num-minibatches 2000", r"--num-minibatches 2000 does not divide: 1024 would"),
+    (ROLLOUTS, "--num-minibatches 1000000000000", r"does not divide: 1024 would"),
+    (
+        ROLLOUTS,
+        "--total-timesteps 1000",
         r"--num-steps 128 is 1024 steps per rollout: more than --total",
     ),
-    (["--metrics-samples", "511"], r"--metrics-samples must be at least 512"),
-    (["--num-steps", "0"], r"--num-steps must be at least 1, not 0"),
-    (["--num-minibatches", "0"], r"--num-minibatches must be at least 1, not 0"),
-    (["--update-epochs", "-1"], r"--update-epochs must be at least 1, not -1"),
-    (["--learning-rate", "-1e-4"], r"--learning-rate must be at least 0, not -0.0001"),
-    (["--max-grad-norm", "0"], r"--max-grad-norm must be above 0, not 0"),
-    (["--gamma", "2"], r"--gamma must be between 0 and 1, not 2"),
-    (["--env-id", "Breakot"], r"unknown game 'Breakot': did you mean Breakout"),
-    (["--branches", "0"], r"--branches must be at least 1, not 0"),
-    (["--runs-dir", "/dev/null/runs"], r"/dev/null is not a folder"),
+    (ROLLOUTS, "--update-epochs -1", r"--update-epochs must be at least 1, not -1"),
+    (ROLLOUTS, "--max-grad-norm 0", r"--max-grad-norm must be above 0, not 0"),
     (
-        ["--num-envs", "4000", "--num-steps", "100000", "--total-timesteps", "1000000000"],
+        ROLLOUTS,
+        "--metrics-samples 10000000000",
+        r"--metrics-samples 10000000000 needs 564480\.0 GB",
+    ),
+    (
+        *(ROLLOUTS, "--num-envs 4000 --num-steps 100000 --total-timesteps 1000000000"),
         r"--num-envs 4000 times --num-steps 100000, .* needs \d+\.\d GB .* choose at most \d+",
     ),
+    (("ppo",), "--gae-lambda 1.1", r"--gae-lambda must be between 0 and 1, not 1.1"),
+    (("ppo",), "--clip-coef 0", r"--clip-coef must be above 0, not 0"),
+    (("ppo",), "--target-kl 0", r"--target-kl must be above 0, not 0"),
+    (("ppo",), "--target-kl abc", r"--target-kl must be a number, such as 0.001, not 'abc'"),
+    (("ppo",), "--vf-coef -1", r"--vf-coef must be at least 0, not -1"),
+    (("ppo",), "--ent-coef nan", r"--ent-coef must be at least 0 and below 1e18, not nan"),
+    (("ppo",), "--adam-eps 0", r"--adam-eps must be above 0, not 0"),
+    (("ppo",), "--num-minibatches 1024", r"one step per minibatch, which cannot be normalised"),
+    (("ppo",), "--q-lambda 0.5", r"Unrecognized options: --q-lambda, 0.5; --help"),
+    (("pqn",), "--q-lambda -0.1", r"--q-lambda must be between 0 and 1, not -0.1"),
+    (("pqn",), "--end-e 1.5", r"--end-e must be between 0 and 1, not 1.5"),
+    (("pqn",), "--exploration-fraction 0", r"--exploration-fraction must be above 0, not 0"),
 ]
-OWN_BAD_FLAGS = {
-    "ppo": [
-        (["--gae-lambda", "1.1"], r"--gae-lambda must be between 0 and 1, not 1.1"),
-        (["--clip-coef", "0"], r"--clip-coef must be above 0, not 0"),
-        (["--target-kl", "0"], r"--target-kl must be above 0, not 0"),
-        (["--vf-coef", "-1"], r"--vf-coef must be at least 0, not -1"),
-        (["--ent-coef", "nan"], r"--ent-coef must be at least 0 and below 1e18, not nan"),
-        (["--adam-eps", "0"], r"--adam-eps must be above 0, not 0"),
-        (["--num-minibatches", "1024"], r"one step per minibatch, which cannot be normalised"),
-        (["--q-lambda", "0.5"], r"Unrecognized options: --q-lambda, 0.5; --help"),
-        (["--target-kl", "abc"], r"--target-kl must be a number, such as 0.001, not 'abc'"),
-    ],
-    "pqn": [
-        (["--q-lambda", "-0.1"], r"--q-lambda must be between 0 and 1, not -0.1"),
-        (["--end-e", "1.5"], r"--end-e must be between 0 and 1, not 1.5"),
-        (["--exploration-fraction", "0"], r"--exploration-fraction must be above 0, not 0"),
-    ],
-}
 
 
 @pytest.mark.parametrize(
     ("algorithm", "flags", "message"),
-    [(name, *case) for name, own in OWN_BAD_FLAGS.items() for case in BAD_FLAGS + own],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+    [(algorithm, *case) for algorithms, *case in BAD_FLAGS for algorithm in algorithms],
 )
-def test_bad_input_is_one_line_and_status_2(algorithm, flags, message, refused):
-    sizes = {"--num-envs": "8", "--num-steps": "128", "--num-minibatches": "4", "--device": "cpu"}
-    for name, value in sizes.items():
-        flags = flags if name in flags else [*flags, name, value]
-    refused(SCRIPTS[algorithm], flags, message)
+def test_bad_input_is_one_line_and_status_2(algorithm, flags, message, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    usual = {"--device": "cpu"}
+    if algorithm != "dqn":
+        usual |= {"--num-envs": "8", "--num-steps": "128", "--num-minibatches": "4"}
+    flags = flags.split()
+    usual = [word for name, value in usual.items() if name not in flags for word in (name, value)]
+    refused(SCRIPTS[algorithm], [*usual, *flags], message)

@@ -6,6 +6,7 @@ import datetime
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -17,12 +18,15 @@ SPEED_OVER = 10.0  # seconds over which the speed is measured
 
 
 class Progress:
-    """Show steps, speed, time left, score and state of the layer, up to `total` agent steps."""
+    """Show steps, speed, time left, score and state of the layer, up to `total` agent steps.
 
-    def __init__(self, total: int):
-        self.total = total
+    `clock` tells the time in seconds from any moment on.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.perf_counter):
+        self.total, self._clock = total, clock
         self.layer = ""  # the state of the layer, when it was last measured
-        self._rates = collections.deque([(time.perf_counter(), 0)], maxlen=200)
+        self._rates = collections.deque([(self._clock(), 0)], maxlen=200)
         self._round_start: float | None = None
         self._round_seconds = 0.0
         self._next_line = 0.0
@@ -35,18 +39,18 @@ class Progress:
 
     def start_from(self, step: int):
         """Measure the speed from this agent step on, where a run is resumed."""
-        self._rates[0] = (time.perf_counter(), step)
+        self._rates[0] = (self._clock(), step)
 
     def start_round(self):
         """Note that a rollout begins: a stop waits for about as long as the last one took."""
-        now = time.perf_counter()
+        now = self._clock()
         if self._round_start is not None:
             self._round_seconds = now - self._round_start
         self._round_start = now
 
     def show(self, step: int, returns: collections.abc.Collection[float]) -> float:
         """Show the line; return the speed of the last seconds, in agent steps per second."""
-        now = time.perf_counter()
+        now = self._clock()
         while len(self._rates) > 2 and now - self._rates[0][0] > SPEED_OVER:
             self._rates.popleft()
         then, step_then = self._rates[0]
@@ -75,7 +79,7 @@ class Progress:
 
     def say_stopping(self, number: int):
         """Say that this signal has come, and how long the run still takes."""
-        self._next_line = time.perf_counter() + LINE_EVERY
+        self._next_line = self._clock() + LINE_EVERY
         within = f", in about {self._round_seconds:.0f} s" if self._round_seconds > 1 else ""
         say(
             f"\n{signal.Signals(number).name}: stopping before the next rollout{within} (Ctrl-C "
@@ -85,8 +89,8 @@ class Progress:
 
     def keep_saying_stopping(self, step: int):
         """Say now and then that the run is still stopping, for a rollout that takes long."""
-        if time.perf_counter() > self._next_line:
-            self._next_line = time.perf_counter() + LINE_EVERY
+        if self._clock() > self._next_line:
+            self._next_line = self._clock() + LINE_EVERY
             say(f"stopping: {step:,} agent steps, in the last rollout", sys.stderr)
 
     def close(self):

@@ -38,7 +38,7 @@ def fresh_folder(args, config: dict) -> Iterator[Path]:
     Raises UsageError if it, or what the block writes, cannot be written.
     """
     runs_dir = Path(args.runs_dir)
-    when = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    when = datetime.datetime.fromisoformat(config["started"]).strftime("%Y%m%d-%H%M%S")
     stem = [config["game"], config["algorithm"], config["variant"], f"s{args.seed}", when]
     name = "__".join(stem)
     missing = [folder for folder in (runs_dir, *runs_dir.parents) if not folder.exists()]

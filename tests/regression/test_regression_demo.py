@@ -4,12 +4,12 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
-from conftest import ENV, ROOT, TIMEOUT
+from conftest import TIMEOUT
+from interruptions import start_script
 
 import regression_demo as demo
 from lab.regression import fitting
@@ -17,29 +17,34 @@ from lab.regression.claims import CLAIMS
 
 SMALL = ("--steps", 5, "--seeds", 2)
 OUTPUTS = {"fits.png", "dying.png", "fits.csv", "claims.csv", "theory.csv", "demo.json"}
+SWEEP_OUTPUTS = {"sweep.png", "sweep_fits.csv", "sweep_claims.csv", "sweep.json"}
 
 
-def test_every_file_is_written_and_a_second_run_replaces_them(script, tmp_path, events):
-    folder = tmp_path / "runs" / "regression_demo"
-    out = script("regression_demo.py", *SMALL).stdout
-    first = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    assert set(first) == OUTPUTS
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory):
+    """A real run through the command line: the folder that it was called in, what it printed."""
+    cwd = tmp_path_factory.mktemp("demo")
+    process = start_script("regression_demo.py", (*SMALL, "--seed", 7), cwd)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    return cwd, out
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_every_file_is_written(demo_run):
+    cwd, out = demo_run
+    folder = cwd / "runs" / "regression_demo"
+    assert set(files_in(folder)) == OUTPUTS
+    assert json.loads((folder / "demo.json").read_text())["flags"]["seed"] == 7
     assert all(architecture.title in out for architecture in fitting.ARCHITECTURES.values())
     assert "False" not in out  # every line of the theory holds
 
-    (folder / "mine.txt").write_text("kept")
-    script("regression_demo.py", *SMALL, "--seed", 7)
-    second = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    assert set(second) == OUTPUTS | {"mine.txt"}
-    assert second["theory.csv"] == first["theory.csv"]
-    for name in ("fits.png", "fits.csv", "claims.csv", "demo.json"):
-        assert second[name] != first[name]
-    assert json.loads(second["demo.json"])["flags"]["seed"] == 7
-    runs = {path.name: list(path.iterdir()) for path in (folder / "tensorboard").iterdir()}
-    assert set(runs) == {*fitting.ARCHITECTURES, "demo"}
-    assert all(len(files) == 1 for files in runs.values())
 
-    # The table, TensorBoard and a training of our own say the same.
+def test_table_and_curves_are_those_of_a_training_of_our_own(demo_run, events):
+    folder = demo_run[0] / "runs" / "regression_demo"
     rows = {row["architecture"]: row for row in csv.DictReader((folder / "fits.csv").open())}
     args = demo.Args(steps=5, seeds=2, seed=7)
     for name, architecture in fitting.ARCHITECTURES.items():
@@ -55,7 +60,44 @@ def test_every_file_is_written_and_a_second_run_replaces_them(script, tmp_path, 
         expected = [math.sqrt(pair.prod().item()) for pair in fits.losses]
         assert [step for step, _ in losses] == [0, 1, 2, 3, 4]
         assert [value for _, value in losses] == pytest.approx(expected, rel=1e-5)
-    assert set(events(folder / "tensorboard" / "demo").Tags()["images"]) == {"fits", "dying"}
+
+
+def test_demo_and_sweep_share_a_folder_and_replace_their_own(
+    demo_run, launched, tmp_path, monkeypatch, events
+):
+    """A sweep beside a demo, another demo, another sweep: each leaves alone what is not its own."""
+    monkeypatch.setattr(demo, "STEPS", [1])
+    monkeypatch.setattr(demo, "RANGES", {"[0, 1]": (0.0, 1.0)})
+    monkeypatch.setattr(demo, "LEARNING_RATES", {"adam": (1e-2,)})
+    shutil.copytree(demo_run[0] / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs" / "regression_demo"
+    (folder / "mine.txt").write_text("kept")
+    first = files_in(folder)
+
+    sweep = ["--sweep", "--seeds", 2]
+    assert launched(demo, sweep).returncode == 0
+    both = files_in(folder)
+    assert set(both) == set(first) | SWEEP_OUTPUTS
+    assert {name: both[name] for name in first} == first
+
+    assert launched(demo, [*SMALL, "--seed", 8]).returncode == 0
+    second = files_in(folder)
+    assert set(second) == set(both)
+    for name in ("theory.csv", "mine.txt", *SWEEP_OUTPUTS):
+        assert second[name] == both[name]
+    for name in ("fits.png", "fits.csv", "claims.csv", "demo.json"):
+        assert second[name] != first[name]
+    assert json.loads(second["demo.json"])["flags"]["seed"] == 8
+
+    assert launched(demo, [*sweep, "--seed", 9]).returncode == 0
+    third = files_in(folder)
+    assert {name: third[name] for name in OUTPUTS} == {name: second[name] for name in OUTPUTS}
+    assert third["sweep_fits.csv"] != second["sweep_fits.csv"]
+    runs = {path.name: list(path.iterdir()) for path in (folder / "tensorboard").iterdir()}
+    assert set(runs) == {*fitting.ARCHITECTURES, "demo", "sweep"}
+    assert all(len(files) == 1 for files in runs.values())
+    for run, pictures in (("demo", {"fits", "dying"}), ("sweep", {"sweep"})):
+        assert set(events(folder / "tensorboard" / run).Tags()["images"]) == pictures
 
 
 def test_a_sweep_covers_its_grid_and_writes_its_files(monkeypatch, tmp_path):
@@ -63,7 +105,7 @@ def test_a_sweep_covers_its_grid_and_writes_its_files(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "LEARNING_RATES", {"adam": (1e-2,), "sgd": (1e-4, 1e9)})
     assert demo.main(demo.Args(sweep=True, seeds=2, output_dir=str(tmp_path / "out"))) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"sweep.png", "sweep_fits.csv", "sweep_claims.csv", "sweep.json", "tensorboard"}
+    assert names == SWEEP_OUTPUTS | {"tensorboard"}
     rows = list(csv.DictReader((tmp_path / "out" / "sweep_fits.csv").open()))
     assert len(rows) == 3 * 3 * 2 * len(fitting.ARCHITECTURES)  # ranges, rates, steps
     assert all(math.isfinite(float(row["mse"])) for row in rows)
@@ -88,31 +130,21 @@ def test_a_sweep_covers_its_grid_and_writes_its_files(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["grid"]["steps"] == [2, 4]
 
 
-def test_demo_and_sweep_share_a_folder(monkeypatch, tmp_path, events):
-    monkeypatch.setattr(demo, "STEPS", [1])
-    monkeypatch.setattr(demo, "RANGES", {"[0, 1]": (0.0, 1.0)})
-    monkeypatch.setattr(demo, "LEARNING_RATES", {"adam": (1e-2,)})
-    flags = {"seeds": 2, "output_dir": str(tmp_path)}
-    for _ in range(2):
-        assert demo.main(demo.Args(steps=2, **flags)) == 0
-        assert demo.main(demo.Args(sweep=True, **flags)) == 0
-    assert {path.name for path in tmp_path.glob("*.*")} >= OUTPUTS | {"sweep.png", "sweep.json"}
-    for run, pictures in (("demo", {"fits", "dying"}), ("sweep", {"sweep"})):
-        assert set(events(tmp_path / "tensorboard" / run).Tags()["images"]) == pictures
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path, number):
-    command = [sys.executable, str(ROOT / "regression_demo.py"), "--steps", "1000000"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=tmp_path, env=ENV, text=True, **pipes)
-    assert process.stdout.readline().startswith("part")  # the theory; training comes next
-    process.send_signal(number)
-    _, err = process.communicate(timeout=TIMEOUT)
-    # Nothing has been made yet, so only Ctrl-C is caught; a shell says 128 + number of all.
-    assert process.returncode == (128 + number if number == signal.SIGINT else -number)
-    assert err == ""
-    assert list(tmp_path.iterdir()) == []
+def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path):
+    processes = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        (tmp_path / number.name).mkdir()
+        flags = ("--steps", 1_000_000)
+        processes[number] = start_script("regression_demo.py", flags, tmp_path / number.name)
+    for number, process in processes.items():
+        assert process.stdout.readline().startswith("part")  # the theory; training comes next
+        process.send_signal(number)
+    for number, process in processes.items():
+        _, err = process.communicate(timeout=TIMEOUT)
+        # Nothing has been made yet, so only Ctrl-C is caught; a shell says 128 + number of all.
+        assert process.returncode == (128 + number if number == signal.SIGINT else -number)
+        assert err == ""
+        assert list((tmp_path / number.name).iterdir()) == []
 
 
 @pytest.mark.parametrize(

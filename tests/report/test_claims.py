@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from planted import judge_folder, make_runs, plant_measures
 
 from lab.common.variants import PAPER_VARIANTS
 from lab.report.claims import CLAIMS
 from lab.report.measures import BRANCHES_DEAD, DEAD, RANK
 from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED, TESTS
+from report.planted import judge_folder, make_runs, plant_measures
 
 RANKS = "The effective rank of tanh-hr is higher than that of tanh"
 FEWER = (

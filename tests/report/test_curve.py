@@ -4,9 +4,9 @@ import csv
 
 import pytest
 from PIL import Image
-from planted import make_run
 
 import lab.report.curve as curve_script
+from report.planted import make_run
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from planted import make_runs, read_group
 
 from lab.report.figures import draw_all, draw_curves, draw_prediction
 from lab.report.runs import SCORE
 from lab.report.scores import Scores
+from report.planted import make_runs, read_group
 
 
 @pytest.mark.parametrize(("seeds", "lines", "bands"), [(1, 1, 0), (2, 3, 0), (3, 1, 1)])

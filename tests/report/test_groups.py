@@ -1,10 +1,9 @@
 """Which runs are compared with which, and what their groups are called."""
 
-from planted import make_run, make_runs, read_group
-
 from lab.report.groups import group_runs, name_groups, name_settings
 from lab.report.inputs import read_all
 from lab.report.runs import read_run
+from report.planted import make_run, make_runs, read_group
 
 
 def test_runs_with_other_flags_are_other_settings(tmp_path):

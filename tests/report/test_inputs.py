@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from planted import make_run
 
 from lab.report.inputs import read_all
 from lab.report.runs import POINTS, SCORE
+from report.planted import make_run
 
 
 def test_of_two_equal_runs_the_newest_complete_one_counts(tmp_path):

@@ -12,12 +12,12 @@ import xml.etree.ElementTree as ET
 import pytest
 from conftest import ROOT, TIMEOUT
 from PIL import Image
-from planted import make_run, make_runs
 
 import lab.report.__main__ as report
 from lab.common.cli import UsageError
 from lab.report.__main__ import Args, main
 from lab.report.inputs import read_all
+from report.planted import make_run, make_runs
 
 
 def make_report(*runs, out="report", figures=False):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import make_run
 
 from lab.common.cli import UsageError
 from lab.common.events import Curve
@@ -25,6 +24,7 @@ from lab.report.runs import (
     tabulate_runs,
     trailing_return,
 )
+from report.planted import make_run
 
 
 def test_games_that_end_in_one_step_all_count(tmp_path):

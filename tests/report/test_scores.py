@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from planted import ENDS, make_run, make_runs, read_group
 from scipy import stats
 
 from lab.report.measures import DEAD, predict_dead
 from lab.report.rows import flatten_estimates, tabulate_group
 from lab.report.scores import Scores
+from report.planted import ENDS, make_run, make_runs, read_group
 
 
 @pytest.mark.parametrize(

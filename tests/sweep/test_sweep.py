@@ -1,7 +1,6 @@
 """A sweep: runs by name; finished ones are skipped, others gone on with, hopeless ones given up."""
 
 import dataclasses
-import itertools
 import json
 import os
 import signal
@@ -12,15 +11,11 @@ from collections import Counter
 import pytest
 import torch
 from conftest import TIMEOUT
-from hypothesis import given
-from hypothesis import strategies as st
 from interruptions import differences, run_through, start_script
-from test_scripts import SCRIPTS, VARIANTS
 
 import lab.sweep.__main__ as sweep
-from hadamard import ACTIVATIONS
-from lab.common.cli import UsageError, parse_flags
-from lab.common.variants import PAPER_VARIANTS, variant_flags, variant_name
+from lab.common.cli import UsageError
+from lab.common.variants import variant_name
 from lab.sweep import pool as pool_room
 from lab.sweep.flags import Args
 from lab.sweep.plan import plan_runs
@@ -30,38 +25,6 @@ from lab.training.signals import CAN_RESUME
 
 TINY = ("--num-envs", "4", "--num-steps", "16", "--num-minibatches", "4")
 TINY += ("--metrics-samples", "512", "--device", "cpu", "--checkpoint-every", "0")
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "variant"),
-    # PQN is layer-normalised: what others call tanh-ln is its tanh.
-    sorted(set(itertools.product(SCRIPTS, VARIANTS)) - {("pqn", "tanh-ln")}),
-)
-def test_the_papers_variants_have_their_flags_by_name(variant, algorithm):
-    """The same as the table of flags, which tests/test_scripts.py has."""
-    args_class = SCRIPTS[algorithm].Args
-    assert set(VARIANTS) == set(PAPER_VARIANTS)
-    args = parse_flags(args_class, argv=variant_flags(variant, ACTIVATIONS))
-    assert args == args_class(**VARIANTS[variant])
-
-
-@given(
-    st.sampled_from(sorted(ACTIVATIONS)),
-    st.integers(1, 5),
-    st.sampled_from(["product", "sum"]),
-    st.sampled_from([64, 512, 1024, 2000]),
-    st.booleans(),
-    st.sampled_from(["last", "all"]),
-    st.sampled_from(sorted(SCRIPTS)),
-)
-def test_a_variants_name_gives_its_flags(
-    activation, branches, combine, latent_dim, layer_norm, apply_to, algorithm
-):
-    combine = "product" if branches == 1 else combine  # of one branch there is nothing to name
-    args_class = SCRIPTS[algorithm].Args
-    named = {"activation": activation, "branches": branches, "combine": combine}
-    args = args_class(**named, latent_dim=latent_dim, layer_norm=layer_norm, apply_to=apply_to)
-    assert parse_flags(args_class, argv=variant_flags(variant_name(args), ACTIVATIONS)) == args
 
 
 def plan(algorithms, variants, games, seeds, *flags, **more):

@@ -1,0 +1,135 @@
+"""The command line: what a refusal says, in whose name, and which numbers are refused."""
+
+import math
+import types
+
+import pytest
+from algorithms import SCRIPTS
+from conftest import ENV
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab.common.cli import UsageError, above, at_least, at_most, below, between, one_of
+
+REAL = st.floats(-1e6, 1e6)
+ANY = st.one_of(
+    st.floats(),  # NaN, both infinities and what lies beyond 1e18
+    st.integers(),
+    st.integers(10**18, 10**400),
+    st.integers(-(10**400), -(10**18)),
+    REAL,
+    st.integers(-10, 10),
+)
+VAST = (math.nan, math.inf, -math.inf, 1e18, -1e18, 10**18, 10**400)
+
+
+def refusal(check, value, *bounds):
+    """What a check of the flag --some-flag says to this value; None where it accepts it."""
+    try:
+        check(types.SimpleNamespace(fine=bounds[0], some_flag=value), *bounds, "fine", "some_flag")
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+CHECKS = {
+    at_least: ("at least", lambda value, low: value >= low),
+    above: ("above", lambda value, low: value > low),
+    at_most: ("at most", lambda value, high: value <= high),
+    below: ("below", lambda value, high: value < high),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@given(value=ANY, bound=st.one_of(REAL, st.integers(-10, 10)))
+def test_one_bound_is_kept(check, value, bound):
+    words, holds = CHECKS[check]
+    own = types.SimpleNamespace(some_flag=value)
+    expected = None
+    if not abs(value) < 1e18:
+        expected = f"--some-flag must be {words} {bound} and below 1e18, not {value}"
+    elif not holds(value, bound):
+        expected = f"--some-flag must be {words} {bound}, not {value}"
+    if expected is None:
+        check(own, bound, "some_flag")
+        return
+    with pytest.raises(UsageError) as error:
+        check(own, bound, "some_flag")
+    assert str(error.value) == expected
+
+
+@given(value=ANY, bounds=st.tuples(REAL, REAL).map(sorted))
+def test_both_bounds_are_kept_and_are_allowed_themselves(value, bounds):
+    low, high = bounds
+    found = refusal(between, value, low, high)
+    if abs(value) < 1e18 and low <= value <= high:
+        assert found is None
+    else:
+        assert found.startswith(f"--some-flag must be between {low} and {high}")
+        assert found.endswith(f"not {value}")
+    assert refusal(between, low, low, high) is None
+    assert refusal(between, high, low, high) is None
+
+
+@pytest.mark.parametrize("value", VAST, ids=lambda value: f"{value!s:.10}")
+def test_no_number_is_as_large_as_that(value):
+    """Whatever the bound, also one that the number itself would keep."""
+    for check, bounds in ((at_least, (-1e300,)), (above, (-1e300,)), (between, (-1e300, 1e300))):
+        with pytest.raises(UsageError, match=r"and below 1e18, not"):
+            check(types.SimpleNamespace(x=value), *bounds, "x")
+    for check in (at_most, below):
+        with pytest.raises(UsageError, match=r"and below 1e18, not"):
+            check(types.SimpleNamespace(x=value), 1e300, "x")
+
+
+@given(
+    value=st.one_of(st.text(max_size=8), st.floats(), st.none()),
+    choices=st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, unique=True),
+)
+def test_a_choice_is_one_of_those_that_are_named(value, choices):
+    own = types.SimpleNamespace(some_flag=value)
+    if value in choices:
+        one_of(own, choices, "some_flag")
+        return
+    with pytest.raises(UsageError) as error:
+        one_of(own, choices, "some_flag")
+    assert str(error.value) == (
+        f"unknown --some-flag {value!r}: choose one of {', '.join(choices)}"
+    )
+    for choice in choices:
+        one_of(types.SimpleNamespace(some_flag=choice), choices, "some_flag")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "complaint"),
+    [
+        ("lab.sweep", ("--jobs", -1), "--jobs must be at least 0, not -1"),
+        ("lab.report", ("--outt", "x"), "Unrecognized options: --outt, x (did you mean --out?)"),
+        ("regression_demo.py", ("--seeds", 1), "--seeds must be between 2 and 1000, not 1"),
+    ],
+)
+def test_a_tool_is_named_as_it_was_typed(name, flags, complaint, script):
+    done = script(name, *flags, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"{name}: error: {complaint}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_complaints_survive_a_terminal_without_unicode(script, monkeypatch):
+    for name, value in (("LC_ALL", "C"), ("PYTHONIOENCODING", "ascii"), ("PYTHONUTF8", "0")):
+        monkeypatch.setitem(ENV, name, value)
+    done = script("dqn_atari.py", "--env-idd", "Pong", check=False)
+    assert done.stderr.startswith(
+        "dqn_atari.py: error: "
+        "Unrecognized options: --env-idd, Pong (did you mean --env-id?); --help lists the flags"
+    )
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_help_lists_every_flag_and_ends_well(algorithm, in_process):
+    done = in_process(f"{algorithm}_atari.py", "--help")
+    assert done.returncode == 0
+    assert f"usage: {algorithm}_atari.py" in done.stdout
+    for name in SCRIPTS[algorithm].Args.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in done.stdout
