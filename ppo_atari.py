@@ -379,7 +379,7 @@ def main(args: Args) -> int:
             logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.log(logs)
             recent.add(rollout.obs)
-            run.measure(recent, agent.critic, "value_contribution")
+            run.measure(recent, agent.critic)
         status = run.finish(parts)
     envs.close()
     return status

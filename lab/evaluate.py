@@ -24,14 +24,14 @@ from lab.common.cli import UsageError, between, describe_os, launch, plural, say
 from lab.common.device import check_device, pick_device
 from lab.common.files import atomic_write, write_json
 from lab.common.provenance import record_provenance
-from lab.common.stats import mean_over_games, normalised, reference_scores
+from lab.common.stats import mean_over_games, normalise, reference_scores
 from lab.common.variants import variant_name
 from lab.training.algorithms import ALGORITHMS, load_script, make_network, score_actions
 from lab.training.atari import AtariEnvs, game_title, resolve_game
-from lab.training.checkpoint import FORMAT, describe_version, newest_footer, newest_whole
+from lab.training.checkpoint import FORMAT, describe_version, find_newest_whole, read_newest_footer
 from lab.training.measure import hidden_layers
-from lab.training.resume import saved_flags
-from lab.training.runfolder import checkpoint_flags, read_config
+from lab.training.resume import load_flags
+from lab.training.runfolder import read_config, select_checkpoint_flags
 from metrics import dead_neurons
 
 SCALE = 3  # pixels of the picture per pixel of the game
@@ -91,14 +91,14 @@ def load(folder: Path, device: torch.device) -> Player:
     algorithm = config["algorithm"]
     if algorithm not in ALGORITHMS:
         raise UsageError(f"{folder}: its algorithm is {algorithm!r}, not one of {ALGORITHMS}")
-    footer = newest_footer(folder)
+    footer = read_newest_footer(folder)
     if footer is not None and footer.format != FORMAT:
         raise UsageError(
             f"{folder}: its checkpoint was {describe_version(footer)}; play it with that one, "
             f"commit {config.get('git_commit')}"
         )
-    flags = saved_flags(load_script(algorithm).Args, folder, config, {}, "")
-    _, content, problems = newest_whole(folder, checkpoint_flags(config["flags"]))
+    flags = load_flags(load_script(algorithm).Args, folder, config, {}, "")
+    _, content, problems = find_newest_whole(folder, select_checkpoint_flags(config["flags"]))
     for problem in problems:
         say(f"{problem}: playing the checkpoint before it")
     envs = AtariEnvs(flags.env_id, 1, 0)
@@ -186,7 +186,7 @@ def summarise(played: PlayedGames, game: str) -> dict:
         "mean_length_agent_steps": float(played.lengths.mean()),
     }
     if game in reference_scores():
-        summary["human_normalised"] = float(normalised(mean, *reference_scores()[game]))
+        summary["human_normalised"] = float(normalise(mean, *reference_scores()[game]))
     return summary
 
 

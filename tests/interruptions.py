@@ -13,7 +13,7 @@ import torch
 from conftest import ENV, TIMEOUT, command_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lab.training.checkpoint import Checkpoints, has_checkpoint, newest_footer, tensors
+from lab.training.checkpoint import Checkpoints, has_checkpoint, iterate_tensors, read_newest_footer
 from lab.training.replay import ReplayBuffer
 from lab.training.signals import CAN_RESUME
 
@@ -91,7 +91,7 @@ def run_with_breaks(algorithm, flags, cwd, breaks, seed, longest, threads=1, dam
         resume = ("--resume", folder if rng.random() < 0.5 else "auto")
         both = all((folder / name).exists() for name in ("previous.pt", "checkpoint.pt"))
         config = json.loads((folder / "config.json").read_text())
-        if newest_footer(folder).step >= config["flags"]["total_timesteps"]:
+        if read_newest_footer(folder).step >= config["flags"]["total_timesteps"]:
             break  # it was killed when all was done
         if damage and both:
             content = bytearray((folder / "checkpoint.pt").read_bytes())
@@ -122,7 +122,7 @@ def final_state(folder, buffer_size=None, num_envs=None) -> dict[str, torch.Tens
     seen = min(saved["recent"]["seen"], len(saved["recent"]["frames"])) if "recent" in saved else 0
     if "recent" in saved:  # rows that were never filled hold anything
         saved["recent"]["frames"] = saved["recent"]["frames"][:seen]
-    state = dict(tensors(saved))
+    state = dict(iterate_tensors(saved))
     state["plain"] = repr([value for value in flat(saved) if not isinstance(value, torch.Tensor)])
     if memory is not None:
         memory.load_state_dict(saved["buffer"])

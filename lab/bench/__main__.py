@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from lab.bench.bound import bound_table, costs_table, measure_bound, measure_costs
-from lab.bench.compare import commands_table, measure_commands
+from lab.bench.bound import format_bound, format_costs, measure_bound, measure_costs
+from lab.bench.compare import format_commands, measure_commands
 from lab.bench.flags import Args, check
-from lab.bench.scaling import draw_scaling, measure_scaling, scaling_table
+from lab.bench.scaling import draw_scaling, format_scaling, measure_scaling
 from lab.common.cli import UsageError, describe_os, launch, say
 from lab.common.device import pick_device
 from lab.common.files import atomic_write, write_json
@@ -110,7 +110,7 @@ def measure(args: Args, device: torch.device, results: Results):
     if args.part == "bound":
         for samples in measure_bound(args, device):
             results.keep("bound", samples)
-        say(bound_table(samples))
+        say(format_bound(samples))
         costly = (
             args.precisions[0],
             args.variants[-1],
@@ -123,15 +123,15 @@ def measure(args: Args, device: torch.device, results: Results):
         for name, rate in rates.items():
             costs[name] = measure_costs(name, args, device, rate)
             results.keep("costs_seconds", costs)
-        say(costs_table(costs, rates))
+        say(format_costs(costs, rates))
     elif args.part == "scaling":
         for samples in measure_scaling(args.repeats, args.seconds, args.device):
             results.keep("scaling", samples)
-        say(scaling_table(samples))
+        say(format_scaling(samples))
     else:
         for samples in measure_commands(args):
             results.keep("commands", samples)
-        say(commands_table(samples))
+        say(format_commands(samples))
 
 
 if __name__ == "__main__":

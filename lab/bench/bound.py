@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import torch
 
-from lab.bench.timing import emulator_seconds, make_kernels, seconds_each, time_whole_run
+from lab.bench.timing import make_kernels, time_call, time_emulator, time_whole_run
 from lab.common import tags
 from lab.common.cli import UsageError, say
 from lab.common.tables import format_range, markdown_table
 from lab.training.algorithms import load_script, script_args
 from lab.training.atari import AtariEnvs
-from lab.training.checkpoint import newest_footer
+from lab.training.checkpoint import read_newest_footer
 from lab.training.frames import RecentObs
 from lab.training.replay import SEGMENT, ReplayBuffer
 from lab.training.run import Run
@@ -32,12 +32,12 @@ def hide_output():
         yield
 
 
-def seconds_per_step(kernel, emulator: AtariEnvs, at_least: float, device) -> dict[str, float]:
+def time_parts(kernel, emulator: AtariEnvs, at_least: float, device) -> dict[str, float]:
     """Time the three parts alone, each with the whole machine."""
     return {
-        "emulator": emulator_seconds(emulator, at_least),
-        "act": seconds_each(kernel.act, at_least, device) / kernel.steps_per_act,
-        "learn": seconds_each(kernel.learn, at_least, device) / kernel.steps_per_learn,
+        "emulator": time_emulator(emulator, at_least),
+        "act": time_call(kernel.act, at_least, device) / kernel.steps_per_act,
+        "learn": time_call(kernel.learn, at_least, device) / kernel.steps_per_learn,
     }
 
 
@@ -65,10 +65,10 @@ def measure_bound(args, device: torch.device) -> Iterator[dict]:
                     games = AtariEnvs(args.env_id, of_script.num_envs, 1, num_threads=count)
                     games.reset()
                     ready[algorithm, count] = games
-            parts = seconds_per_step(ready[name], ready[algorithm, 0], args.seconds, device)
+            parts = time_parts(ready[name], ready[algorithm, 0], args.seconds, device)
             if device.type == "cpu":
                 torch.set_num_threads(1)
-                one = seconds_per_step(ready[name], ready[algorithm, 1], args.seconds, device)
+                one = time_parts(ready[name], ready[algorithm, 1], args.seconds, device)
                 torch.set_num_threads(threads)
                 overlapped = threads / sum(one.values())
             else:
@@ -133,14 +133,14 @@ def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float
                         found[what].append(time.perf_counter() - start)
                 if run.stopped is not None:
                     sys.exit(128 + run.stopped)
-                footer = newest_footer(run.folder)
+                footer = read_newest_footer(run.folder)
                 if footer is None or footer.step != run.step:
                     raise UsageError(f"no checkpoint could be written to {folder}")
         games.close()
     return found
 
 
-def bound_table(found: dict[tuple[str, ...], Samples]) -> str:
+def format_bound(found: dict[tuple[str, ...], Samples]) -> str:
     """Format rates in agent steps per second, each as median (min to max)."""
     columns = ("emulator", "act", "learn", "bound", "bound_overlapped", "whole")
     rows = [("algorithm", "precision", "variant", *columns, "whole / bound", "memory, GB")]
@@ -157,7 +157,7 @@ def bound_table(found: dict[tuple[str, ...], Samples]) -> str:
     return markdown_table(rows)
 
 
-def costs_table(found: dict[tuple[str, ...], Samples], rates: dict[tuple[str, ...], float]) -> str:
+def format_costs(found: dict[tuple[str, ...], Samples], rates: dict[tuple[str, ...], float]) -> str:
     """Format what logging, measurements and checkpoints take at the default intervals."""
     rows = [("algorithm", "precision", "variant", "of", "seconds each", "share of the time, %")]
     for name, samples in found.items():

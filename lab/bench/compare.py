@@ -36,7 +36,7 @@ def measure_commands(args) -> Iterator[dict]:
         yield found
 
 
-def commands_table(found: dict[str, Samples]) -> str:
+def format_commands(found: dict[str, Samples]) -> str:
     """Format each command's rate, and its ratio to the first, repeat by repeat."""
     rows = [("command", "agent steps/s", f"ratio to {next(iter(found))}")]
     rows += [

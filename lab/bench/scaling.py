@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from lab.bench.timing import emulator_seconds, run_command, time_whole_run
+from lab.bench.timing import run_command, time_emulator, time_whole_run
 from lab.common.cli import UsageError, plural, say
 from lab.common.device import free_memory
 from lab.common.tables import format_range, markdown_table
@@ -58,7 +58,7 @@ def measure_scaling(repeats: int, seconds: float, device: str) -> Iterator[dict]
                 games = AtariEnvs("Breakout", count, 1, num_threads=threads)
                 games.reset()
                 series = f"emulator, {plural(threads, 'thread')}"
-                alone = 1 / emulator_seconds(games, seconds)
+                alone = 1 / time_emulator(games, seconds)
                 found["games", series, count]["rate"].append(alone)
                 games.close()
         for algorithm in ALGORITHMS:
@@ -74,7 +74,7 @@ def measure_scaling(repeats: int, seconds: float, device: str) -> Iterator[dict]
             add_rate(repeat, "runs at once", algorithm, 1)
             if cores > 1:
                 say(f"{repeat + 1} of {repeats}: {cores} runs of {algorithm} at once")
-                together = rate_together(algorithm, device, cores)
+                together = measure_together(algorithm, device, cores)
                 found["runs at once", algorithm, cores]["rate"].append(together)
         for size in BUFFERS:
             if size * BYTES_EACH < free_memory(torch.device("cpu")):
@@ -83,7 +83,7 @@ def measure_scaling(repeats: int, seconds: float, device: str) -> Iterator[dict]
         yield found
 
 
-def rate_together(algorithm: str, device: str, count: int) -> float:
+def measure_together(algorithm: str, device: str, count: int) -> float:
     """Return the rate of several runs side by side, one thread each, while all of them learn."""
     with ThreadPoolExecutor(count) as pool:
         runs = [pool.submit(time_whole_run, algorithm, device, threads=1) for _ in range(count)]
@@ -95,7 +95,7 @@ def rate_together(algorithm: str, device: str, count: int) -> float:
     return float(steps / (end - start))
 
 
-def scaling_table(found: dict[tuple, dict[str, list]]) -> str:
+def format_scaling(found: dict[tuple, dict[str, list]]) -> str:
     """Return a row for each point, as median (min to max)."""
     rows = [("against", "what", "x", "agent steps/s or GB")]
     for (group, series, x), samples in found.items():

@@ -65,13 +65,13 @@ def make_kernels(algorithm: str, args, device: torch.device, num_actions: int = 
     else:
         optimizer = torch.optim.Adam(network.parameters(), eps=args.adam_eps, fused=True)
     parts = {"network": network, "optimizer": optimizer}
-    obs = random_obs(args.metrics_samples).to(device)
+    obs = make_random_obs(args.metrics_samples).to(device)
     make = make_dqn_kernels if algorithm == "dqn" else make_rollout_kernels
     script = load_script(algorithm)
     return Kernels(*make(script, args, parts, num_actions), parts, value_head(network), obs)
 
 
-def random_obs(count: int) -> Tensor:
+def make_random_obs(count: int) -> Tensor:
     """Return uint8 (count, 4, 84, 84), channels last in memory, as the scripts keep them."""
     return channels_last(torch.randint(256, (count, *OBS_SHAPE), dtype=torch.uint8))
 
@@ -81,7 +81,7 @@ def make_dqn_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     network, optimizer = parts["network"], parts["optimizer"]
     parts["target_network"] = copy.deepcopy(network)
     device = network.head.weight.device
-    obs, next_obs = (random_obs(args.batch_size).to(device) for _ in range(2))
+    obs, next_obs = (make_random_obs(args.batch_size).to(device) for _ in range(2))
     actions = torch.randint(num_actions, (args.batch_size,), device=device)
     zeros = torch.zeros(args.batch_size, device=device)
     batch = Batch(obs, actions, zeros, next_obs, zeros)
@@ -100,7 +100,7 @@ def make_rollout_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     network, optimizer = parts["network"], parts["optimizer"]
     device = value_head(network).weight.device
     rollout = script.empty_rollout(args, device)
-    rollout.obs.copy_(random_obs(args.num_steps * args.num_envs).view(rollout.obs.shape))
+    rollout.obs.copy_(make_random_obs(args.num_steps * args.num_envs).view(rollout.obs.shape))
     rollout.actions.copy_(torch.randint(num_actions, rollout.actions.shape))
     rollout.dones.zero_()
     rollout.returns.copy_(torch.randn(rollout.returns.shape))
@@ -121,7 +121,7 @@ def make_rollout_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     return act, steps, learn, steps
 
 
-def seconds_each(call: Callable[[], object], at_least: float, device: torch.device) -> float:
+def time_call(call: Callable[[], object], at_least: float, device: torch.device) -> float:
     """Return the mean seconds of a call, over `at_least` seconds, after one to warm up."""
 
     def wait():
@@ -138,7 +138,7 @@ def seconds_each(call: Callable[[], object], at_least: float, device: torch.devi
     return (time.perf_counter() - start) / count
 
 
-def emulator_seconds(envs: AtariEnvs, at_least: float) -> float:
+def time_emulator(envs: AtariEnvs, at_least: float) -> float:
     """Return the mean seconds per agent step of the games alone, played at random."""
     rng = np.random.default_rng(0)
     actions = rng.integers(envs.single_action_space.n, size=(1024, envs.num_envs))
@@ -212,7 +212,7 @@ def run_command(
             while process.returncode is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.1)
-                peak = max(peak, peak_memory_gb(process.pid))
+                peak = max(peak, read_peak_memory(process.pid))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # with what the command has started
@@ -223,7 +223,7 @@ def run_command(
     return time.perf_counter() - start, peak
 
 
-def peak_memory_gb(pid: int) -> float:
+def read_peak_memory(pid: int) -> float:
     """Return the peak resident memory in GB so far, or 0 if the process has ended."""
     # Not getrusage's, which of a new process starts from the memory of the one that made it.
     with contextlib.suppress(OSError):

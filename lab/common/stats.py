@@ -64,7 +64,7 @@ def reference_scores() -> dict[str, tuple[float, float]]:
         }
 
 
-def normalised(scores: np.ndarray, low: float, high: float) -> np.ndarray:
+def normalise(scores: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return (score - low) / (high - low), of random and human score or a baseline's range."""
     return (np.asarray(scores, dtype=float) - low) / (high - low)
 
@@ -199,12 +199,14 @@ def _student(samples: list[np.ndarray], signs: list[float], games: int) -> Estim
     generalization of Student's problem") and Satterthwaite (1946), which for one sample are
     Student's. No spread at all gives an interval without width, one seed none.
     """
-    value = sum(sign * of.mean(axis=0) for sign, of in zip(signs, samples, strict=True)) / games
-    if any(len(of) < 2 for of in samples):
+    value = (
+        sum(sign * sample.mean(axis=0) for sign, sample in zip(signs, samples, strict=True)) / games
+    )
+    if any(len(sample) < 2 for sample in samples):
         return Estimate(value, value * np.nan, value * np.nan)
-    parts = [of.var(axis=0, ddof=1) / len(of) / games**2 for of in samples]
+    parts = [sample.var(axis=0, ddof=1) / len(sample) / games**2 for sample in samples]
     variance = sum(parts)
-    below = sum(part**2 / (len(of) - 1) for part, of in zip(parts, samples, strict=True))
+    below = sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, samples, strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = np.where(below > 0, variance**2 / below, 1.0)
     half = stats.t.ppf(0.5 + LEVEL / 2, freedom) * np.sqrt(variance)

@@ -35,5 +35,5 @@ def saturated(layer: str = "z") -> str:
 
 
 def contribution(part: str, algorithm: str) -> str:
-    """Return the tag of what a part of z ("dead_abs", "live", ...) adds to the head's output."""
+    """Return the tag of what a part of z ("dead_abs", "live", ...) adds to Q-values or value."""
     return f"{'value' if algorithm == 'ppo' else 'q'}_contribution/{part}"

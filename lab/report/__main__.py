@@ -25,7 +25,7 @@ from lab.report.measures import is_counted
 from lab.report.page import render_page
 from lab.report.rows import flatten_estimates, list_claims, list_runs, tabulate_group
 from lab.report.runs import CURVES_CSV, RUNS_CSV, RunRecord, tabulate_runs
-from lab.report.scores import Scores
+from lab.report.scores import GroupStatistics
 from lab.report.verdicts import judge_all
 
 FIGURES = ("curves", "representation", "efficiency", "profiles", "improvement", "prediction")
@@ -82,7 +82,7 @@ def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[s
     claims = list_claims(judge_all(groups))
     files, sections = {}, []
     for name, group in zip(name_groups(groups), groups, strict=True):
-        scores = Scores(group, args.first, args.baseline)
+        scores = GroupStatistics(group, args.first, args.baseline)
         tables, drawn = tabulate_group(scores), {}
         figures = draw_all(scores) if args.figures else {}
         for which, rows in tables.items():

@@ -16,7 +16,7 @@ from lab.common import tags
 from lab.report.claims import MIN_SEEDS
 from lab.report.groups import Group
 from lab.report.runs import SCORE
-from lab.report.scores import Band, Scores
+from lab.report.scores import Band, GroupStatistics
 
 OVER_TIME = {  # measure of a layer -> title, whether it is a share
     "dead_kde": ("dead neurons", True),
@@ -92,7 +92,7 @@ def draw_line(axes, band: Band | None, color: str, label: str):
         axes.plot(band.x, band.runs.T, color=color, alpha=0.4, lw=0.8)
 
 
-def draw_curves(scores: Scores) -> Figure:
+def draw_curves(scores: GroupStatistics) -> Figure:
     """Draw the score against agent steps, a panel per game."""
     group = scores.group
     figure, panels = make_panels(len(group.games))
@@ -107,7 +107,7 @@ def draw_curves(scores: Scores) -> Figure:
     return figure
 
 
-def draw_representation(scores: Scores) -> Figure:
+def draw_representation(scores: GroupStatistics) -> Figure:
     """Draw dead and saturated shares and rank of z against agent steps; branches dotted."""
     group = scores.group
     cells = [(game, measure) for game in group.games for measure in OVER_TIME]
@@ -132,7 +132,7 @@ def draw_representation(scores: Scores) -> Figure:
     return figure
 
 
-def draw_efficiency(scores: Scores) -> Figure:
+def draw_efficiency(scores: GroupStatistics) -> Figure:
     """Draw the interquartile mean of the human-normalised score against agent steps."""
     figure, (axes,) = make_panels(1)
     for variant, band in scores.efficiency.items():
@@ -143,7 +143,7 @@ def draw_efficiency(scores: Scores) -> Figure:
     return figure
 
 
-def draw_profiles(scores: Scores) -> Figure:
+def draw_profiles(scores: GroupStatistics) -> Figure:
     """Draw the share of runs above each human-normalised score."""
     figure, (axes,) = make_panels(1)
     for variant, band in scores.profiles.items():
@@ -157,7 +157,7 @@ def draw_profiles(scores: Scores) -> Figure:
     return figure
 
 
-def draw_improvement(scores: Scores) -> Figure:
+def draw_improvement(scores: GroupStatistics) -> Figure:
     """Draw how often a run of the first variant beats one of each other."""
     found = scores.improvements
     figure, (axes,) = make_panels(1, height=0.4 * len(found) + 1.2)
@@ -174,7 +174,7 @@ def draw_improvement(scores: Scores) -> Figure:
     return figure
 
 
-def draw_prediction(scores: Scores) -> Figure:
+def draw_prediction(scores: GroupStatistics) -> Figure:
     """Draw dead products against what independent branches would give, a point per run."""
     figure, (axes,) = make_panels(1)
     for variant in scores.group.variants:
@@ -191,7 +191,7 @@ def draw_prediction(scores: Scores) -> Figure:
     return figure
 
 
-def draw_all(scores: Scores) -> dict[str, Figure]:
+def draw_all(scores: GroupStatistics) -> dict[str, Figure]:
     """Return name -> figure, those for which there is something to draw."""
     found = {"curves": draw_curves(scores)}
     shown = {tags.of_layer(measure) for measure in OVER_TIME}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lab.common.stats import Scores, normalised, reference_scores
+from lab.common.stats import Scores, normalise, reference_scores
 from lab.common.variants import FREE_FLAGS, PAPER_VARIANTS, VARIANT_FLAGS
 from lab.report.measures import final_value, is_counted
 from lab.report.runs import SCORE, RunRecord
@@ -94,7 +94,7 @@ class Group:
         """Return scores at the end, (seeds,) per game; all games need a human score."""
         known = reference_scores()
         scores = self.values(variant, games, SCORE)
-        return [normalised(of, *known[game]) for game, of in zip(games, scores, strict=True)]
+        return [normalise(of, *known[game]) for game, of in zip(games, scores, strict=True)]
 
 
 def group_runs(runs: list[RunRecord]) -> list[Group]:

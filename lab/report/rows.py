@@ -4,11 +4,11 @@ from lab.common.stats import Estimate
 from lab.common.tables import format_number
 from lab.report.measures import final_value, is_counted
 from lab.report.runs import SCORE, RunRecord
-from lab.report.scores import Scores
+from lab.report.scores import GroupStatistics
 from lab.report.verdicts import OPEN, Finding
 
 
-def tabulate_group(scores: Scores) -> dict[str, list[dict]]:
+def tabulate_group(scores: GroupStatistics) -> dict[str, list[dict]]:
     """Return the tables of a group by name; those without rows are left out."""
     tables = {
         "games": scores.by_game,

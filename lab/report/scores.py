@@ -26,7 +26,7 @@ class Band(NamedTuple):
     runs: np.ndarray | None = None
 
 
-class Scores:
+class GroupStatistics:
     """Statistics of a group; each is computed when a table or a figure first asks for it.
 
     `first` is the variant to compare with all others, `baseline` that of the normalised scores.
@@ -80,7 +80,7 @@ class Scores:
                 scores = []
                 for game, (low, high) in ranges.items():
                     (of_game,) = self.group.values(variant, [game], SCORE)
-                    scores.append(stats.normalised(of_game, low, high))
+                    scores.append(stats.normalise(of_game, low, high))
                 row = {"scale": scale, "variant": variant, "games": len(ranges)}
                 row |= {name: stats.estimate(scores, of) for name, of in stats.STATISTICS.items()}
                 rows.append(row)
@@ -118,7 +118,7 @@ class Scores:
         found, known, steps = {}, stats.reference_scores(), self.group.runs[0].steps
         for variant in self.variants:
             curves = [
-                stats.normalised(self._curves(variant, game, SCORE), *known[game])
+                stats.normalise(self._curves(variant, game, SCORE), *known[game])
                 for game in self.games
             ]
             with warnings.catch_warnings():

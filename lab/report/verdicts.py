@@ -195,29 +195,29 @@ def format_fewest_runs(claim: Claim) -> str:
     return f"{claim.seeds} seeds of {' and '.join(claim.variants)} {where}"
 
 
-def reach_verdict(of: Measured, seeds: int) -> tuple[str, str]:
+def reach_verdict(measured: Measured, seeds: int) -> tuple[str, str]:
     """Return (verdict, why): the interval lies within, beyond, or across what the claim asks.
 
     Where there is a p, it decides in place of the interval. `seeds` are the most of a variant in a
     game: an open verdict says how many it would take in each, but where the measure is `undecided`
     or has no interval it says that alone.
     """
-    value, low, high = of.estimate
-    if of.undecided:
-        return OPEN, of.undecided
-    if of.p is not None:
-        if of.p >= 0.05:
-            deviation = max(norm.isf(of.p / 2), 1e-9)
+    value, low, high = measured.estimate
+    if measured.undecided:
+        return OPEN, measured.undecided
+    if measured.p is not None:
+        if measured.p >= 0.05:
+            deviation = max(norm.isf(measured.p / 2), 1e-9)
             short = norm.isf(0.05 / 2) / deviation
-            return OPEN, f"p = {of.p:.3f}: {format_seeds_needed(seeds, short)}"
-        return (SUPPORTED if value > of.above else CONTRADICTED), ""
+            return OPEN, f"p = {measured.p:.3f}: {format_seeds_needed(seeds, short)}"
+        return (SUPPORTED if value > measured.above else CONTRADICTED), ""
     if math.isnan(low):
         return OPEN, "no interval: takes more seeds"
-    if of.above < low and high < of.below:
+    if measured.above < low and high < measured.below:
         return SUPPORTED, ""
-    if high < of.above or low > of.below:
+    if high < measured.above or low > measured.below:
         return CONTRADICTED, ""
-    bounds = [bound for bound in (of.above, of.below) if math.isfinite(bound)]
+    bounds = [bound for bound in (measured.above, measured.below) if math.isfinite(bound)]
     # From the value to a bound, and how far the interval reaches that way.
     reaches = [
         (abs(value - bound), high - value if value < bound else value - low) for bound in bounds

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from lab.common.cli import UsageError, launch, plural, say
 from lab.sweep.flags import Args
-from lab.sweep.plan import PlannedRun, flags_of_algorithm, plan_runs
+from lab.sweep.plan import PlannedRun, plan_runs, select_flags
 from lab.sweep.pool import make_pool
 
 
 def print_plan(planned: list[PlannedRun]):
     """Print every run: its command and what is there of it."""
     for run in planned:
-        found = run.found()
+        found = run.pick()
         there = "new"
         if found is not None:
             step = 0 if found.footer is None else found.footer.step
@@ -32,12 +32,12 @@ def print_plan(planned: list[PlannedRun]):
     say(plural(len(planned), "run"))
 
 
-def command_of_one(run: PlannedRun, args: Args) -> tuple[str, ...]:
+def build_single_run_flags(run: PlannedRun, args: Args) -> tuple[str, ...]:
     """Return the command line of a sweep that has this run alone."""
     named = ("--algorithms", run.algorithm, "--variants", run.variant, "--games", run.game)
     named += ("--seeds", str(run.seed), "--runs-dir", args.runs_dir, "--jobs", "1")
     named += ("--stalled-after", str(args.stalled_after))
-    return (*named, "--", *flags_of_algorithm(run.algorithm, args.flags))
+    return (*named, "--", *select_flags(run.algorithm, args.flags))
 
 
 def submit_to_slurm(args: Args) -> int:
@@ -64,7 +64,7 @@ def submit_to_slurm(args: Args) -> int:
     }
     logs = Path(args.runs_dir) / "logs"
     given = {name: value for name, value in parameters.items() if value is not None}
-    job = slurm.submit([command_of_one(run, args) for run in left], logs / "slurm", **given)
+    job = slurm.submit([build_single_run_flags(run, args) for run in left], logs / "slurm", **given)
     say(
         f"submitted {plural(len(left), 'run')} as job {job}: squeue --job {job} shows them, "
         f"{logs}/ has their output, scancel {job} ends them; --dry-run shows their progress"

@@ -36,7 +36,7 @@ class PlannedRun(NamedTuple):
         """Return all runs of these flags that are there, finished or not."""
         return find_runs_of(self.args, self.algorithm)
 
-    def found(self) -> RunOnDisk | None:
+    def pick(self) -> RunOnDisk | None:
         """Return the finished one, else the newest; None before it starts."""
         runs = self.runs()
         return max(runs, key=lambda run: (run.has_finished(self.args), run.started), default=None)
@@ -46,7 +46,7 @@ class PlannedRun(NamedTuple):
         return any(run.has_finished(self.args) for run in self.runs())
 
 
-def flags_of_algorithm(algorithm: str, more: tuple[str, ...]) -> tuple[str, ...]:
+def select_flags(algorithm: str, more: tuple[str, ...]) -> tuple[str, ...]:
     """Return the flags in `more` that are for this algorithm.
 
     Those before a word such as `dqn:` are for all, those after it for that one alone.
@@ -92,7 +92,7 @@ def plan_run(seed: int, game: str, variant: str, algorithm: str, args: Args) -> 
     except ValueError as error:
         raise UsageError(str(error)) from None
     own = ("--env-id", title, "--seed", str(seed), "--runs-dir", args.runs_dir)
-    given = flags_of_algorithm(algorithm, args.flags)
+    given = select_flags(algorithm, args.flags)
     flags = (*own, *variant_flags(variant, ACTIVATIONS), *given)
     try:
         of_script = script_args(algorithm, *flags)

@@ -101,7 +101,7 @@ class Pool:
         self.started = time.monotonic()
         self.table = Table()
 
-    def running(self) -> list[Job]:
+    def list_running(self) -> list[Job]:
         """Return the jobs that are under way."""
         return [job for job in self.jobs if job.state == "running"]
 
@@ -112,7 +112,7 @@ class Pool:
         given = () if job.planned.args.env_threads else own
         environment = {"OMP_NUM_THREADS": str(self.threads)} | os.environ
         if self.devices:
-            runs_on = Counter(other.gpu for other in self.running())
+            runs_on = Counter(other.gpu for other in self.list_running())
             job.gpu = min(self.devices, key=lambda name: runs_on[name])
             environment["CUDA_VISIBLE_DEVICES"] = job.gpu
         with job.log.open("ab") as log:
@@ -165,14 +165,14 @@ class Pool:
 
     def step(self):
         """Take in what has ended, and start what there is room for."""
-        for job in self.running():
+        for job in self.list_running():
             if job.process.poll() is not None:
                 self.take_in(job)
             elif job.silent_for(time.monotonic()) > self.stalled_after:
                 job.killed = True
                 os.killpg(job.process.pid, signal.SIGKILL)
         for job in self.jobs:
-            if self.stops or len(self.running()) >= self.at_once:
+            if self.stops or len(self.list_running()) >= self.at_once:
                 break
             if job.state not in ("to come", "elsewhere"):
                 continue
@@ -197,8 +197,8 @@ class Pool:
             number, how = signal.SIGTERM, "before their next rollouts (Ctrl-C: at once)"
         else:
             number, how = signal.SIGKILL, "at once"
-        self.table.event(f"stopping {plural(len(self.running()), 'run')} {how}")
-        for job in self.running():
+        self.table.event(f"stopping {plural(len(self.list_running()), 'run')} {how}")
+        for job in self.list_running():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(job.process.pid, number)
 
@@ -211,7 +211,7 @@ class Pool:
                     self.pass_on_stop()
                 self.step()
                 open_ones = any(job.state in ("to come", "elsewhere") for job in self.jobs)
-                if not self.running() and (self.stops or not open_ones):
+                if not self.list_running() and (self.stops or not open_ones):
                     break
                 self.table.show(self.jobs, time.monotonic() - self.started)
                 time.sleep(LOOK_EVERY)

@@ -99,14 +99,14 @@ def restore(parts: dict, saved: dict):
             part.load_state_dict(saved[name])
 
 
-def tensors(value, name: str = ""):
+def iterate_tensors(value, name: str = ""):
     """Yield (name, tensor) in a nest of dicts and lists: "optimizer.state.0.exp_avg"."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            yield from tensors(item, f"{name}.{key}" if name else str(key))
+            yield from iterate_tensors(item, f"{name}.{key}" if name else str(key))
 
 
 def read_footer(path: Path) -> Footer:
@@ -119,7 +119,7 @@ def read_footer(path: Path) -> Footer:
     return Footer(int(match[2]), int(match[3]), int(match[4], 16))
 
 
-def newest_footer(folder: Path) -> Footer | None:
+def read_newest_footer(folder: Path) -> Footer | None:
     """Return the footer of the newest checkpoint that has one, or None."""
     for name in (NEWEST, PREVIOUS):
         with contextlib.suppress(OSError, Damaged):
@@ -162,7 +162,7 @@ def read_state(path: Path) -> dict:
     return found
 
 
-def newest_whole(
+def find_newest_whole(
     folder: Path, flags: dict, use: Callable[[dict], None] = lambda content: None
 ) -> tuple[Path, dict, list[str]]:
     """Find the newest checkpoint that is whole and of which `use` can read the rest.
@@ -274,7 +274,7 @@ class Checkpoints:
         def fill(content: dict):
             self._load_segments(content["segments"], memory)
 
-        path, content, problems = newest_whole(self.folder, self.flags, fill)
+        path, content, problems = find_newest_whole(self.folder, self.flags, fill)
         if problems:  # else the next checkpoint would take the place of the whole one
             os.replace(self.folder / NEWEST, self.folder / DAMAGED)
         self.number, self.segments = content["number"], content["segments"]

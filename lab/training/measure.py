@@ -3,7 +3,7 @@
 import collections
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hadamard import features
 from lab.common import tags
@@ -53,24 +53,21 @@ def hidden_layers(
 
 
 def measure_representation(
-    layers: dict[str, Tensor], weight: Tensor, bias: Tensor, contribution: str = "q_contribution"
+    layers: dict[str, Tensor], head: nn.Linear, algorithm: str
 ) -> dict[str, float]:
     """Measure the hidden layers and their head; return values by TensorBoard tag.
 
     layers: "z" and, where there are any, "branch_0" ..., "conv_1" ..., each (samples, features);
-    weight (actions, features) and bias (actions,) of the layer that reads z. Its output's parts, at
-    the tags below `contribution`, are means over samples and actions, those called `_abs` of the
-    magnitudes.
+    `head` reads Q-values or the value off z. What live and dead neurons bring into its output are
+    means over samples and actions, those called `_abs` of the magnitudes.
     """
     values, dead_of = {}, {name: dead_neurons(layer) for name, layer in layers.items()}
     for name, layer in layers.items():
         for measure, value in measure_layer(layer, dead_of[name]).items():
             values[tags.of_layer(measure, name)] = value
-    live, dead = q_contribution(layers["z"], dead_of["z"], weight, bias)
-    return values | {
-        f"{contribution}/live": live.mean().item(),
-        f"{contribution}/dead": dead.mean().item(),
-        f"{contribution}/bias": bias.mean().item(),
-        f"{contribution}/live_abs": live.abs().mean().item(),
-        f"{contribution}/dead_abs": dead.abs().mean().item(),
-    }
+    live, dead = q_contribution(layers["z"], dead_of["z"], head.weight, head.bias)
+    parts = {"live": live, "dead": dead, "bias": head.bias}
+    parts |= {"live_abs": live.abs(), "dead_abs": dead.abs()}
+    for part, contribution in parts.items():
+        values[tags.contribution(part, algorithm)] = contribution.mean().item()
+    return values

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from lab.common.cli import UsageError, flag, parse_flags, say
 from lab.training.atari import resolve_game
-from lab.training.checkpoint import FORMAT, describe_version, newest_footer, newest_whole
+from lab.training.checkpoint import FORMAT, describe_version, find_newest_whole, read_newest_footer
 from lab.training.runfolder import (
-    checkpoint_flags,
     find_runs_of,
-    flags_that_decide,
     in_use,
     read_config,
+    select_checkpoint_flags,
+    select_deciding_flags,
 )
 
 
@@ -46,7 +46,7 @@ def same_game(one: str, other: str) -> bool:
     return False
 
 
-def saved_flags(args_class, folder: Path, config: dict, overrides: dict, asked: str = "--resume "):
+def load_flags(args_class, folder: Path, config: dict, overrides: dict, asked: str = "--resume "):
     """Return the flags of a run as `args_class`, with `overrides` in place of its own.
 
     Raises UsageError if they are not those of this version, or of another kind.
@@ -75,7 +75,7 @@ def require_resumable(folder: Path, config: dict, algorithm: str):
             f"--resume {folder}: it is a run of {config['algorithm']}; resume it with "
             f"{config['algorithm']}_atari.py"
         )
-    footer = newest_footer(folder)
+    footer = read_newest_footer(folder)
     if footer is None and config.get("finished"):
         raise UsageError(
             f"--resume {folder}: it has finished ({config['finished']:,} agent steps), and the "
@@ -94,7 +94,7 @@ def refuse_contradictions(folder: Path, config: dict, saved, given):
     """Raise UsageError if the flags that are given are not those of the run."""
     contradicting = [
         f"{flag(name)} {value} contradicts the run in {folder}, which has {getattr(saved, name)}"
-        for name, value in flags_that_decide(dataclasses.asdict(given)).items()
+        for name, value in select_deciding_flags(dataclasses.asdict(given)).items()
         if value not in (getattr(saved, name), config["flags"].get(name))
         and not (name == "env_id" and same_game(value, saved.env_id))
     ]
@@ -128,24 +128,24 @@ def resolve_resume(args, algorithm: str):
         config["flags"].get("device") == "auto"
     ):  # keep what auto chose at the start, also on another machine
         overrides["device"] = "cpu" if config.get("device", "cpu") == "cpu" else "cuda"
-    saved = saved_flags(type(args), folder, config, overrides)
+    saved = load_flags(type(args), folder, config, overrides)
     if is_auto:
         changeable = ("checkpoint_every", "track", "env_threads")
         given = dataclasses.replace(saved, **{name: getattr(args, name) for name in changeable})
     else:
         given = parse_flags(type(args), default=saved)
     refuse_contradictions(folder, config, saved, given)
-    step = newest_footer(folder).step
+    step = read_newest_footer(folder).step
     if step >= given.total_timesteps:
         longer = "to train longer, give a larger --total-timesteps"
         say(f"{folder} has finished: {step:,} agent steps; {longer}")
         return None
-    newest_whole(folder, checkpoint_flags(config["flags"]))
+    find_newest_whole(folder, select_checkpoint_flags(config["flags"]))
     overrides["env_id"] = saved.env_id  # keep the run's own spelling of the game
     return dataclasses.replace(given, **overrides)
 
 
-def resumed_config(folder: Path, now: dict, step: int) -> dict:
+def add_resumption(folder: Path, now: dict, step: int) -> dict:
     """Return config.json of a run that goes on from this step; where and how is added to it.
 
     `now` describes the run as it goes on (`describe`).

@@ -28,16 +28,22 @@ from lab.training.checkpoint import (
     capture,
     find_memory,
     has_checkpoint,
+    iterate_tensors,
     restore,
-    tensors,
 )
 from lab.training.checks import check_memory
 from lab.training.figures import draw_kde
 from lab.training.logger import Logger, start_tracking
 from lab.training.measure import hidden_layers, measure_representation, measurement_due
 from lab.training.progress import Progress
-from lab.training.resume import resolve_resume, resumed_config
-from lab.training.runfolder import checkpoint_flags, describe, fresh_folder, lock, read_config
+from lab.training.resume import add_resumption, resolve_resume
+from lab.training.runfolder import (
+    describe,
+    fresh_folder,
+    lock,
+    read_config,
+    select_checkpoint_flags,
+)
 from lab.training.signals import CAN_RESUME, StopSignals
 
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
@@ -124,7 +130,7 @@ class Run:
                 board = start_board(self.folder, self.config, losses)
                 tracked = self._start_tracking()
         self._logger = Logger(self.folder, board, network, tracked)
-        self._checkpoints = Checkpoints(self.folder, checkpoint_flags(self.config["flags"]))
+        self._checkpoints = Checkpoints(self.folder, select_checkpoint_flags(self.config["flags"]))
         say(
             f"{self.config['game']}, {algorithm}, {self.config['variant']}, seed {args.seed}: "
             f"{num_parameters:,} parameters on {device}, {self.folder}"
@@ -176,12 +182,11 @@ class Run:
         self._logger.write(shown, self.step)
         self._logger.warn_if_full(self.step)
 
-    def measure(self, recent, head: nn.Linear, contribution: str = "q_contribution"):
+    def measure(self, recent, head: nn.Linear):
         """Measure z, its branches and its head over the newest observations, where it is time.
 
-        `recent.newest(count)` gives observations (count, 4, 84, 84) or None. With --apply-to all
-        the convolutions are measured, too. `contribution` is the tag of what live and dead neurons
-        bring into the outputs of `head`: see `measure_representation`.
+        `recent.newest(count)` gives observations (count, 4, 84, 84) or None; `head` reads Q-values
+        or the value off z. With --apply-to all the convolutions are measured, too.
         """
         due = measurement_due(self.args, self._looked, self.step)
         self._looked = self.step
@@ -190,7 +195,7 @@ class Run:
             return
         layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
         self._logger.require_finite(layers.items(), self.step)
-        values = measure_representation(layers, head.weight, head.bias, contribution)
+        values = measure_representation(layers, head, self.config["algorithm"])
         self._logger.write_finite(values, self.step)
         self._progress.layer = f"  dead {values[tags.dead()]:.0%}  rank {values[tags.rank()]}"
         if self._measurements % FIGURE_EVERY == 0:
@@ -239,7 +244,7 @@ class Run:
         self._progress.start_from(self.step)
         self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
         try:
-            config = resumed_config(self.folder, self.config, self.step)
+            config = add_resumption(self.folder, self.config, self.step)
             write_json(self.folder / "config.json", config)
         except OSError as error:
             self._logger.warn(f"config.json stays as it was: {describe_os(error)}", self.step)
@@ -257,7 +262,7 @@ class Run:
             return
         self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
         content = capture(parts)
-        self._logger.require_finite(tensors(content), self.step)
+        self._logger.require_finite(iterate_tensors(content), self.step)
         try:
             run_state = {
                 "returns": list(self.returns),

@@ -17,7 +17,7 @@ from lab.common.cli import UsageError, describe_os
 from lab.common.provenance import record_provenance
 from lab.common.variants import FREE_FLAGS, variant_name
 from lab.training.atari import game_title, resolve_game
-from lab.training.checkpoint import Footer, newest_footer
+from lab.training.checkpoint import Footer, read_newest_footer
 
 
 def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
@@ -116,16 +116,16 @@ def _read_unchanged_config(folder: Path, time_ns: int) -> dict:
     return read_config(folder)
 
 
-def flags_that_decide(flags: dict) -> dict:
+def select_deciding_flags(flags: dict) -> dict:
     """Return those of the flags that decide what a run computes, step by step."""
     # --total-timesteps decides only where a run ends: it may grow.
     free = (*FREE_FLAGS, "total_timesteps")
     return {name: value for name, value in flags.items() if name not in free}
 
 
-def checkpoint_flags(flags: dict) -> dict:
+def select_checkpoint_flags(flags: dict) -> dict:
     """Return the flags that a checkpoint belongs to; the device may have been chosen by itself."""
-    return {name: value for name, value in flags_that_decide(flags).items() if name != "device"}
+    return {name: value for name, value in select_deciding_flags(flags).items() if name != "device"}
 
 
 class RunOnDisk(NamedTuple):
@@ -150,7 +150,7 @@ def find_runs_of(args, algorithm: str) -> list[RunOnDisk]:
     defaults = dataclasses.asdict(type(args)())  # for a flag that came in since
 
     def key(flags: dict) -> dict:
-        return flags_that_decide(defaults | flags) | {
+        return select_deciding_flags(defaults | flags) | {
             "total_timesteps": flags.get("total_timesteps")
         }
 
@@ -159,6 +159,6 @@ def find_runs_of(args, algorithm: str) -> list[RunOnDisk]:
         with contextlib.suppress(UsageError, OSError):
             config = _read_unchanged_config(path.parent, path.stat().st_mtime_ns)
             if config["algorithm"] == algorithm and key(config["flags"]) == wanted:
-                footer, finished = newest_footer(path.parent), config.get("finished", 0)
+                footer, finished = read_newest_footer(path.parent), config.get("finished", 0)
                 found.append(RunOnDisk(config["started"], path.parent, footer, finished))
     return found

@@ -81,13 +81,13 @@ def test_rates_of_runs_at_once_are_those_while_all_of_them_learn(monkeypatch):
     runs = [[(100, 0.0), (200, 10.0), (300, 20.0)], [(0, 10.0), (600, 30.0)]]
     whole = iter([timing.WholeRun(points, 1.0) for points in runs])
     monkeypatch.setattr(scaling, "time_whole_run", lambda *args, **more: next(whole))
-    assert scaling.rate_together("dqn", "cpu", 2) == pytest.approx(10 + 30)
+    assert scaling.measure_together("dqn", "cpu", 2) == pytest.approx(10 + 30)
     apart = iter(
         [timing.WholeRun([(0, 0.0), (9, 1.0)], 1.0), timing.WholeRun([(0, 2.0), (9, 3.0)], 1.0)]
     )
     monkeypatch.setattr(scaling, "time_whole_run", lambda *args, **more: next(apart))
     with pytest.raises(UsageError, match="never learned at the same time"):
-        scaling.rate_together("dqn", "cpu", 2)
+        scaling.measure_together("dqn", "cpu", 2)
 
 
 def test_bounds_follow_from_the_parts(monkeypatch):
@@ -96,7 +96,7 @@ def test_bounds_follow_from_the_parts(monkeypatch):
     parts[1] = {"emulator": 0.002, "act": 0.003, "learn": 0.005}
     whole = timing.WholeRun([(0, 0.0), (100, 1.0)], 1.5)
     monkeypatch.setattr(bound, "time_whole_run", lambda *args: whole)
-    monkeypatch.setattr(bound, "seconds_per_step", lambda *args: parts[torch.get_num_threads()])
+    monkeypatch.setattr(bound, "time_parts", lambda *args: parts[torch.get_num_threads()])
     one = {"algorithms": ("dqn",), "precisions": ("fp32",), "variants": ("relu",)}
     args = Args(**one, repeats=2, device="cpu")
     before = torch.get_num_threads()
@@ -169,7 +169,7 @@ def test_commands_are_compared_by_long_minus_short(monkeypatch):
     assert asked == 2 * [["slow", "100"], ["slow", "300"], ["fast", "100"], ["fast", "300"]]
     assert found["slow one"]["rate"] == pytest.approx([250, 250])
     assert found["fast"]["ratio"] == pytest.approx([4, 4])
-    assert "4.00 (4.00 to 4.00)" in compare.commands_table(found)
+    assert "4.00 (4.00 to 4.00)" in compare.format_commands(found)
     per_step["slow"] = 0.0
     with pytest.raises(UsageError, match="slow one: 300 steps took no longer than 100"):
         next(compare.measure_commands(args))
@@ -226,13 +226,13 @@ def test_seconds_are_those_of_a_call_of_a_known_length(monkeypatch):
         now += 0.25 if now else 100.0
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
-    assert timing.seconds_each(call, 2.0, torch.device("cpu")) == 0.25
+    assert timing.time_call(call, 2.0, torch.device("cpu")) == 0.25
 
     envs = types.SimpleNamespace(num_envs=8, step=lambda actions: call())
     envs.single_action_space = types.SimpleNamespace(n=4)
-    assert timing.emulator_seconds(envs, 2.0) == 0.25 / 8
+    assert timing.time_emulator(envs, 2.0) == 0.25 / 8
     kernel = types.SimpleNamespace(act=call, steps_per_act=5, learn=call, steps_per_learn=2)
-    parts = bound.seconds_per_step(kernel, envs, 2.0, torch.device("cpu"))
+    parts = bound.time_parts(kernel, envs, 2.0, torch.device("cpu"))
     assert parts == {"emulator": 0.25 / 8, "act": 0.05, "learn": 0.125}
 
 

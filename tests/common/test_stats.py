@@ -21,7 +21,7 @@ from lab.common.stats import (
     mean_interval,
     mean_over_games,
     median,
-    normalised,
+    normalise,
     performance_profile,
     probability_of_improvement,
     ratio_of_medians,
@@ -45,7 +45,7 @@ def test_the_table_of_scores_names_every_game_as_the_runs_do():
 
 
 def test_normalised_scores():
-    assert normalised(np.array([1.7, 30.5, 16.1]), 1.7, 30.5) == pytest.approx([0, 1, 0.5])
+    assert normalise(np.array([1.7, 30.5, 16.1]), 1.7, 30.5) == pytest.approx([0, 1, 0.5])
 
 
 def test_point_estimates_by_hand():

@@ -6,7 +6,7 @@ from scipy import stats
 
 from lab.report.measures import DEAD, predict_dead
 from lab.report.rows import flatten_estimates, tabulate_group
-from lab.report.scores import Scores
+from lab.report.scores import GroupStatistics
 from report.planted import ENDS, make_run, make_runs, read_group
 
 
@@ -30,7 +30,7 @@ def test_predicted_deaths_by_counting_draws(activation, expected):
 def test_only_what_the_paper_predicts_is_compared_with_a_prediction(tmp_path):
     make_runs(tmp_path, "dqn", {"silu-hr": 2.0}, dead={"silu-hr": (0.2, 0.3, 0.4)})
     group = read_group(tmp_path)
-    assert Scores(group).predictions == []
+    assert GroupStatistics(group).predictions == []
     with pytest.raises(KeyError):
         predict_dead("silu", (0.3, 0.4))
 
@@ -56,11 +56,11 @@ def test_tables_tell_the_dead_part_and_the_saturation_of_branches(
         named = {"algorithm": algorithm, "flags": {"seed": seed}}
         make_run(tmp_path / f"run{seed}", measures=measures, **named)
     group = read_group(tmp_path)
-    (row,) = Scores(group).by_game
+    (row,) = GroupStatistics(group).by_game
     assert row[column] == pytest.approx((37.5, *stats.t.interval(0.95, 1, loc=37.5, scale=12.5)))
     assert row["branches saturated, %"] == pytest.approx((15, 15, 15))
     assert (row["dead at first, %"].value, row["dead, %"].value) == pytest.approx((25, 50))
-    for row in Scores(group).predictions:
+    for row in GroupStatistics(group).predictions:
         assert row["branch 0 saturated, %"] == pytest.approx(10)
         assert row["branch 1 saturated, %"] == pytest.approx(20)
 
@@ -70,7 +70,7 @@ def test_scores_over_games_are_normalised_by_humans_and_by_the_baseline(tmp_path
     games = ("Breakout", "Adventure")
     make_runs(tmp_path, "dqn", {"relu": 20.0, "tanh-hr": 30.0}, games=games)
     make_run(tmp_path / "pong", algorithm="dqn", variant="relu", game="Pong")
-    scores = Scores(read_group(tmp_path))
+    scores = GroupStatistics(read_group(tmp_path))
     rows = {(row["game"], row["variant"]): row for row in flatten_estimates(scores.by_game)}
     low, high = stats.t.interval(0.95, 2, loc=20.1, scale=0.1 / np.sqrt(3))
     row = rows["Breakout", "relu"]
@@ -92,10 +92,10 @@ def test_a_stray_run_takes_no_game_from_the_others(tmp_path):
     games = ("Breakout", "Seaquest", "Pong", "Qbert")
     make_runs(tmp_path, "dqn", {"relu": 2.0, "tanh-hr": 3.0}, games=games, seeds=1)
     make_runs(tmp_path, "dqn", {"selu": 2.0}, games=("Alien",), seeds=1)
-    rows = Scores(read_group(tmp_path)).over_games
+    rows = GroupStatistics(read_group(tmp_path)).over_games
     assert {(row["variant"], row["games"]) for row in rows} == {("relu", 4), ("tanh-hr", 4)}
 
 
 def test_tables_without_a_row_are_left_out(tmp_path):
     make_runs(tmp_path, "dqn", {"selu": 2.0}, games=("Adventure",))
-    assert list(tabulate_group(Scores(read_group(tmp_path)))) == ["games"]
+    assert list(tabulate_group(GroupStatistics(read_group(tmp_path)))) == ["games"]

@@ -20,7 +20,7 @@ from lab.sweep import pool as pool_room
 from lab.sweep.flags import Args
 from lab.sweep.plan import plan_runs
 from lab.training.checkpoint import FORMAT, Checkpoints, Footer
-from lab.training.runfolder import RunOnDisk, checkpoint_flags, lock
+from lab.training.runfolder import RunOnDisk, lock, select_checkpoint_flags
 from lab.training.signals import CAN_RESUME
 
 TINY = ("--num-envs", "4", "--num-steps", "16", "--num-minibatches", "4")
@@ -187,12 +187,12 @@ class Stub:
     def command(self, *more):
         return [str(self.path), *more]
 
-    def found(self):
+    def pick(self):
         step = len(list(self.folder.glob("step*")))
         return RunOnDisk("now", self.folder, Footer(FORMAT, step, 0)) if step else None
 
     def runs(self):
-        return [self.found()] if self.found() else []
+        return [self.pick()] if self.pick() else []
 
     def has_finished(self):
         return (self.folder / "done").exists()
@@ -340,13 +340,13 @@ def test_finished_runs_are_found_whatever_the_threads(tmp_path, monkeypatch):
     """The number of the emulator's threads decides nothing; every other flag does."""
     monkeypatch.chdir(tmp_path)
     (wanted,) = plan(("ppo",), ("relu",), ("pong",), (5,), "--total-timesteps", "2048")
-    assert wanted.found() is None
+    assert wanted.pick() is None
     folder = tmp_path / "runs" / "any-name"
     folder.mkdir(parents=True)
     flags = dataclasses.asdict(wanted.args) | {"env_threads": 7}
     config = {"algorithm": "ppo", "flags": flags, "started": "2026"}
     (folder / "config.json").write_text(json.dumps(config))
-    Checkpoints(folder, checkpoint_flags(flags)).save(2048, {})
+    Checkpoints(folder, select_checkpoint_flags(flags)).save(2048, {})
     assert wanted.has_finished()
     config["flags"] = flags | {"gamma": 0.5}
     (folder / "config.json").write_text(json.dumps(config))
@@ -362,7 +362,7 @@ def test_a_finished_run_is_not_made_again_for_want_of_its_checkpoints(
     named = (("ppo",), ("tanh",), ("Pong",), (1,))
     (wanted,) = plan(*named, *TINY, "--total-timesteps", "64")
     in_process("ppo_atari", *wanted.command()[1:])
-    folder = wanted.found().folder
+    folder = wanted.pick().folder
     for name in ("checkpoint.pt", "previous.pt"):
         (folder / name).unlink(missing_ok=True)
     assert wanted.has_finished()

@@ -20,10 +20,10 @@ from lab.training.checkpoint import (
     Damaged,
     Footer,
     capture,
-    newest_footer,
-    newest_whole,
+    find_newest_whole,
+    iterate_tensors,
+    read_newest_footer,
     restore,
-    tensors,
 )
 from lab.training.replay import ReplayBuffer
 
@@ -143,12 +143,12 @@ def test_what_is_saved_comes_back_as_plain_values(tmp_path):
     assert torch.equal(torch.rand(1, generator=generator), expected[1])
     assert torch.equal(network.weight, expected[2])
     assert optimizer.param_groups[0]["lr"] == 0.1
-    assert newest_footer(tmp_path).step == 7
+    assert read_newest_footer(tmp_path).step == 7
 
 
 def test_names_of_tensors_say_where_they_are():
     nest = {"a": [torch.zeros(1), {"b": torch.ones(1)}], "c": 3}
-    assert [name for name, _ in tensors(nest)] == ["a.0", "a.1.b"]
+    assert [name for name, _ in iterate_tensors(nest)] == ["a.0", "a.1.b"]
 
 
 def folder_with_two(folder):
@@ -316,7 +316,7 @@ def test_another_format_is_refused_and_stays(other, age, tmp_path):
     write_by_hand(tmp_path, b"whatever it is", version=version)
     with pytest.raises(UsageError, match=f"by {age} version .format {version}, here"):
         Checkpoints(tmp_path).load()
-    assert newest_footer(tmp_path).format == version
+    assert read_newest_footer(tmp_path).format == version
 
 
 def test_a_file_with_something_else_in_it_is_refused(tmp_path):
@@ -339,11 +339,11 @@ def test_a_checkpoint_belongs_to_its_flags(tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     changed = {"buffer_size": 3000, "seed": 1}
     message = "config.json has buffer_size 3000, its checkpoint 6000: put it back"
-    for call in (Checkpoints(tmp_path, changed).load, lambda: newest_whole(tmp_path, changed)):
+    for call in (Checkpoints(tmp_path, changed).load, lambda: find_newest_whole(tmp_path, changed)):
         with pytest.raises(UsageError, match=message):
             call()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    newest_whole(tmp_path, {"buffer_size": 6000, "seed": 1})
+    find_newest_whole(tmp_path, {"buffer_size": 6000, "seed": 1})
 
 
 def test_a_missing_segment_is_damage_that_is_told(tmp_path):
@@ -376,7 +376,7 @@ def test_an_interrupt_in_the_middle_of_writing_stays_one(tmp_path):
 
 
 def test_a_folder_without_a_checkpoint_says_so(tmp_path):
-    assert newest_footer(tmp_path) is None
+    assert read_newest_footer(tmp_path) is None
     with pytest.raises(UsageError, match="there is none; start the run anew"):
         Checkpoints(tmp_path).load()
 

@@ -45,7 +45,7 @@ def test_a_run_that_stops_says_until_when_it_goes_on(progress, clock, capsys):
         clock[0] += 10.0
         progress.keep_saying_stopping(step)
     said = capsys.readouterr().err.strip().split("\n")
-    assert "SIGTERM: stopping before the next rollout, in 95 s or less" in said[0]
+    assert "SIGTERM: stopping before the next rollout, in about 95 s" in said[0]
     assert len([line for line in said if "stopping: " in line]) == 2
 
 

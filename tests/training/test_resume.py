@@ -21,10 +21,10 @@ import ppo_atari
 import pqn_atari
 from dqn_atari import Args
 from lab.common.cli import UsageError, parse_flags
-from lab.training.checkpoint import FORMAT, Checkpoints, Footer, newest_footer, read_state
-from lab.training.resume import find_unfinished, resolve_resume, resumed_config
+from lab.training.checkpoint import FORMAT, Checkpoints, Footer, read_newest_footer, read_state
+from lab.training.resume import add_resumption, find_unfinished, resolve_resume
 from lab.training.run import launch
-from lab.training.runfolder import checkpoint_flags, describe, lock
+from lab.training.runfolder import describe, lock, select_checkpoint_flags
 from lab.training.signals import CAN_RESUME
 
 # As small as a run that learns, measures, wraps its memory and loses lives can be.
@@ -94,7 +94,7 @@ def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path,
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, limits[1]))
     line = wait_for(process, "warning: ")
     assert "File too large" in line
-    assert "training goes on, it is tried again" in line
+    assert "training goes on, writing is tried again" in line
     assert Checkpoints(folder).load(dqn_atari.ReplayBuffer(1000, 4))[1] == []  # whole as it was
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
 
@@ -165,7 +165,7 @@ def test_a_stop_while_games_come_back_leaves_all_as_it_was(tmp_path):
     folder = run_through("pqn", flags, tmp_path)
     files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     process = start("pqn", ["--resume", folder, "--total-timesteps", 256], tmp_path)
-    while "bringing" not in (line := process.stdout.readline()) and line:
+    while "restoring" not in (line := process.stdout.readline()) and line:
         pass
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=TIMEOUT)
@@ -205,7 +205,7 @@ def test_a_stop_waits_for_the_rollout_and_its_update(algorithm, stop_at, tmp_pat
     status = script.main(dataclasses.replace(args, runs_dir=str(tmp_path / "broken")))
     (whole,), (broken,) = (list((tmp_path / name).iterdir()) for name in ("whole", "broken"))
     assert status == (0 if stop_at == 12 else CAN_RESUME)
-    assert newest_footer(broken).step == (48 if stop_at == 12 else 32)
+    assert read_newest_footer(broken).step == (48 if stop_at == 12 else 32)
     monkeypatch.setattr(sys, "argv", [f"{algorithm}_atari.py", "--resume", str(broken)])
     with pytest.raises(SystemExit) as exit_:
         launch(script.main, script.Args, script.check, algorithm)
@@ -231,7 +231,7 @@ def run_folder(tmp_path_factory):
             (folder / "checkpoint.pt").write_bytes(bytes(footer))
         elif checkpoint:
             flags = (whole | config)["flags"] or {}
-            Checkpoints(folder, checkpoint_flags(flags)).save(100, {})
+            Checkpoints(folder, select_checkpoint_flags(flags)).save(100, {})
         return folder
 
     return make
@@ -312,7 +312,7 @@ def test_config_keeps_every_resumption(run_folder):
     folder = run_folder()
     for step in (100, 200):
         now = describe(Args(total_timesteps=2 * 10**7), "dqn", 1, torch.device("cpu"))
-        config = resumed_config(folder, now, step)
+        config = add_resumption(folder, now, step)
         (folder / "config.json").write_text(json.dumps(config))
     assert [entry["step"] for entry in config["resumed"]] == [100, 200]
     assert config["flags"]["total_timesteps"] == 2 * 10**7
