@@ -15,13 +15,16 @@ import pytest
 import torch
 from conftest import TIMEOUT
 from interruptions import start_script
+from torch.utils.tensorboard import SummaryWriter
 
 import lab.bench.__main__ as benchmark
 from lab.bench import bound, compare, scaling, timing
 from lab.bench.flags import Args
 from lab.common.cli import UsageError
-from lab.training import board, checkpoint
+from lab.training import checkpoint
 from lab.training.algorithms import ALGORITHMS, script_args
+
+TINY = ("--branches", "1", "--latent-dim", "8", "--num-envs", "1", "--metrics-samples", "512")
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -48,29 +51,46 @@ def test_kernels_are_those_of_the_script(algorithm, precision):
     assert kernel.head.out_features == (1 if algorithm == "ppo" else 5)
 
 
-def test_the_rate_is_that_between_two_points(tmp_path, monkeypatch):
+def test_the_rate_is_that_between_two_points(tmp_path):
     """After the start, which counts as little as what is not a point of timing."""
-    clock = types.SimpleNamespace(time=lambda: now, monotonic=lambda: 0.0)
-    monkeypatch.setattr(board, "time", clock)
-    now = 1_000.0
-    writer = board.Board(tmp_path)
-    for step, now in ((100, 1_010.0), (1_000, 1_100.0), (1_500, 1_102.0), (3_000, 1_108.0)):
-        writer.scalar("charts/SPS", 0.0, step)
-        now += 0.5
-        writer.scalar("charts/episodic_return", 0.0, step + 1)
-    writer.flush()
+    with SummaryWriter(tmp_path) as writer:
+        for step, now in ((100, 1_010.0), (1_000, 1_100.0), (1_500, 1_102.0), (3_000, 1_108.0)):
+            writer.add_scalar("charts/SPS", 0.0, step, walltime=now)
+            writer.add_scalar("charts/episodic_return", 0.0, step + 1, walltime=now + 0.5)
     assert timing.read_speed_points(1_001, tmp_path) == [(1_500, 1_102.0), (3_000, 1_108.0)]
     assert timing.WholeRun(timing.read_speed_points(1_000, tmp_path), 0.0).rate == pytest.approx(
         2_000 / 8
     )
 
 
-def test_peak_memory_is_that_of_the_command_alone():
-    """However much the process has that starts it."""
+WAITING = """
+import pathlib, sys, time
+x = b'x' * int(sys.argv[1])
+pathlib.Path("ready").touch()
+while not pathlib.Path("seen").exists():
+    time.sleep(0.01)
+"""
+
+
+def test_peak_memory_is_that_of_the_command_alone(tmp_path, monkeypatch):
+    """However much the process has that starts it. The command ends once it was looked at."""
+    look = timing.peak_memory_gb
+
+    def look_and_tell(pid):
+        is_ready = Path("ready").exists()
+        found = look(pid)
+        if is_ready:
+            Path("seen").touch()
+        return found
+
+    def peak(size):
+        (tmp_path / str(size)).mkdir()
+        monkeypatch.chdir(tmp_path / str(size))
+        return timing.run_command([sys.executable, "-c", WAITING, str(size)])[1]
+
+    monkeypatch.setattr(timing, "peak_memory_gb", look_and_tell)
     mine = np.ones(10**8)  # 0.8 GB
-    sleep = "import time; time.sleep(0.3)"
-    small = timing.run_command([sys.executable, "-c", sleep])[1]
-    large = timing.run_command([sys.executable, "-c", f"x = b'x' * 300_000_000; {sleep}"])[1]
+    small, large = peak(0), peak(300_000_000)
     assert mine.sum() == 10**8
     assert 0 < small < 0.1
     assert small + 0.29 < large < small + 0.35
@@ -95,6 +115,7 @@ def test_bounds_follow_from_the_parts(monkeypatch):
     parts = {2: {"emulator": 0.001, "act": 0.002, "learn": 0.005}}
     parts[1] = {"emulator": 0.002, "act": 0.003, "learn": 0.005}
     whole = timing.WholeRun([(0, 0.0), (100, 1.0)], 1.5)
+    monkeypatch.setitem(bound.VARIANTS, "relu", TINY)
     monkeypatch.setattr(bound, "time_whole_run", lambda *args: whole)
     monkeypatch.setattr(bound, "time_parts", lambda *args: parts[torch.get_num_threads()])
     one = {"algorithms": ("dqn",), "precisions": ("fp32",), "variants": ("relu",)}
@@ -147,8 +168,7 @@ def test_a_checkpoint_of_dqn_is_timed_with_what_ten_minutes_bring(monkeypatch):
         save(self, step, state, memory)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", watched)
-    small = ("--branches", "1", "--latent-dim", "8", "--buffer-size", "6000")
-    monkeypatch.setitem(bound.VARIANTS, "relu", small)
+    monkeypatch.setitem(bound.VARIANTS, "relu", (*TINY, "--buffer-size", "6000"))
     args = Args(repeats=1, device="cpu")
     bound.measure_costs(("dqn", "fp32", "relu"), args, torch.device("cpu"), rate=8.0)
     assert written == [[0, 1, 2, 3], [0, 1, 2, 3]]
@@ -175,10 +195,10 @@ def test_commands_are_compared_by_long_minus_short(monkeypatch):
         next(compare.measure_commands(args))
 
 
-def test_a_command_that_fails_says_so_in_one_line(script):
+def test_a_command_that_fails_says_so_in_one_line(launched):
     failing = shlex.join([sys.executable, "-c", "import sys; sys.exit('no {steps} for you')"])
     flags = ("--part", "compare", "--commands", f"bad={failing}")
-    done = script("lab.bench", *flags, check=False)
+    done = launched(benchmark, [*flags, "--device", "cpu"])
     assert done.returncode == 2
     assert "ended with 1: no 2048 for you" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -138,6 +138,9 @@ def test_runs_without_any_game_that_ended(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs" / "none", [])
     make_report("runs")
+    words = Page(tmp_path / "report" / "index.html").words
+    assert "1 run, of which 0 count" in words
+    assert "none 1,000 of 1,000 no score" in words
 
 
 def test_a_broken_run_is_named_and_the_others_count(tmp_path, monkeypatch, capsys):

@@ -12,13 +12,13 @@ import time
 import pytest
 from conftest import ENV, TIMEOUT
 from interruptions import differences, start
-from test_sweep import TINY, folders
 
 import lab.sweep
 import lab.sweep.__main__ as sweep
 from lab.sweep import pool
 from lab.sweep import slurm as cluster
 from lab.training.signals import CAN_RESUME
+from sweep.test_sweep import TINY, folders
 
 MISSING = [
     name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None

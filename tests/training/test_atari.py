@@ -76,7 +76,7 @@ def test_one_game_against_the_bare_emulator(rom):
     meanings = ale.getMinimalActionSet()
     # A game starts with FIRE, then comes the random number of no-ops.
     ale.act(Action.FIRE)
-    for _ in range(int(envs._games.reset(seed=2)[1]["frame_number"][0]) - 1):
+    for _ in range(int(native_game(rom).reset(seed=2)[1]["frame_number"][0]) - 1):
         ale.act(Action.NOOP)
     assert ale.lives() == infos["lives"][0]
     total, score = 0.0, 0.0
@@ -102,9 +102,9 @@ def test_one_game_against_the_bare_emulator(rom):
 def test_returns_lives_and_fire_over_many_games(rom):
     """ale-py's own environment, given the executed actions, shows the same games."""
     envs = AtariEnvs(rom, 2, seed=11)
-    meanings = list(envs._games.ale.get_action_set())
-    fire = meanings.index(Action.FIRE) if Action.FIRE in meanings else None
     ale = [native_game(rom) for _ in range(2)]
+    meanings = list(ale[0].ale.get_action_set())
+    fire = meanings.index(Action.FIRE) if Action.FIRE in meanings else None
     first, _ = envs.reset()
     lives = np.zeros(2, int)
     for i in range(2):
@@ -244,14 +244,15 @@ def test_long_logs_are_cut_by_a_seeded_reset(monkeypatch):
     envs.reset()
     reseeded = 0
     for _, obs, _, _, _, infos in play(envs, random_policy(envs), 900):
-        for i in np.flatnonzero(infos["game_over"] & (envs._log_lengths == 0)):
+        state = envs.state_dict()
+        for i in np.flatnonzero(infos["game_over"] & (state["log_lengths"] == 0)):
             reseeded += 1
             fresh = native_game("breakout")
-            expected, expected_infos = fresh.reset(seed=np.array([envs._seeds[i]]))
+            expected, expected_infos = fresh.reset(seed=state["seeds"][i : i + 1])
             assert np.array_equal(obs[i], expected[0])
             assert infos["lives"][i] == expected_infos["lives"][0]
     assert reseeded >= 4
-    assert envs._log_lengths.max() < 900
+    assert state["log_lengths"].max() < 900
 
 
 GAMES = ("breakout", "pong", "seaquest", "space_invaders", "ms_pacman", "beam_rider")
@@ -319,12 +320,14 @@ def test_the_log_reproduces_the_games():
     envs = AtariEnvs("breakout", 2, seed=4, sticky_actions=0.25)
     envs.reset()
     *_, (_, obs, *_) = play(envs, random_policy(envs), 500)
+    state = envs.state_dict()
+    logs = np.split(state["actions"], np.cumsum(state["log_lengths"])[:-1])
     for i in range(2):
         game = AtariVectorEnv(
             "breakout", 1, repeat_action_probability=0.25, autoreset_mode=AutoresetMode.SAME_STEP
         )
-        game.reset(seed=np.array([envs._seeds[i]]))
-        for action in envs._log[i, : envs._log_lengths[i]]:
+        game.reset(seed=state["seeds"][i : i + 1])
+        for action in logs[i]:
             replayed, *_ = game.step(np.array([action], dtype=np.int64))
         assert np.array_equal(replayed[0], obs[i])
 

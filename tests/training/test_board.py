@@ -76,14 +76,15 @@ def test_half_a_record_is_cut_off_before_it_is_written_again(tmp_path):
     assert points(tmp_path) == [(1, 1.0), (2, 2.0)]
 
 
-def test_points_are_on_the_disk_after_some_seconds(tmp_path, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+def test_points_are_on_the_disk_once_it_is_time_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "FLUSH_EVERY", 0.0)  # seconds: always
     board = Board(tmp_path)
+    monkeypatch.setattr(room, "FLUSH_EVERY", 1e9)  # after the next point: never
     board.scalar("x", 1.0, 1)
-    board.scalar("y", 1.0, 1)
-    now[0] += room.FLUSH_EVERY
+    assert points(tmp_path) == [(1, 1.0)]
     board.scalar("x", 2.0, 2)
+    assert points(tmp_path) == [(1, 1.0)]
+    board.flush()
     assert points(tmp_path) == [(1, 1.0), (2, 2.0)]
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import ROOT, TIMEOUT
 from interruptions import series
-from test_resume import RUNS, SMALL
 
 import dqn_atari
 import ppo_atari
@@ -23,6 +22,7 @@ from lab.training.frames import channels_last
 from lab.training.radam import RAdam
 from lab.training.replay import Batch, ReplayBuffer
 from lab.training.signals import CAN_RESUME
+from training.test_resume import RUNS, SMALL
 
 pytestmark = [
     pytest.mark.gpu,

@@ -33,7 +33,7 @@ SMALL += ("--metrics-every", 500, "--checkpoint-every", 0.02)
 ROLLOUTS = ("--total-timesteps", 1024, "--num-steps", 32, "--num-minibatches", 4)
 RUNS = {
     "dqn": (
-        *("--total-timesteps", 1400, "--learning-starts", 600, "--buffer-size", 1000),
+        *("--total-timesteps", 1200, "--learning-starts", 800, "--buffer-size", 1000),
         *("--target-network-frequency", 200, "--sticky-actions", 0.25, "--env-id", "SpaceInvaders"),
     ),
     "ppo": (*ROLLOUTS, "--num-envs", 4, "--precision", "bf16"),
@@ -84,8 +84,8 @@ def wait_for(process, text):
 
 
 def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path, events):
-    # Checkpoints every 0.3 s: of those there are many in this run, on any machine.
-    process = start("dqn", (*RUNS["dqn"], *SMALL, "--checkpoint-every", 0.005), tmp_path)
+    # Checkpoints every 0.12 s: of those there are many in this run, on any machine.
+    process = start("dqn", (*RUNS["dqn"], *SMALL, "--checkpoint-every", 0.002), tmp_path)
     process.stdout.readline()
     (folder,) = (tmp_path / "runs").iterdir()
     while not (folder / "previous.pt").exists():
@@ -117,21 +117,19 @@ def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path,
     assert "No such file or directory" in said
 
 
-def test_a_finished_run_says_so_and_goes_on_when_there_is_more_to_do(uninterrupted, tmp_path):
+def test_a_finished_run_says_so_and_goes_on_when_there_is_more_to_do(
+    uninterrupted, in_process, tmp_path
+):
     folder = tmp_path / "runs" / "copy"
     shutil.copytree(uninterrupted("ppo"), folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    process = start("ppo", ("--resume", folder), tmp_path)
-    out, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, err
-    assert "has finished: 1,024 agent steps" in out
+    done = in_process("ppo_atari.py", "--resume", folder)
+    assert "has finished: 1,024 agent steps" in done.stdout
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
-    process = start("ppo", ("--resume", folder, "--total-timesteps", 1152), tmp_path)
-    out, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, err
-    assert "resumed at 1,024 agent steps" in out
-    assert "done: 1,152 agent steps" in out
+    done = in_process("ppo_atari.py", "--resume", folder, "--total-timesteps", 1152)
+    assert "resumed at 1,024 agent steps" in done.stdout
+    assert "done: 1,152 agent steps" in done.stdout
     config = json.loads((folder / "config.json").read_text())
     assert config["flags"]["total_timesteps"] == 1152
     assert config["finished"] == 1152
@@ -139,13 +137,12 @@ def test_a_finished_run_says_so_and_goes_on_when_there_is_more_to_do(uninterrupt
     assert read_state(folder / "checkpoint.pt")["state"]["step"] == 1152
 
 
-def test_a_diverged_run_leaves_a_report_and_its_good_checkpoint(tmp_path):
+def test_a_diverged_run_leaves_a_report_and_its_good_checkpoint(in_process, only_run):
     flags = ("--learning-rate", 1e17, "--num-envs", 4, *ROLLOUTS, *SMALL)
-    process = start("ppo", flags, tmp_path)
-    _, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 2
-    assert "ppo_atari.py: error: the run has diverged: at 128 agent steps " in err
-    (folder,) = (tmp_path / "runs").iterdir()
+    done = in_process("ppo_atari.py", *flags, check=False)
+    assert done.returncode == 2
+    assert "ppo_atari.py: error: the run has diverged: at 128 agent steps " in done.stderr
+    folder = only_run()
     report = json.loads((folder / "diverged.json").read_text())
     assert report["step"] == 128
     assert "losses/value_loss" in report["last_values"]
@@ -158,11 +155,12 @@ def test_a_diverged_run_leaves_a_report_and_its_good_checkpoint(tmp_path):
     assert all(weight.isfinite().all() for weight in saved["network"].values())
 
 
-def test_a_stop_while_games_come_back_leaves_all_as_it_was(tmp_path):
+def test_a_stop_while_games_come_back_leaves_all_as_it_was(tmp_path, in_process, only_run):
     """The emulator's call, which can take long, is not waited for: nothing is to be saved."""
     flags = ["--num-envs", 8, "--num-steps", 16, "--num-minibatches", 4, "--latent-dim", 16]
-    flags += ["--total-timesteps", 128, "--device", "cpu"]
-    folder = run_through("pqn", flags, tmp_path)
+    flags += ["--total-timesteps", 128, "--metrics-samples", 512, "--update-epochs", 1]
+    in_process("pqn_atari.py", *flags)
+    folder = only_run()
     files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     process = start("pqn", ["--resume", folder, "--total-timesteps", 256], tmp_path)
     while "restoring" not in (line := process.stdout.readline()) and line:

@@ -1,5 +1,6 @@
 """Run: the agent step, what is due, what is logged and measured, and a folder or none."""
 
+import functools
 import signal
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 from dqn_atari import Args, QNetwork
 from lab.common.cli import UsageError
-from lab.training import board, progress
+from lab.training import board
+from lab.training import run as training
 from lab.training.frames import RecentObs
+from lab.training.progress import Progress
 from lab.training.run import Run
 
 
@@ -36,20 +39,24 @@ def test_steps_due_are_those_of_a_loop_over_single_steps(make_run):
                         assert run.times_due(every, after) == expected
 
 
-def test_a_run_that_is_asked_to_stop_goes_on_no_more_and_says_so(make_run, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "LINE_EVERY", -1.0)  # every line, whatever the clock
+def test_a_run_that_is_asked_to_stop_says_until_when_it_goes_on(make_run, capsys, monkeypatch):
+    """At once, and for a rollout that takes long every half minute; then it goes on no more."""
+    now = [100.0]
+    own = functools.partial(Progress, clock=lambda: now[0])
+    monkeypatch.setattr(training, "Progress", own)
     with make_run() as run:
         assert run.goes_on()
-        run.count_step({})
+        now[0] += 95.0
         assert run.goes_on()
-        assert capsys.readouterr().err == ""
         signal.raise_signal(signal.SIGTERM)
-        for _ in range(2):
+        for _ in range(9):
+            now[0] += 10.0
             run.count_step({})
         assert not run.goes_on()
     said = capsys.readouterr().err.strip().split("\n")
-    assert said[0].startswith("SIGTERM: stopping before the next rollout")
-    assert said[1:] == [f"stopping: {step} agent steps, in the last rollout" for step in (8, 12)]
+    assert "SIGTERM: stopping before the next rollout, in 95 s or less" in said[0]
+    expected = [f"stopping: {step} agent steps, in the last rollout" for step in (16, 32)]
+    assert said[1:] == expected
 
 
 def test_scores_are_means_over_the_last_100_games(make_run, events):
