@@ -145,7 +145,8 @@ class PlayedGames(NamedTuple):
 
 def play(player: Player, choose: Chooser, args: Args) -> PlayedGames:
     """Play every game once, to its end: no short one counts twice, and none is cut off."""
-    envs = AtariEnvs(player.flags.env_id, args.games, args.seed, **protocol(player))
+    sticky = player.flags.sticky_actions
+    envs = AtariEnvs(player.flags.env_id, args.games, args.seed, sticky_actions=sticky)
     obs, _ = envs.reset()
     scores, lengths = np.zeros(args.games), np.zeros(args.games, int)
     going, history = np.ones(args.games, bool), []
@@ -165,11 +166,6 @@ def play(player: Player, choose: Chooser, args: Args) -> PlayedGames:
     envs.close()
     every = np.stack(history)
     return PlayedGames(scores, lengths, [every[: lengths[i], i] for i in range(args.games)])
-
-
-def protocol(player: Player) -> dict:
-    """Return the options of the games in which the player was trained."""
-    return {"sticky_actions": player.flags.sticky_actions}
 
 
 def summarise(played: PlayedGames, game: str) -> dict:
@@ -197,7 +193,7 @@ def draw_game(player: Player, actions: np.ndarray, seed: int, device) -> Iterato
     A unit is blue (negative) or red (positive), the stronger the larger; one that is dead over this
     game, by the paper's test, is crossed out.
     """
-    envs = AtariEnvs(player.flags.env_id, 1, seed, **protocol(player))
+    envs = AtariEnvs(player.flags.env_id, 1, seed, sticky_actions=player.flags.sticky_actions)
     obs, _ = envs.reset()
     screens, units, values = [], [], []
     stride = math.ceil(len(actions) / MOST_FRAMES)

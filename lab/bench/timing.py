@@ -26,12 +26,7 @@ from torch import Tensor
 from lab.common import tags
 from lab.common.cli import UsageError, describe_os
 from lab.common.events import read_points
-from lab.training.algorithms import (
-    load_script,
-    make_network,
-    script_path,
-    value_head,
-)
+from lab.training.algorithms import load_script, make_network, script_path, value_head
 from lab.training.atari import AtariEnvs
 from lab.training.frames import OBS_SHAPE, channels_last
 from lab.training.radam import RAdam

@@ -178,10 +178,7 @@ def check_gradients() -> list[Check]:
     }
     cases = []
     for activation in functions:
-        cases += [
-            (activation, -FAR_OUT, 1, "product"),
-            (activation, -FAR_OUT, 2, "product"),
-        ]
+        cases += [(activation, -FAR_OUT, 1, "product"), (activation, -FAR_OUT, 2, "product")]
         cases += [(activation, 3.0, 2, "product")]  # a ReLU has no upper end to saturate at
         if activation != "relu":
             cases.append((activation, FAR_OUT, 2, "product"))

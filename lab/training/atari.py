@@ -186,11 +186,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         game_over = ended | truncations
         self._press_fire = terminations & ~game_over
 
-        infos = {
-            "executed_actions": executed,
-            "game_over": game_over,
-            "lives": ale_infos["lives"],
-        }
+        infos = {"executed_actions": executed, "game_over": game_over, "lives": ale_infos["lives"]}
         if truncations.any():
             infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
             for i in np.flatnonzero(truncations):

@@ -74,7 +74,7 @@ while not pathlib.Path("seen").exists():
 
 def test_peak_memory_is_that_of_the_command_alone(tmp_path, monkeypatch):
     """However much the process has that starts it. The command ends once it was looked at."""
-    look = timing.peak_memory_gb
+    look = timing.read_peak_memory
 
     def look_and_tell(pid):
         is_ready = Path("ready").exists()
@@ -88,7 +88,7 @@ def test_peak_memory_is_that_of_the_command_alone(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / str(size))
         return timing.run_command([sys.executable, "-c", WAITING, str(size)])[1]
 
-    monkeypatch.setattr(timing, "peak_memory_gb", look_and_tell)
+    monkeypatch.setattr(timing, "read_peak_memory", look_and_tell)
     mine = np.ones(10**8)  # 0.8 GB
     small, large = peak(0), peak(300_000_000)
     assert mine.sum() == 10**8
