@@ -45,11 +45,8 @@ def check(args: Args):
     """Raise UsageError for a flag that cannot work, before anything is measured."""
     one_of(args, ("bound", "scaling", "compare"), "part")
     check_machine(args)
-    for name, choices in (
-        ("algorithms", ALGORITHMS),
-        ("precisions", PRECISIONS),
-        ("variants", VARIANTS),
-    ):
+    known = {"algorithms": ALGORITHMS, "precisions": PRECISIONS, "variants": VARIANTS}
+    for name, choices in known.items():
         if not getattr(args, name):
             raise UsageError(f"--{name} is empty: choose of {', '.join(choices)}")
         unknown = [value for value in getattr(args, name) if value not in choices]

@@ -28,7 +28,6 @@ def check_shared_flags(args):
     between(args, 0, 2**31 - 1 - args.num_envs, "seed")
     at_least(args, 0, "sticky_actions", "checkpoint_every")
     below(args, 1, "sticky_actions")
-    at_least(args, 1, "metrics_samples")
     smallest = max(512, args.latent_dim)
     if args.metrics_samples < smallest:
         raise UsageError(

@@ -46,8 +46,7 @@ class Means:
 class Logger:
     """Write scalars of a run, at agent steps; refuse numbers that are not finite.
 
-    `board` is None until a resumed run goes on; `tracked` is the run of Weights & Biases, or None
-    (`start_tracking`).
+    `board` is None until a resumed run goes on; `tracked` comes from `start_tracking`.
     """
 
     def __init__(self, folder: Path, board: Board | None, network: nn.Module, tracked=None):
@@ -122,7 +121,12 @@ class Logger:
 
 
 def start_tracking(name: str, config: dict):
-    """Start a run of Weights & Biases over agent steps. Raise UsageError if it does not take it."""
+    """Start a run of Weights & Biases, if --track asks for it; return it, or None.
+
+    Raises UsageError if it does not take the run.
+    """
+    if not config["flags"]["track"]:
+        return None
     import wandb  # optional: only who asks for it needs it
 
     try:

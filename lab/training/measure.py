@@ -12,11 +12,10 @@ from metrics import dead_neurons, measure_layer, q_contribution
 
 
 def measurement_due(args, previous: int, step: int) -> bool:
-    """Return whether the layer is to be measured after the agent steps in (previous, step].
+    """Return whether to measure after the agent steps in (previous, step].
 
-    That is where a multiple of --metrics-every lies in them, and once --metrics-samples
-    observations are there for the first time: near what the network starts from. A run that is
-    shorter than --metrics-every measures nothing.
+    At multiples of --metrics-every, and at first when there are --metrics-samples observations. A
+    run that is shorter than --metrics-every measures nothing.
     """
     if args.metrics_every > args.total_timesteps:
         return False

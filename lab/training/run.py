@@ -1,8 +1,6 @@
 """One training run: its folder, curves, checkpoints, progress line and stop; what a script calls.
 
-A run folder holds `config.json` (all that decides the run: flags, versions, git commit, device),
-the TensorBoard files, the checkpoints and, at the end, `model.pt`. The x axis of every curve is
-agent steps; one agent step is 4 emulator frames.
+The x axis of every curve is agent steps; one agent step is 4 emulator frames.
 """
 
 import collections
@@ -53,8 +51,7 @@ FIGURE_EVERY = 10
 def launch(main: Callable, args_class: type, check: Callable, algorithm: str):
     """Run a training script: parse its flags, find the run to resume, refuse what cannot work.
 
-    Then call `main(args)` and exit with what it returns. What is refused ends in one line on stderr
-    and exit status 2.
+    Then call `main(args)` and exit with its status; what is refused is one line and status 2.
     """
 
     def start(args) -> int:
@@ -76,8 +73,7 @@ def launch(main: Callable, args_class: type, check: Callable, algorithm: str):
 def make_envs(args) -> tuple[AtariEnvs, np.ndarray]:
     """Make the games that the flags ask for; return them and their first obs.
 
-    obs uint8 (num_envs, 4, 84, 84). Where a run is resumed these are zeros: its games come from the
-    checkpoint.
+    obs uint8 (num_envs, 4, 84, 84): zeros where a run is resumed, whose games are restored later.
     """
     if args.num_envs >= 16:
         most = 0.2 * args.num_envs  # seconds, for making and seeding
@@ -122,13 +118,13 @@ class Run:
         if args.resume:
             self.folder = Path(args.resume)
             self._lock, board = lock(self.folder), None  # the curves go on in `resume`
-            tracked = self._start_tracking()
+            tracked = start_tracking(self.folder.name, self.config)
         else:
             with fresh_folder(args, self.config) as self.folder:
                 self._lock = lock(self.folder)
                 write_json(self.folder / "config.json", self.config)
                 board = start_board(self.folder, self.config, losses)
-                tracked = self._start_tracking()
+                tracked = start_tracking(self.folder.name, self.config)
         self._logger = Logger(self.folder, board, network, tracked)
         self._checkpoints = Checkpoints(self.folder, select_checkpoint_flags(self.config["flags"]))
         say(
@@ -137,9 +133,6 @@ class Run:
         )
         self._progress = Progress(args.total_timesteps)
         self._stop = StopSignals(self._progress.say_stopping)
-
-    def _start_tracking(self):
-        return start_tracking(self.folder.name, self.config) if self.args.track else None
 
     @property
     def stopped(self) -> int | None:
