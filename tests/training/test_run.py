@@ -54,7 +54,7 @@ def test_a_run_that_is_asked_to_stop_says_until_when_it_goes_on(make_run, capsys
             run.count_step({})
         assert not run.goes_on()
     said = capsys.readouterr().err.strip().split("\n")
-    assert "SIGTERM: stopping before the next rollout, in 95 s or less" in said[0]
+    assert "SIGTERM: stopping before the next rollout, in about 95 s" in said[0]
     expected = [f"stopping: {step} agent steps, in the last rollout" for step in (16, 32)]
     assert said[1:] == expected
 
