@@ -49,7 +49,7 @@ def measure_bound(args, device: torch.device) -> Iterator[dict]:
     kernels at the same time; on the CPU as many runs as cores, each with one thread and undisturbed
     by the others. One run cannot reach it, as an action waits for the game and the game for it.
     """
-    found = defaultdict(lambda: defaultdict(list))
+    results = defaultdict(lambda: defaultdict(list))
     threads, ready = torch.get_num_threads(), {}
     names = [(a, p, v) for a in args.algorithms for p in args.precisions for v in args.variants]
     for repeat in range(args.repeats):
@@ -80,8 +80,8 @@ def measure_bound(args, device: torch.device) -> Iterator[dict]:
             rates |= {"ratio": whole.rate / rates["bound"]}
             rates |= {"ratio_overlapped": whole.rate / overlapped}
             for what, value in rates.items():
-                found[name][what].append(value)
-        yield found
+                results[name][what].append(value)
+        yield results
 
 
 def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float) -> Samples:
@@ -92,7 +92,7 @@ def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float
     minutes bring at this rate.
     """
     algorithm, precision, variant = name
-    found = defaultdict(list)
+    results = defaultdict(list)
     # In the working directory, as run folders are: /tmp may lie in memory, where writing is free.
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=".") as folder:
         flags = (*VARIANTS[variant], "--precision", precision, "--env-id", args.env_id)
@@ -130,21 +130,21 @@ def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float
                     start = time.perf_counter()
                     call()
                     if repeat > 0:  # the first warms up, and draws the picture
-                        found[what].append(time.perf_counter() - start)
+                        results[what].append(time.perf_counter() - start)
                 if run.stopped is not None:
                     sys.exit(128 + run.stopped)
                 footer = read_newest_footer(run.folder)
                 if footer is None or footer.step != run.step:
                     raise UsageError(f"no checkpoint could be written to {folder}")
         games.close()
-    return found
+    return results
 
 
-def format_bound(found: dict[tuple[str, ...], Samples]) -> str:
+def format_bound(results: dict[tuple[str, ...], Samples]) -> str:
     """Format rates in agent steps per second, each as median (min to max)."""
     columns = ("emulator", "act", "learn", "bound", "bound_overlapped", "whole")
     rows = [("algorithm", "precision", "variant", *columns, "whole / bound", "memory, GB")]
-    for name, samples in found.items():
+    for name, samples in results.items():
         rates = [format_range(samples[column]) for column in columns]
         rows.append(
             (
@@ -157,10 +157,12 @@ def format_bound(found: dict[tuple[str, ...], Samples]) -> str:
     return markdown_table(rows)
 
 
-def format_costs(found: dict[tuple[str, ...], Samples], rates: dict[tuple[str, ...], float]) -> str:
+def format_costs(
+    results: dict[tuple[str, ...], Samples], rates: dict[tuple[str, ...], float]
+) -> str:
     """Format what logging, measurements and checkpoints take at the default intervals."""
     rows = [("algorithm", "precision", "variant", "of", "seconds each", "share of the time, %")]
-    for name, samples in found.items():
+    for name, samples in results.items():
         args = script_args(name[0])
         logged = (
             load_script("dqn").LOG_EVERY if name[0] == "dqn" else args.num_envs * args.num_steps

@@ -15,7 +15,7 @@ def measure_commands(args) -> Iterator[dict]:
 
     Yields what there is after each repeat.
     """
-    found = defaultdict(lambda: defaultdict(list))
+    results = defaultdict(lambda: defaultdict(list))
     first = args.commands[0].partition("=")[0]
     for repeat in range(args.repeats):
         for named in args.commands:
@@ -31,15 +31,16 @@ def measure_commands(args) -> Iterator[dict]:
                     "--steps that lie further apart"
                 )
             rate = (args.steps[1] - args.steps[0]) / (long - short)
-            found[name]["rate"].append(rate)
-            found[name]["ratio"].append(rate / found[first]["rate"][-1])
-        yield found
+            results[name]["rate"].append(rate)
+            results[name]["ratio"].append(rate / results[first]["rate"][-1])
+        yield results
 
 
-def format_commands(found: dict[str, Samples]) -> str:
+def format_commands(results: dict[str, Samples]) -> str:
     """Format each command's rate, and its ratio to the first, repeat by repeat."""
-    rows = [("command", "agent steps/s", f"ratio to {next(iter(found))}")]
+    rows = [("command", "agent steps/s", f"ratio to {next(iter(results))}")]
     rows += [
-        (name, format_range(of["rate"]), format_range(of["ratio"], 2)) for name, of in found.items()
+        (name, format_range(of["rate"]), format_range(of["ratio"], 2))
+        for name, of in results.items()
     ]
     return markdown_table(rows)

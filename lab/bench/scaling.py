@@ -44,13 +44,13 @@ def measure_scaling(repeats: int, seconds: float, device: str) -> Iterator[dict]
 
     Yields what there is after each repeat.
     """
-    found = defaultdict(lambda: defaultdict(list))
+    results = defaultdict(lambda: defaultdict(list))
     cores = len(os.sched_getaffinity(0))
 
     def add_rate(repeat: int, group: str, algorithm: str, x: int, *flags: str):
         say(f"{repeat + 1} of {repeats}: {group} {algorithm} {x}")
         whole = time_whole_run(algorithm, device, *flags)
-        found[group, algorithm, x]["rate"].append(whole.rate)
+        results[group, algorithm, x]["rate"].append(whole.rate)
 
     for repeat in range(repeats):
         for count in EMULATED:
@@ -59,7 +59,7 @@ def measure_scaling(repeats: int, seconds: float, device: str) -> Iterator[dict]
                 games.reset()
                 series = f"emulator, {plural(threads, 'thread')}"
                 alone = 1 / time_emulator(games, seconds)
-                found["games", series, count]["rate"].append(alone)
+                results["games", series, count]["rate"].append(alone)
                 games.close()
         for algorithm in ALGORITHMS:
             for count in GAMES:
@@ -75,12 +75,12 @@ def measure_scaling(repeats: int, seconds: float, device: str) -> Iterator[dict]
             if cores > 1:
                 say(f"{repeat + 1} of {repeats}: {cores} runs of {algorithm} at once")
                 together = measure_together(algorithm, device, cores)
-                found["runs at once", algorithm, cores]["rate"].append(together)
+                results["runs at once", algorithm, cores]["rate"].append(together)
         for size in BUFFERS:
             if size * BYTES_EACH < free_memory(torch.device("cpu")):
                 memory = run_command([sys.executable, "-c", FILL.format(size=size)])[1]
-                found["memory", "replay memory", size]["memory_gb"].append(memory)
-        yield found
+                results["memory", "replay memory", size]["memory_gb"].append(memory)
+        yield results
 
 
 def measure_together(algorithm: str, device: str, count: int) -> float:
@@ -95,26 +95,26 @@ def measure_together(algorithm: str, device: str, count: int) -> float:
     return float(steps / (end - start))
 
 
-def format_scaling(found: dict[tuple, dict[str, list]]) -> str:
+def format_scaling(results: dict[tuple, dict[str, list]]) -> str:
     """Return a row for each point, as median (min to max)."""
     rows = [("against", "what", "x", "agent steps/s or GB")]
-    for (group, series, x), samples in found.items():
+    for (group, series, x), samples in results.items():
         for what, values in samples.items():
             rows.append((group, series, f"{x:,}", format_range(values, 0 if what == "rate" else 2)))
     return markdown_table(rows)
 
 
-def draw_scaling(found: dict[tuple, dict[str, list]], title: str) -> Figure:
+def draw_scaling(results: dict[tuple, dict[str, list]], title: str) -> Figure:
     """Draw a panel per group: medians, with ranges where there are several repeats."""
-    groups = list(dict.fromkeys(group for group, *_ in found))
+    groups = list(dict.fromkeys(group for group, *_ in results))
     rows = math.ceil(len(groups) / 3)
     figure = Figure(figsize=(12, 3.4 * rows), layout="constrained")
     for place, group in enumerate(groups, start=1):
         axes = figure.add_subplot(rows, 3, place)
-        for series in dict.fromkeys(series for g, series, _ in found if g == group):
+        for series in dict.fromkeys(series for g, series, _ in results if g == group):
             points = sorted(
                 (x, next(iter(samples.values())))
-                for (g, s, x), samples in found.items()
+                for (g, s, x), samples in results.items()
                 if (g, s) == (group, series)
             )
             xs = [x for x, _ in points]

@@ -83,9 +83,9 @@ def judge(claim: Claim, first: np.ndarray, second: np.ndarray) -> Verdict:
     """
     if claim.measure == "mse":
         first, second = -np.log10(first), -np.log10(second)
-    found = difference([first], [second])
-    margin = math.log10(2) - abs(found.value) if claim.like else found.value
-    return Verdict(margin, found.high - found.value)
+    gap = difference([first], [second])
+    margin = math.log10(2) - abs(gap.value) if claim.like else gap.value
+    return Verdict(margin, gap.high - gap.value)
 
 
 class Setting(NamedTuple):

@@ -159,16 +159,16 @@ def draw_profiles(scores: GroupStatistics) -> Figure:
 
 def draw_improvement(scores: GroupStatistics) -> Figure:
     """Draw how often a run of the first variant beats one of each other."""
-    found = scores.improvements
-    figure, (axes,) = make_panels(1, height=0.4 * len(found) + 1.2)
-    for i, (other, (value, low, high)) in enumerate(found.items()):
+    improvements = scores.improvements
+    figure, (axes,) = make_panels(1, height=0.4 * len(improvements) + 1.2)
+    for i, (other, (value, low, high)) in enumerate(improvements.items()):
         ends = np.nan_to_num([[value - low], [high - value]]).clip(min=0)  # no interval: no bar
         axes.errorbar(
             [value], [i], xerr=ends, fmt="o", color=pick_color(other, scores.group), capsize=4
         )
     axes.axvline(0.5, color="0.4", lw=1)
-    axes.set_yticks(range(len(found)), [f"> {other}" for other in found])
-    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_yticks(range(len(improvements)), [f"> {other}" for other in improvements])
+    axes.set_ylim(-0.6, len(improvements) - 0.4)
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel(f"P(a run of {scores.first} beats one of the other)")
     return figure
@@ -193,15 +193,15 @@ def draw_prediction(scores: GroupStatistics) -> Figure:
 
 def draw_all(scores: GroupStatistics) -> dict[str, Figure]:
     """Return name -> figure, those for which there is something to draw."""
-    found = {"curves": draw_curves(scores)}
+    figures = {"curves": draw_curves(scores)}
     shown = {tags.of_layer(measure) for measure in OVER_TIME}
     if any(shown & run.measures.keys() for run in scores.group.runs):
-        found["representation"] = draw_representation(scores)
+        figures["representation"] = draw_representation(scores)
     if scores.games and len(scores.variants) > 1:
-        found["efficiency"] = draw_efficiency(scores)
-        found["profiles"] = draw_profiles(scores)
+        figures["efficiency"] = draw_efficiency(scores)
+        figures["profiles"] = draw_profiles(scores)
     if scores.improvements:
-        found["improvement"] = draw_improvement(scores)
+        figures["improvement"] = draw_improvement(scores)
     if scores.predictions:
-        found["prediction"] = draw_prediction(scores)
-    return found
+        figures["prediction"] = draw_prediction(scores)
+    return figures

@@ -159,22 +159,22 @@ def _measure(
     """
     total = steps[-1]
     at = np.append(steps[:-1], max(total, last))  # the last rollout may end beyond the total
-    found = {
+    measures = {
         tag: newest_values(curve, at)
         for tag, curve in curves.items()
         if tag.startswith(REPORTED_TAGS)
     }
     if tags.RETURN in curves:
-        found[SCORE] = trailing_return(curves[tags.RETURN], at)
+        measures[SCORE] = trailing_return(curves[tags.RETURN], at)
     if tags.LENGTH in curves:
         reached = np.minimum(at, max(last, 1))
-        found[IN_FINISHED_GAMES] = share_in_finished_games(curves[tags.LENGTH], reached)
-    for name, values in found.items():
+        measures[IN_FINISHED_GAMES] = share_in_finished_games(curves[tags.LENGTH], reached)
+    for name, values in measures.items():
         if not ended:
             # A rollout may end a little before or after a point; beyond that there is nothing.
             values[steps > last + 0.01 * total] = np.nan
-        found[name] = np.array([float(format_number(value)) for value in values])
-    return found
+        measures[name] = np.array([float(format_number(value)) for value in values])
+    return measures
 
 
 def has_tables(folder: Path) -> bool:
@@ -187,7 +187,7 @@ def find_runs(paths: list[str]) -> list[Path]:
 
     Raise UsageError for a path at which there is none.
     """
-    found = {}
+    folders = {}
     for path in map(Path, paths):
         inside = [path] if (path / "config.json").is_file() or has_tables(path) else []
         with contextlib.suppress(OSError):
@@ -198,8 +198,8 @@ def find_runs(paths: list[str]) -> list[Path]:
                 f"{path}: no run folder there (one has config.json) and no report ({RUNS_CSV} and "
                 f"{CURVES_CSV}), nor below it"
             )
-        found |= dict.fromkeys(inside)
-    return list(found)
+        folders |= dict.fromkeys(inside)
+    return list(folders)
 
 
 def tabulate_runs(runs: list[RunRecord]) -> tuple[list[dict], list[dict]]:
@@ -252,18 +252,18 @@ def read_tables(folder: Path) -> list[RunRecord]:
             for row in csv.DictReader(file):
                 points[row.pop("name")].append({name: float(cell) for name, cell in row.items()})
         with (folder / RUNS_CSV).open(newline="", encoding="utf-8") as file:
-            found = [_from_rows(row, points.pop(row["name"], [])) for row in csv.DictReader(file)]
+            runs = [_from_rows(row, points.pop(row["name"], [])) for row in csv.DictReader(file)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(
             f"{folder}: its tables of runs cannot be read ({what}): put {RUNS_CSV} and "
             f"{CURVES_CSV} back as a report wrote them"
         ) from None
-    if not found:
+    if not runs:
         raise UsageError(f"{folder}: its tables hold no run")
     if points:
         raise UsageError(
             f"{folder}: {CURVES_CSV} has a run that {RUNS_CSV} lacks, {min(points)}: put "
             f"{RUNS_CSV} back as a report wrote it"
         )
-    return found
+    return runs

@@ -60,8 +60,8 @@ class GroupStatistics:
                     continue
                 row = {"game": game, "variant": variant, "seeds": len(group.cells[variant, game])}
                 for name, measure in numbers.items():
-                    found = stats.mean_over_games(group.values(variant, [game], measure))
-                    row[name] = found.in_percent if name.endswith("%") else found
+                    estimate = stats.mean_over_games(group.values(variant, [game], measure))
+                    row[name] = estimate.in_percent if name.endswith("%") else estimate
                 rows.append(row)
         return rows
 
@@ -89,13 +89,13 @@ class GroupStatistics:
     @functools.cached_property
     def improvements(self) -> dict[str, Estimate]:
         """Return other variant -> P(a run of `first` beats it), on the games that both have."""
-        found = {}
+        improvements = {}
         for other in self.group.variants:
             games = self.group.common_games(self.first, other)
             if other != self.first and games:
                 both = (self.group.values(name, games, SCORE) for name in (self.first, other))
-                found[other] = stats.probability_of_improvement(*both)
-        return found
+                improvements[other] = stats.probability_of_improvement(*both)
+        return improvements
 
     @functools.cached_property
     def predictions(self) -> list[dict]:
@@ -115,7 +115,7 @@ class GroupStatistics:
     @functools.cached_property
     def efficiency(self) -> dict[str, Band]:
         """Return variant -> IQM of the human-normalised scores against agent steps."""
-        found, known, steps = {}, stats.reference_scores(), self.group.runs[0].steps
+        bands, known, steps = {}, stats.reference_scores(), self.group.runs[0].steps
         for variant in self.variants:
             curves = [
                 stats.normalise(self._curves(variant, game, SCORE), *known[game])
@@ -127,8 +127,8 @@ class GroupStatistics:
                     stats.estimate([of[:, i] for of in curves], stats.iqm, repeats=400)
                     for i in range(len(steps))
                 ]
-            found[variant] = Band(steps, *np.array(values).T)
-        return found
+            bands[variant] = Band(steps, *np.array(values).T)
+        return bands
 
     @functools.cached_property
     def profiles(self) -> dict[str, Band]:

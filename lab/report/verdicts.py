@@ -71,9 +71,9 @@ def _probability(claim: Claim, group: Group, games: list[str]) -> tuple[Estimate
     """Return how often a run of the first variant beats one of the second, and that in words."""
     first, second = claim.variants
     scores = [group.values(name, games, SCORE) for name in (first, second)]
-    found = stats.probability_of_improvement(*scores)
+    estimate = stats.probability_of_improvement(*scores)
     by_game = format_games(games, stats.shares_won(*scores))
-    return found, f"P({first} > {second}) = {found.format()}{by_game}"
+    return estimate, f"P({first} > {second}) = {estimate.format()}{by_game}"
 
 
 def measure_doubling(claim: Claim, group: Group, games: list[str]) -> Measured:
@@ -84,7 +84,7 @@ def measure_doubling(claim: Claim, group: Group, games: list[str]) -> Measured:
     """
     first, second = claim.variants
     scores = [group.human_normalised(name, games) for name in (first, second)]
-    found = stats.ratio_of_medians(*scores)
+    estimate = stats.ratio_of_medians(*scores)
     each = [
         f"{name} {stats.estimate(of, stats.median).format()}"
         for name, of in zip((first, second), scores, strict=True)
@@ -92,34 +92,34 @@ def measure_doubling(claim: Claim, group: Group, games: list[str]) -> Measured:
     if len(games) > 1:
         for game, ours, theirs in zip(games, *scores, strict=True):
             each.append(f"{game} {ours.mean():.2f} and {theirs.mean():.2f}")
-    ratio, undecided = f"ratio {found.format()}", ""
-    if math.isnan(found.value):
+    ratio, undecided = f"ratio {estimate.format()}", ""
+    if math.isnan(estimate.value):
         ratio = "no ratio"
         undecided = f"the median of {second} is not above 0: takes runs of it above random play"
-    return Measured(found, f"{ratio}: {', '.join(each)}", above=2.0, undecided=undecided)
+    return Measured(estimate, f"{ratio}: {', '.join(each)}", above=2.0, undecided=undecided)
 
 
 def measure_higher(claim: Claim, group: Group, games: list[str]) -> Measured:
     """Test that a measure is higher in the first variant: mean difference over games."""
     (first, second), (measure,) = claim.variants, claim.measures
     values = [group.values(variant, games, measure) for variant in (first, second)]
-    found = stats.difference(*values)
-    shown, unit, scale = found, "", 1
+    estimate = stats.difference(*values)
+    shown, unit, scale = estimate, "", 1
     if measure == DEAD:
-        shown, unit, scale = found.in_percent, " points", 100
+        shown, unit, scale = estimate.in_percent, " points", 100
     by_game = [scale * (x.mean() - y.mean()) for x, y in zip(*values, strict=True)]
     words = f"{first} - {second} = {shown}{unit}{format_games(games, by_game)}"
-    return Measured(found, words, above=0.0)
+    return Measured(estimate, words, above=0.0)
 
 
 def measure_share(claim: Claim, group: Group, games: list[str]) -> Measured:
     """Test that a share, mean over games, lies within the claim's bounds."""
     (variant,), (measure,) = claim.variants, claim.measures
     values = group.values(variant, games, measure)
-    found = stats.mean_over_games(values)
+    estimate = stats.mean_over_games(values)
     by_game = [100 * of.mean() for of in values]
-    words = f"{found.in_percent} %{format_games(games, by_game)}"
-    return Measured(found, words, *claim.between)
+    words = f"{estimate.in_percent} %{format_games(games, by_game)}"
+    return Measured(estimate, words, *claim.between)
 
 
 def measure_gap(claim: Claim, group: Group, games: list[str]) -> Measured:
@@ -133,7 +133,7 @@ def measure_gap(claim: Claim, group: Group, games: list[str]) -> Measured:
     dead = group.values(variant, games, DEAD)
     expected = group.values(variant, games, predict_share)
     gaps = [x - y for x, y in zip(dead, expected, strict=True)]
-    found = stats.mean_over_games(gaps)
+    estimate = stats.mean_over_games(gaps)
     shares = [stats.mean_over_games(of).value for of in (dead, expected)]
     undecided = ""
     nothing = "neuron died, so nothing is told apart: takes runs in which"
@@ -141,14 +141,14 @@ def measure_gap(claim: Claim, group: Group, games: list[str]) -> Measured:
         undecided = f"hardly a {nothing} at least 5 % do"
     elif min(shares) > 0.95:
         undecided = f"nearly every {nothing} at most 95 % do"
-    elif above < found.value < below and not all(above < gap.mean() < below for gap in gaps):
+    elif above < estimate.value < below and not all(above < gap.mean() < below for gap in gaps):
         undecided = "the games disagree: takes more games"
     each = [
         f"{game} {100 * x.mean():.1f} and {100 * y.mean():.1f} %"
         for game, x, y in zip(games, dead, expected, strict=True)
     ]
-    words = f"measured - predicted = {found.in_percent} points: {', '.join(each)}"
-    return Measured(found, words, above, below, undecided=undecided)
+    words = f"measured - predicted = {estimate.in_percent} points: {', '.join(each)}"
+    return Measured(estimate, words, above, below, undecided=undecided)
 
 
 def measure_bias(claim: Claim, group: Group, games: list[str]) -> Measured:
@@ -157,13 +157,13 @@ def measure_bias(claim: Claim, group: Group, games: list[str]) -> Measured:
     Nothing is decided where fewer than one neuron in a hundred is dead.
     """
     (variant,) = claim.variants
-    found = stats.mean_over_games(group.values(variant, games, dead_part))
+    estimate = stats.mean_over_games(group.values(variant, games, dead_part))
     dead = stats.mean_over_games(group.values(variant, games, DEAD)).value
-    words = f"{found.in_percent} % of the magnitude, from {100 * dead:.1f} % of the neurons"
+    words = f"{estimate.in_percent} % of the magnitude, from {100 * dead:.1f} % of the neurons"
     undecided = ""
     if dead < 0.01:
         undecided = "hardly a neuron died: takes runs in which at least 1 % do"
-    return Measured(found, words, *claim.between, undecided=undecided)
+    return Measured(estimate, words, *claim.between, undecided=undecided)
 
 
 TESTS = {
@@ -260,12 +260,12 @@ def judge(claim: Claim, group: Group) -> Finding:
 
 def judge_all(groups: list[Group]) -> list[Finding]:
     """Test every claim: on each group of its algorithm, or say that there is none."""
-    found = []
+    findings = []
     for claim in CLAIMS:
         own = [group for group in groups if group.algorithm == claim.algorithm]
-        found += [judge(claim, group) for group in own]
+        findings += [judge(claim, group) for group in own]
         if not own:
             about = (claim.text, claim.source, claim.paper, claim.algorithm.upper())
             what = f"no complete runs: takes {format_fewest_runs(claim)}"
-            found.append(Finding(*about, "", OPEN, what, "0", "0"))
-    return found
+            findings.append(Finding(*about, "", OPEN, what, "0", "0"))
+    return findings

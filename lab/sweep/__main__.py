@@ -23,11 +23,11 @@ from lab.sweep.pool import make_pool
 def print_plan(planned: list[PlannedRun]):
     """Print every run: its command and what is there of it."""
     for run in planned:
-        found = run.pick()
+        newest = run.pick()
         there = "new"
-        if found is not None:
-            step = 0 if found.footer is None else found.footer.step
-            there = f"at {step:,}" if not found.has_finished(run.args) else "done"
+        if newest is not None:
+            step = 0 if newest.footer is None else newest.footer.step
+            there = f"at {step:,}" if not newest.has_finished(run.args) else "done"
         say(f"{there:>14}  {run.algorithm}_atari.py {' '.join(run.flags)}")
     say(plural(len(planned), "run"))
 

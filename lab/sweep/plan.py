@@ -51,13 +51,13 @@ def select_flags(algorithm: str, more: tuple[str, ...]) -> tuple[str, ...]:
 
     Those before a word such as `dqn:` are for all, those after it for that one alone.
     """
-    found, owner = [], algorithm
+    selected, owner = [], algorithm
     for word in more:
         if named := _owner(word):
             owner = named
         elif owner == algorithm:
-            found.append(word)
-    return tuple(found)
+            selected.append(word)
+    return tuple(selected)
 
 
 def _owner(word: str) -> str:
@@ -76,11 +76,11 @@ def plan_runs(args: Args) -> list[PlannedRun]:
         if owner not in args.algorithms:
             known = ", ".join(f"{name}:" for name in args.algorithms)
             raise UsageError(f"{owner}: begins flags of an algorithm that is not run here: {known}")
-    found = {}
+    runs = {}
     for combination in itertools.product(args.seeds, args.games, args.variants, args.algorithms):
         run = plan_run(*combination, args)
-        found[dataclasses.astuple(run.args), run.algorithm] = run
-    return list(found.values())
+        runs[dataclasses.astuple(run.args), run.algorithm] = run
+    return list(runs.values())
 
 
 def plan_run(seed: int, game: str, variant: str, algorithm: str, args: Args) -> PlannedRun:

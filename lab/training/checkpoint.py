@@ -152,14 +152,14 @@ def read_state(path: Path) -> dict:
         raise Damaged(f"{path.name} does not have its checksum")
     try:
         with warnings.catch_warnings(action="ignore"):  # torch says it in many lines
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError):
         raise UsageError(
             f"{path} holds more than tensors and numbers, which could run code: it is not loaded"
         ) from None
-    if not isinstance(found, dict) or not {"number", "segments", "state"} <= found.keys():
+    if not isinstance(saved, dict) or not {"number", "segments", "state"} <= saved.keys():
         raise UsageError(f"{path} is no checkpoint of a run: it is not loaded")
-    return found
+    return saved
 
 
 def find_newest_whole(
@@ -184,8 +184,8 @@ def find_newest_whole(
             raise UsageError(f"cannot read {path}: {describe_os(error)}") from None
         else:
             return path, content, problems
-    found = "; ".join(problems) or "there is none"
-    raise UsageError(f"no whole checkpoint in {folder}: {found}; start the run anew")
+    damage = "; ".join(problems) or "there is none"
+    raise UsageError(f"no whole checkpoint in {folder}: {damage}; start the run anew")
 
 
 def require_flags(folder: Path, content: dict, flags: dict):

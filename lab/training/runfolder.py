@@ -154,11 +154,11 @@ def find_runs_of(args, algorithm: str) -> list[RunOnDisk]:
             "total_timesteps": flags.get("total_timesteps")
         }
 
-    wanted, found = key(dataclasses.asdict(args)), []
+    wanted, runs = key(dataclasses.asdict(args)), []
     for path in Path(args.runs_dir).glob("*/config.json"):
         with contextlib.suppress(UsageError, OSError):
             config = _read_unchanged_config(path.parent, path.stat().st_mtime_ns)
             if config["algorithm"] == algorithm and key(config["flags"]) == wanted:
                 footer, finished = read_newest_footer(path.parent), config.get("finished", 0)
-                found.append(RunOnDisk(config["started"], path.parent, footer, finished))
-    return found
+                runs.append(RunOnDisk(config["started"], path.parent, footer, finished))
+    return runs
