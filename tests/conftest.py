@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 # One thread, as two processes of two threads each on two cores wait more than they compute; and
 # the CPU also where there is a GPU, as what the tests compare bit for bit holds there.
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-TIMEOUT = 240  # seconds, against hanging: no call takes a tenth of it
+TIMEOUT = 900  # seconds, against hanging: on an idle machine no call takes a tenth of it
 
 # Examples from a fixed seed: a run of the tests does not depend on luck.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
