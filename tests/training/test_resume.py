@@ -31,6 +31,7 @@ from lab.training.signals import CAN_RESUME
 SMALL = ("--latent-dim", 32, "--metrics-samples", 512, "--env-threads", 1)
 SMALL += ("--metrics-every", 500, "--checkpoint-every", 0.02)
 ROLLOUTS = ("--total-timesteps", 1024, "--num-steps", 32, "--num-minibatches", 4)
+ROLLOUTS += ("--update-epochs", 1)
 RUNS = {
     "dqn": (
         *("--total-timesteps", 1200, "--learning-starts", 800, "--buffer-size", 1000),
@@ -84,8 +85,8 @@ def wait_for(process, text):
 
 
 def test_a_full_disk_and_a_vanished_folder_cost_nothing(uninterrupted, tmp_path, events):
-    # Checkpoints every 0.12 s: of those there are many in this run, on any machine.
-    process = start("dqn", (*RUNS["dqn"], *SMALL, "--checkpoint-every", 0.002), tmp_path)
+    # Checkpoints every 0.2 s: of those there are many in this run, on any machine.
+    process = start("dqn", (*RUNS["dqn"], *SMALL, "--checkpoint-every", 0.003), tmp_path)
     process.stdout.readline()
     (folder,) = (tmp_path / "runs").iterdir()
     while not (folder / "previous.pt").exists():
