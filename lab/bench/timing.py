@@ -116,7 +116,9 @@ def make_rollout_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     return act, steps, learn, steps
 
 
-def time_call(call: Callable[[], object], at_least: float, device: torch.device) -> float:
+def time_call(
+    call: Callable[[], object], at_least: float, device: torch.device, clock=time.perf_counter
+) -> float:
     """Return the mean seconds of a call, over `at_least` seconds, after one to warm up."""
 
     def wait():
@@ -125,23 +127,23 @@ def time_call(call: Callable[[], object], at_least: float, device: torch.device)
 
     call()
     wait()
-    count, start = 0, time.perf_counter()
-    while count < 2 or time.perf_counter() - start < at_least:
+    count, start = 0, clock()
+    while count < 2 or clock() - start < at_least:
         call()
         count += 1
         wait()
-    return (time.perf_counter() - start) / count
+    return (clock() - start) / count
 
 
-def time_emulator(envs: AtariEnvs, at_least: float) -> float:
+def time_emulator(envs: AtariEnvs, at_least: float, clock=time.perf_counter) -> float:
     """Return the mean seconds per agent step of the games alone, played at random."""
     rng = np.random.default_rng(0)
     actions = rng.integers(envs.single_action_space.n, size=(1024, envs.num_envs))
-    count, start = 0, time.perf_counter()
-    while count < 20 or time.perf_counter() - start < at_least:
+    count, start = 0, clock()
+    while count < 20 or clock() - start < at_least:
         envs.step(actions[count % len(actions)])
         count += 1
-    return (time.perf_counter() - start) / count / envs.num_envs
+    return (clock() - start) / count / envs.num_envs
 
 
 class WholeRun(NamedTuple):

@@ -183,6 +183,10 @@ class Pool:
             else:
                 self.start(job)
 
+    def wait(self):
+        """Wait until it is time to look again."""
+        time.sleep(LOOK_EVERY)
+
     def stop(self, number, frame):
         """Handle a signal that asks to stop."""
         # A cluster sends several signals in a row, and all mean the same: only Ctrl-C counts twice.
@@ -214,7 +218,7 @@ class Pool:
                 if not self.list_running() and (self.stops or not open_ones):
                     break
                 self.table.show(self.jobs, time.monotonic() - self.started)
-                time.sleep(LOOK_EVERY)
+                self.wait()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

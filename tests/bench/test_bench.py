@@ -237,7 +237,7 @@ def test_what_cannot_be_kept_is_printed_all_the_same(tmp_path, monkeypatch, caps
     assert "1 (1 to 1)" in capsys.readouterr().out
 
 
-def test_seconds_are_those_of_a_call_of_a_known_length(monkeypatch):
+def test_seconds_are_those_of_a_call_of_a_known_length():
     """A clock that only the timed calls move: a warm-up is not counted, and nothing else is."""
     now = 0.0
 
@@ -245,14 +245,16 @@ def test_seconds_are_those_of_a_call_of_a_known_length(monkeypatch):
         nonlocal now
         now += 0.25 if now else 100.0
 
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
-    assert timing.time_call(call, 2.0, torch.device("cpu")) == 0.25
+    def clock():
+        return now
+
+    assert timing.time_call(call, 2.0, torch.device("cpu"), clock) == 0.25
 
     envs = types.SimpleNamespace(num_envs=8, step=lambda actions: call())
     envs.single_action_space = types.SimpleNamespace(n=4)
-    assert timing.time_emulator(envs, 2.0) == 0.25 / 8
+    assert timing.time_emulator(envs, 2.0, clock) == 0.25 / 8
     kernel = types.SimpleNamespace(act=call, steps_per_act=5, learn=call, steps_per_learn=2)
-    parts = bound.time_parts(kernel, envs, 2.0, torch.device("cpu"))
+    parts = bound.time_parts(kernel, envs, 2.0, torch.device("cpu"), clock)
     assert parts == {"emulator": 0.25 / 8, "act": 0.05, "learn": 0.125}
 
 

@@ -221,8 +221,8 @@ def test_preempted_and_requeued_runs_are_those_without_a_break(slurm, tmp_path):
         (whole,) = (alone[seed - 1] / "runs").iterdir()
         assert differences(whole, folders(tmp_path)[seed - 1]) == []
         assert logs[seed - 1].read_text().count("resumed at") == seed
-        assert "SIGTERM: stopping at the next safe point" in logs[seed - 1].read_text()
-    assert "SIGUSR2: stopping at the next safe point" in logs[1].read_text()
+        assert "SIGTERM: stopping before the next rollout" in logs[seed - 1].read_text()
+    assert "SIGUSR2: stopping before the next rollout" in logs[1].read_text()
     again = submit(slurm, tmp_path, "--partition", "low")
     assert (again.returncode, again.stdout) == (0, "all runs have finished\n")
 

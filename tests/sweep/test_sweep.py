@@ -274,14 +274,14 @@ def test_a_run_of_another_process_is_waited_for(monkeypatch, tmp_path, capfd):
     held = lock(stub.folder)
     looks = Counter()
 
-    def look(seconds):
+    def look():
         looks["count"] += 1
         if looks["count"] == 3:
             assert job.state == "elsewhere"
             (stub.folder / "done").touch()
             held.close()
 
-    monkeypatch.setattr(pool_room.time, "sleep", look)
+    pool.wait = look
     assert pool.run() == 0
     assert job.state == "done"
     assert "is under way in another process" in capfd.readouterr().out
