@@ -291,7 +291,7 @@ BAD_FLAGS = [
     (ALL, "--gamma x", r"--gamma must be a number, such as 0.001, not 'x'"),
     (ALL, "--runs-dir=", r"--runs-dir is empty: it must be a folder, such as runs"),
     (ALL, f"--runs-dir {'a' * 300}", r"--runs-dir a+: File name too long"),
-    (ALL, "--runs-dir /dev/null/runs", r"--runs-dir /dev/null/runs: /dev/null is not a folder"),
+    (ALL, "--runs-dir /dev/null/runs", r"--runs-dir /dev/null/runs: Not a directory; choose"),
     (ALL, "--num-envs 1 --runs-dir /proc/no/runs", r"--runs-dir /proc/no/runs: "),
     (ALL, "--track", r"--track needs Weights & Biases: pip install wandb"),
     (ALL, "--activaton=relu", r"--activaton=relu \(did you mean --activation\?\)"),

@@ -7,10 +7,10 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,11 +162,20 @@ def check_folder(args, name: str):
         raise UsageError(f"{flag(name)} {value!r} is no name that can be written in UTF-8")
     if not value:
         raise UsageError(f"{flag(name)} is empty: it must be a folder, such as runs")
-    parent = Path(value).absolute()
+    require_writable(Path(value), flag(name))
+
+
+def require_writable(folder: Path, name: str):
+    """Raise UsageError unless a folder, named by a flag, can be written to or made; make none."""
+    nearest = folder.absolute()
     try:
-        while not parent.exists() and parent != parent.parent:
-            parent = parent.parent
+        while not nearest.exists():
+            nearest = nearest.parent
+        tempfile.TemporaryFile(dir=nearest).close()  # has no name, so nothing stays
     except OSError as error:
-        raise UsageError(f"{flag(name)} {value}: {describe_os(error)}") from None
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{flag(name)} {value}: {parent} is not a folder one can write to")
+        raise explain_unwritable(folder, name, error) from None
+
+
+def explain_unwritable(folder: Path, name: str, error: OSError) -> UsageError:
+    """Return what to say of a folder, named by a flag, that cannot be written to."""
+    return UsageError(f"{name} {folder}: {describe_os(error)}; choose a folder one can write to")

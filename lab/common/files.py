@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from lab.common.cli import UsageError, describe_os
+from lab.common.cli import UsageError, explain_unwritable, require_writable
 
 
 class ChecksumFile:
@@ -60,24 +60,13 @@ def write_json(path: Path, value: dict):
         file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
-def explain_unwritable(folder: Path, flag: str, problem: OSError) -> UsageError:
-    """Return what to tell the user of a folder, named by a flag, that cannot be written."""
-    return UsageError(f"{flag} {folder}: {describe_os(problem)}; choose a folder one can write to")
-
-
 def check_targets(folder: Path, names: Iterable[str], flag: str):
     """Raise UsageError if these names cannot be written into a folder, before any work.
 
     Where nothing can be written, or a folder is in the way of a file or the reverse. `names` of
     folders end with a slash; `flag` is the one that named the folder.
     """
-    nearest = folder.absolute()
-    try:
-        while not nearest.exists():
-            nearest = nearest.parent
-        tempfile.TemporaryFile(dir=nearest).close()  # has no name, so nothing stays
-    except OSError as problem:
-        raise explain_unwritable(folder, flag, problem) from None
+    require_writable(folder, flag)
     for name in names:
         target = folder / name
         try:

@@ -168,7 +168,7 @@ def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path):
         (["--optimizer", "adm"], "unknown --optimizer 'adm': choose one of adam, sgd"),
         (["--init", "zeros"], "unknown --init 'zeros': choose one of torch, orthogonal"),
         (["--output-dir", ""], "--output-dir is empty"),
-        (["--output-dir", "/dev/null/x"], "--output-dir /dev/null/x: /dev/null is not a folder"),
+        (["--output-dir", "/dev/null/x"], "--output-dir /dev/null/x: Not a directory; choose a folder"),
         (["--sweep", "--steps", "10"], "--sweep sets --steps itself: leave it out"),
         (["--swep"], "did you mean --sweep"),
     ],
