@@ -72,7 +72,7 @@ def test_the_installed_package_works_from_any_folder(call):
     assert "done" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("name", ["dqn_atari", "ppo_atari", "pqn_atari", "regression_demo"])
+@pytest.mark.parametrize("name", ["dqn_atari", "regression_demo"])
 def test_a_script_needs_no_installation_in_any_folder(name, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, ROOT / f"{name}.py", "--help"]
