@@ -164,6 +164,11 @@ def main(args: Args) -> int:
     """Return 0, or 1 if a line of the theory does not hold."""
     check(args)
     name, out = "sweep" if args.sweep else "demo", Path(args.output_dir)
+    earlier = any((out / f"{kind}.json").exists() for kind in OUTPUTS)
+    if out.is_dir() and any(out.iterdir()) and not earlier:
+        raise UsageError(
+            f"--output-dir {out} is not empty and holds no earlier result: name a new folder"
+        )
     check_targets(out, (*OUTPUTS[name], "tensorboard/"), "--output-dir")
     config = record_provenance(args)
     start = time.monotonic()

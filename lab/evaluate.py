@@ -44,7 +44,7 @@ MS_PER_STEP = 67  # 4 emulator frames at 60 a second
 class Args:
     """Play the newest checkpoint of a run, without learning. A step is 4 emulator frames."""
 
-    run: Annotated[str, tyro.conf.Positional] = ""
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
     """folder of a run"""
     games: int = 30
     """games to play, all at once, each to its end"""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lab.bench.timing import Kernels, make_kernels, time_call, time_emulator, time_whole_run
+from lab.bench.timing import make_kernels, time_call, time_emulator, time_whole_run
 from lab.common import tags
 from lab.common.cli import UsageError, say
 from lab.common.tables import format_range, markdown_table
@@ -32,9 +32,7 @@ def hide_output():
         yield
 
 
-def time_parts(
-    kernel: Kernels, emulator: AtariEnvs, at_least: float, device, clock=time.perf_counter
-) -> dict[str, float]:
+def time_parts(kernel, emulator, at_least: float, device, clock=time.perf_counter) -> dict:
     """Time the three parts alone, each with the whole machine."""
     return {
         "emulator": time_emulator(emulator, at_least, clock),

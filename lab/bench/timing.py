@@ -116,9 +116,7 @@ def make_rollout_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     return act, steps, learn, steps
 
 
-def time_call(
-    call: Callable[[], object], at_least: float, device: torch.device, clock=time.perf_counter
-) -> float:
+def time_call(call: Callable, at_least: float, device, clock=time.perf_counter) -> float:
     """Return the mean seconds of a call, over `at_least` seconds, after one to warm up."""
 
     def wait():
@@ -187,9 +185,7 @@ def read_speed_points(warm: int, folder: Path) -> list[tuple[int, float]]:
     return sorted((p.step, p.wall_time) for p in points if p.tag == tags.SPS and p.step >= warm)
 
 
-def run_command(
-    command: list[str], environment: dict[str, str] | None = None
-) -> tuple[float, float]:
+def run_command(command: list[str], environment: dict | None = None) -> tuple[float, float]:
     """Run a command; return its seconds and its peak memory in GB. Raise UsageError if it fails."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:

@@ -36,7 +36,7 @@ TABLES = ("games", "over_games", "improvement", "prediction")
 class Args:
     """Many runs into figures, tables and one page."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
     """run folders, folders of such, or folders of earlier reports"""
     out: str = "report"
     """folder for page, figures and tables: new, empty, or an earlier report of these runs"""
@@ -45,7 +45,7 @@ class Args:
     first: str = "tanh-hr"
     """variant that is compared with all others"""
     figures: bool = True
-    """draw the figures, which takes most of the time"""
+    """draw the figures, which takes most of the time; without, those of an earlier report go"""
 
 
 def check_variants(runs: list[RunRecord], args: Args) -> list[str]:

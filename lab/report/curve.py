@@ -55,9 +55,9 @@ PANELS = {  # title -> (tag, what it is called, factor)
 class Args:
     """Learning curves of one run as a table and a picture."""
 
-    run: Annotated[str, tyro.conf.Positional] = ""
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = ""
     """run folder"""
-    stem: Annotated[str, tyro.conf.Positional] = ""
+    stem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STEM")] = ""
     """what the names of the two files begin with, such as results/NAME"""
 
 

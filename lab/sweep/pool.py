@@ -198,7 +198,7 @@ class Pool:
         """Stop all runs before their next rollouts; the second time at once."""
         self.stops_done = self.stops
         if self.stops == 1:
-            number, how = signal.SIGTERM, "before their next rollouts (Ctrl-C: at once)"
+            number, how = signal.SIGTERM, "before the next rollout (Ctrl-C: at once)"
         else:
             number, how = signal.SIGKILL, "at once"
         self.table.event(f"stopping {plural(len(self.list_running()), 'run')} {how}")
@@ -273,10 +273,7 @@ class Table:
 
 
 def make_pool(args: Args) -> Pool:
-    """Return a pool of all runs that `args` name.
-
-    Raises UsageError, before anything is made, for what cannot work.
-    """
+    """Return a pool of all runs that `args` name. Raise UsageError as `plan_runs` does."""
     planned = plan_runs(args)
     devices = [] if all(run.args.device == "cpu" for run in planned) else list_gpus()
     at_once = args.jobs or len(devices) * args.per_gpu or count_cores()

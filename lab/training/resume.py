@@ -6,7 +6,13 @@ from pathlib import Path
 
 from lab.common.cli import UsageError, flag, parse_flags, say
 from lab.training.atari import resolve_game
-from lab.training.checkpoint import FORMAT, describe_version, find_newest_whole, read_newest_footer
+from lab.training.checkpoint import (
+    FORMAT,
+    describe_version,
+    find_newest_whole,
+    has_checkpoint,
+    read_newest_footer,
+)
 from lab.training.runfolder import (
     find_runs_of,
     in_use,
@@ -76,7 +82,7 @@ def require_resumable(folder: Path, config: dict, algorithm: str):
             f"{config['algorithm']}_atari.py"
         )
     footer = read_newest_footer(folder)
-    if footer is None and config.get("finished"):
+    if footer is None and config.get("finished") and not has_checkpoint(folder):
         raise UsageError(
             f"--resume {folder}: it has finished ({config['finished']:,} agent steps), and the "
             "checkpoints are gone from which it could be made longer"

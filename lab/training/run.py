@@ -215,7 +215,7 @@ class Run:
                 f"differ in their last bits; OMP_NUM_THREADS={threads} keeps them the same",
                 sys.stderr,
             )
-        say("restoring replay memory and games")
+        say("restoring the run: its games are played back")
         saved, problems = self._checkpoints.load(find_memory(parts))
         try:
             # In a thread: the emulator's calls can take long, and signals come to this one.

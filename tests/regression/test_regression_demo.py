@@ -168,7 +168,10 @@ def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path):
         (["--optimizer", "adm"], "unknown --optimizer 'adm': choose one of adam, sgd"),
         (["--init", "zeros"], "unknown --init 'zeros': choose one of torch, orthogonal"),
         (["--output-dir", ""], "--output-dir is empty"),
-        (["--output-dir", "/dev/null/x"], "--output-dir /dev/null/x: Not a directory; choose a folder"),
+        (
+            ["--output-dir", "/dev/null/x"],
+            "--output-dir /dev/null/x: Not a directory; choose a folder",
+        ),
         (["--sweep", "--steps", "10"], "--sweep sets --steps itself: leave it out"),
         (["--swep"], "did you mean --sweep"),
     ],
@@ -179,12 +182,13 @@ def test_bad_flags_end_in_one_line(refused, flags, message):
 
 def test_what_is_in_the_way_is_refused_before_anything_is_trained(refused, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
+    (folder / "demo.json").write_text("")  # of an earlier demo
     (folder / "tensorboard").write_text("")
     refused(demo, ["--output-dir", str(folder)], "tensorboard is a file and in the way: remove it")
     (folder / "tensorboard").unlink()
     (folder / "claims.csv").mkdir()
     refused(demo, ["--output-dir", str(folder)], "claims.csv is a folder and in the way: remove it")
-    assert [path.name for path in folder.iterdir()] == ["claims.csv"]
+    assert {path.name for path in folder.iterdir()} == {"claims.csv", "demo.json"}
 
 
 def test_every_flag_of_the_grid_is_refused_beside_sweep():
@@ -194,3 +198,13 @@ def test_every_flag_of_the_grid_is_refused_beside_sweep():
         args = dataclasses.replace(demo.Args(sweep=True), **{name: value})
         with pytest.raises(demo.UsageError, match="--sweep sets"):
             demo.check(args)
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path, refused):
+    """Its files may be called like ours."""
+    with_files = tmp_path.parent / f"{tmp_path.name}-theirs"
+    with_files.mkdir()
+    (with_files / "claims.csv").write_text("mine")
+    message = "is not empty and holds no earlier result: name a new folder"
+    refused(demo, ["--steps", "1", "--output-dir", str(with_files)], message)
+    assert [path.read_text() for path in with_files.iterdir()] == ["mine"]
