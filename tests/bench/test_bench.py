@@ -140,8 +140,8 @@ def test_a_real_benchmark(tmp_path, monkeypatch, capsys):
     """Of one script, small: every number is there, and kept."""
     small = ("--latent-dim", "8", "--num-envs", "4", "--num-steps", "16", "--branches", "1")
     monkeypatch.setitem(bound.VARIANTS, "relu", small)
-    monkeypatch.setitem(timing.WARM, "ppo", 128)
-    monkeypatch.setitem(timing.MEASURED, "ppo", 128)
+    monkeypatch.setitem(timing.WARMUP_STEPS, "ppo", 128)
+    monkeypatch.setitem(timing.MEASURED_STEPS, "ppo", 128)
     one = {"algorithms": ("ppo",), "precisions": ("fp32",), "variants": ("relu",)}
     args = Args(**one, repeats=1, seconds=0.0, device="cpu", output_dir=str(tmp_path))
     assert benchmark.main(args) == 0
