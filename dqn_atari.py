@@ -190,19 +190,13 @@ def update_target(target_network: nn.Module, q_network: nn.Module, tau: float):
 
 @torch.no_grad()
 def act(
-    q_network: nn.Module,
-    obs: np.ndarray,
-    epsilon: float,
-    device: torch.device,
-    rng: np.random.Generator,
+    q_network: QNetwork, obs: np.ndarray, epsilon: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw epsilon-greedy actions, int64 (num_envs,), each env on its own.
-
-    obs uint8 (num_envs, 4, 84, 84).
-    """
+    """Draw epsilon-greedy actions, int64 (num_envs,), for obs uint8 (num_envs, 4, 84, 84)."""
     explore = rng.random(len(obs)) < epsilon
     actions = rng.integers(q_network.head.out_features, size=len(obs))
     if not explore.all():
+        device = q_network.head.weight.device
         greedy = q_network(torch.from_numpy(obs).to(device)).argmax(dim=1).cpu().numpy()
         actions = np.where(explore, actions, greedy)
     return actions
@@ -244,7 +238,7 @@ def main(args: Args) -> int:
             # 1. act
             duration = args.exploration_fraction * args.total_timesteps
             epsilon = linear_schedule(args.start_e, args.end_e, duration, run.step)
-            actions = act(q_network, obs, epsilon, device, rng)
+            actions = act(q_network, obs, epsilon, rng)
 
             # 2. step the games
             obs, rewards, terminations, _, infos = envs.step(actions)

@@ -77,14 +77,14 @@ def test_epsilon_greedy_frequencies():
     network = QNetwork(3, Args(branches=1, latent_dim=8))
     obs = np.random.default_rng(0).integers(0, 255, (1, 4, 84, 84), dtype=np.uint8)
     greedy = network(torch.from_numpy(obs)).argmax().item()
-    rng, device = np.random.default_rng(1), torch.device("cpu")
+    rng = np.random.default_rng(1)
     many = np.repeat(obs, 50, axis=0)
-    actions = np.concatenate([act(network, many, 0.6, device, rng) for _ in range(60)])
+    actions = np.concatenate([act(network, many, 0.6, rng) for _ in range(60)])
     counts = np.bincount(actions, minlength=3) / len(actions)
     # 3,000 draws from a fixed seed: 5 standard errors are 0.045
     assert counts[greedy] == pytest.approx(0.6, abs=0.045)
     assert counts.max() == counts[greedy]
-    assert (act(network, many, 0.0, device, rng) == greedy).all()
+    assert (act(network, many, 0.0, rng) == greedy).all()
 
 
 class StillGames:

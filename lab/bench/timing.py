@@ -83,7 +83,7 @@ def make_dqn_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     seen = np.random.default_rng(0).integers(256, size=(args.num_envs, *OBS_SHAPE), dtype=np.uint8)
     rng = np.random.default_rng(0)
     return (
-        lambda: script.act(network, seen, 0.0, device, rng),
+        lambda: script.act(network, seen, 0.0, rng),
         args.num_envs,
         lambda: script.update(network, parts["target_network"], optimizer, batch, args),
         args.train_frequency,
