@@ -14,12 +14,18 @@ def points(folder, tag="x"):
     return [(event.step, event.value) for event in log.Scalars(tag)]
 
 
+def write_past_a_checkpoint(folder):
+    """Write a point, sync as a checkpoint does, write another; return the sizes of the sync."""
+    board = Board(folder)
+    board.scalar("x", 1.0, 10)
+    sizes = board.sync()
+    board.scalar("x", 2.0, 20)
+    board.flush()
+    return sizes
+
+
 def test_what_came_after_the_checkpoint_is_written_anew_once(tmp_path):
-    first = Board(tmp_path)
-    first.scalar("x", 1.0, 10)
-    sizes = first.sync()
-    first.scalar("x", 2.0, 20)
-    first.flush()
+    sizes = write_past_a_checkpoint(tmp_path)
     lost = Board(tmp_path, sizes, purge_step=11)  # a session that reached no checkpoint
     lost.scalar("x", 2.0, 20)
     lost.flush()
@@ -31,11 +37,7 @@ def test_what_came_after_the_checkpoint_is_written_anew_once(tmp_path):
 
 
 def test_a_reader_that_has_seen_the_lost_points_forgets_them(tmp_path):
-    first = Board(tmp_path)
-    first.scalar("x", 1.0, 10)
-    sizes = first.sync()
-    first.scalar("x", 2.0, 20)
-    first.flush()
+    sizes = write_past_a_checkpoint(tmp_path)
     reader = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
     reader.Reload()
     assert len(reader.Scalars("x")) == 2
