@@ -10,7 +10,9 @@ folder are imported.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from lab.common.cli import UsageError, above, at_least, at_most, between
 from lab.common.device import pick_device
 from lab.training.checks import check_shared_flags
 from lab.training.encoder import NatureEncoder
+from lab.training.graphs import Graphed
 from lab.training.logger import Means
 from lab.training.replay import Batch, ReplayBuffer
 from lab.training.run import Run, launch, make_envs
@@ -95,7 +98,9 @@ class Args:
     device: str = "auto"
     """auto, cpu or cuda; the replay memory lies there too"""
     precision: str = "fp32"
-    """fp32 or bf16 (autocast; the weights stay fp32)"""
+    """fp32, bf16 (autocast; the weights stay fp32) or, on a GPU, tf32"""
+    cuda_graphs: bool = True
+    """on a GPU, replay what it computes as CUDA graphs; a CPU has none"""
     runs_dir: str = "runs"
     """where the run folder is made"""
     track: bool = False
@@ -189,33 +194,58 @@ def update_target(target_network: nn.Module, q_network: nn.Module, tau: float):
 
 
 @torch.no_grad()
+def greedy_actions(q_network: nn.Module, obs: Tensor) -> Tensor:
+    """Return the actions of the highest Q-value, int64 (num_envs,)."""
+    return q_network(obs).argmax(dim=1)
+
+
 def act(
-    q_network: QNetwork, obs: np.ndarray, epsilon: float, rng: np.random.Generator
+    choose: Callable, obs: np.ndarray, epsilon: float, num_actions: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw epsilon-greedy actions, int64 (num_envs,), for obs uint8 (num_envs, 4, 84, 84)."""
+    """Draw epsilon-greedy actions, int64 (num_envs,), for obs uint8 (num_envs, 4, 84, 84).
+
+    `choose(obs)` gives the greedy ones.
+    """
     explore = rng.random(len(obs)) < epsilon
-    actions = rng.integers(q_network.head.out_features, size=len(obs))
+    actions = rng.integers(num_actions, size=len(obs))
     if not explore.all():
-        device = q_network.head.weight.device
-        greedy = q_network(torch.from_numpy(obs).to(device)).argmax(dim=1).cpu().numpy()
-        actions = np.where(explore, actions, greedy)
+        actions = np.where(explore, actions, choose(torch.from_numpy(obs)).cpu().numpy())
     return actions
+
+
+def make_graphs(
+    q_network: QNetwork, target_network: QNetwork, optimizer: torch.optim.Optimizer, args: Args
+) -> tuple[Graphed, Graphed]:
+    """Return `greedy_actions` and `update` as functions of tensors, CUDA graphs on a GPU."""
+    device = q_network.head.weight.device
+    networks = (q_network, target_network)
+
+    def learn(*batch):
+        return update(*networks, optimizer, Batch(*batch), args)
+
+    choose = partial(greedy_actions, q_network)
+    return (
+        Graphed("act", choose, device, (q_network,), args.cuda_graphs),
+        Graphed("update", learn, device, (*networks, optimizer), args.cuda_graphs),
+    )
 
 
 def main(args: Args) -> int:
     """Train DQN with these flags; return the exit status."""
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.precision)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
-    sampling = torch.Generator(device).manual_seed(args.seed)
+    sampling = torch.Generator().manual_seed(args.seed)
     envs, obs = make_envs(args)
-    q_network = QNetwork(int(envs.single_action_space.n), args)
+    num_actions = int(envs.single_action_space.n)
+    q_network = QNetwork(num_actions, args)
     q_network.to(device, memory_format=torch.channels_last)
     target_network = copy.deepcopy(q_network)
     optimizer = torch.optim.Adam(
         q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True
     )
+    choose, learn = make_graphs(q_network, target_network, optimizer, args)
     buffer.start(obs)
     losses = Means(device)  # of the updates since the last log
 
@@ -238,20 +268,26 @@ def main(args: Args) -> int:
             # 1. act
             duration = args.exploration_fraction * args.total_timesteps
             epsilon = linear_schedule(args.start_e, args.end_e, duration, run.step)
-            actions = act(q_network, obs, epsilon, rng)
+            actions = act(choose, obs, epsilon, num_actions, rng)
 
-            # 2. step the games
-            obs, rewards, terminations, _, infos = envs.step(actions)
-            run.count_step(infos)
+            # 2. step the games, and meanwhile learn from batches without the step that they play:
+            # one update per train_frequency steps, whatever the number of games
+            envs.send(actions)
+            run.count_step()
+            due = run.times_due(args.train_frequency, after=args.learning_starts)
+            draws = [buffer.draw(args.batch_size, sampling, coming=1) for _ in range(due)]
+            while draws and draws[0].min() >= args.num_envs:
+                losses.add(learn(*buffer.transitions(draws.pop(0) - args.num_envs)))
+            obs, rewards, terminations, _, infos = envs.recv()
+            run.log_episodes(infos)
 
             # 3. store what was played, which after a life loss is FIRE
             played, final_obs = infos["executed_actions"], infos.get("final_obs")
             buffer.add(obs, played, rewards, terminations, infos["game_over"], final_obs)
 
-            # 4. learn: whatever the number of games, one update per train_frequency steps
-            for _ in range(run.times_due(args.train_frequency, after=args.learning_starts)):
-                batch = buffer.sample(args.batch_size, sampling)
-                losses.add(update(q_network, target_network, optimizer, batch, args))
+            # 4. learn from the batches that hold this step
+            for draw in draws:
+                losses.add(learn(*buffer.transitions(draw)))
             for _ in range(run.times_due(args.target_network_frequency, args.learning_starts)):
                 update_target(target_network, q_network, args.tau)
 

@@ -9,7 +9,9 @@ advantages, loss, update, training loop; the encoder, the measures, the games an
 imported.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +20,12 @@ from torch import Tensor, nn
 
 from hadamard import init_parameters
 from lab.common.cli import UsageError, above, at_least, between
-from lab.common.device import pick_device
+from lab.common.device import pick_device, upload
 from lab.training.atari import AtariEnvs
 from lab.training.checks import check_rollout_flags, check_shared_flags
 from lab.training.encoder import NatureEncoder
 from lab.training.frames import RecentObs, channels_last, empty_obs, take_steps
+from lab.training.graphs import Graphed
 from lab.training.run import Run, launch, make_envs
 
 LOSSES = (
@@ -106,7 +109,9 @@ class Args:
     device: str = "auto"
     """auto, cpu or cuda; the rollouts lie there too"""
     precision: str = "fp32"
-    """fp32 or bf16 (autocast; the weights stay fp32)"""
+    """fp32, bf16 (autocast; the weights stay fp32) or, on a GPU, tf32"""
+    cuda_graphs: bool = True
+    """on a GPU, replay what it computes as CUDA graphs; a CPU has none"""
     runs_dir: str = "runs"
     """where the run folder is made"""
     track: bool = False
@@ -155,7 +160,10 @@ class Agent(NatureEncoder):
 
 
 class Rollout(NamedTuple):
-    """Steps that were played: (steps, envs, ...) in a rollout, (batch, ...) in a minibatch."""
+    """Steps that were played: (steps, envs, ...) in a rollout, (batch, ...) in a minibatch.
+
+    What the games say of them lies on the host until it is learnt from, the rest on the device.
+    """
 
     obs: Tensor  # uint8 (..., 4, 84, 84), channels last in memory
     actions: Tensor  # int64, as the policy drew them
@@ -172,16 +180,17 @@ def empty_rollout(args: Args, device: torch.device) -> Rollout:
     shape = (args.num_steps, args.num_envs)
     obs = empty_obs(*shape, device=device)
     actions = torch.empty(shape, dtype=torch.int64, device=device)
-    dones = torch.empty(shape, dtype=torch.bool, device=device)
-    log_probs, rewards, values, advantages, returns = torch.zeros(5, *shape, device=device)
+    rewards, dones = torch.zeros(shape), torch.empty(shape, dtype=torch.bool)
+    log_probs, values, advantages, returns = torch.zeros(4, *shape, device=device)
     return Rollout(obs, actions, log_probs, rewards, dones, values, advantages, returns)
 
 
-def draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw an action from each row of log-probabilities (batch, actions): int64 (batch,)."""
+def draw(log_probs: Tensor, clocks: Tensor) -> Tensor:
+    """Draw an action from each row of log-probabilities (batch, actions): int64 (batch,).
+
+    `clocks` (batch, actions) are exponentially distributed with rate 1.
+    """
     # Of clocks that ring at exponential times with rates p_a, clock a rings first with chance p_a.
-    # torch.multinomial does the same, but waits for the device to check its input.
-    clocks = torch.empty_like(log_probs).exponential_(generator=generator)
     return (log_probs.exp() / clocks).argmax(dim=1)
 
 
@@ -191,8 +200,19 @@ def select_actions(log_probs: Tensor, actions: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def act(agent: nn.Module, obs: Tensor, clocks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return obs (envs, 4, 84, 84) channels last; actions, log-probabilities, values (envs,)."""
+    obs = channels_last(obs)
+    logits, values = agent(obs)
+    log_probs = logits.log_softmax(dim=1)
+    actions = draw(log_probs, clocks)
+    return obs, actions, select_actions(log_probs, actions), values
+
+
+@torch.no_grad()
 def play(
     agent: nn.Module,
+    choose: Callable,
     envs: AtariEnvs,
     obs: np.ndarray,
     rollout: Rollout,
@@ -202,24 +222,24 @@ def play(
 ) -> np.ndarray:
     """Fill the rollout (steps, envs, ...) with play from obs on; return the obs after it.
 
-    FIRE after a life loss is a move of the game here: the policy's own action, which it replaced,
-    is stored. A policy gradient needs actions that the policy drew, and as this one had no
-    effect, it teaches nothing on average.
+    `choose(obs, clocks)` is `act` of the agent. FIRE after a life loss is a move of the game here:
+    the policy's own action, which it replaced, is stored. A policy gradient needs actions that the
+    policy drew, and as this one had no effect, it teaches nothing on average.
     """
-    device = rollout.rewards.device
+    device, num_actions = rollout.values.device, int(envs.single_action_space.n)
     with agent.autocast(device.type):
         for t in range(args.num_steps):
             # 1. act
-            rollout.obs[t] = channels_last(torch.from_numpy(obs))
-            logits, rollout.values[t] = agent(rollout.obs[t])
-            log_probs = logits.log_softmax(dim=1)
-            rollout.actions[t] = draw(log_probs, generator)
-            rollout.log_probs[t] = select_actions(log_probs, rollout.actions[t])
+            clocks = torch.empty(len(obs), num_actions).exponential_(generator=generator)
+            seen, actions, log_probs, values = choose(torch.from_numpy(obs), clocks)
 
-            # 2. step the games
-            actions = rollout.actions[t].cpu().numpy()
-            obs, rewards, terminations, truncations, infos = envs.step(actions)
-            run.count_step(infos)
+            # 2. step the games, and meanwhile store what was seen and done
+            envs.send(actions.cpu().numpy())
+            rollout.obs[t], rollout.actions[t] = seen, actions
+            rollout.log_probs[t], rollout.values[t] = log_probs, values
+            obs, rewards, terminations, truncations, infos = envs.recv()
+            run.count_step()
+            run.log_episodes(infos)
 
             # 3. store what came of it
             cut = truncations & ~terminations
@@ -296,27 +316,33 @@ def ppo_loss(agent: nn.Module, batch: Rollout, args: Args) -> tuple[Tensor, dict
     return loss, {name: part.detach() for name, part in parts.items()}
 
 
+def gradient_step(
+    agent: nn.Module, optimizer: torch.optim.Optimizer, batch: Rollout, args: Args
+) -> dict[str, Tensor]:
+    """Take one gradient step on a minibatch; return the parts of its loss."""
+    loss, parts = ppo_loss(agent, batch, args)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    optimizer.step()
+    return parts
+
+
 def update(
-    agent: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    args: Args,
-    generator: torch.Generator,
+    learn: Callable, rollout: Rollout, args: Args, generator: torch.Generator
 ) -> dict[str, float]:
     """Learn from a rollout (steps, envs, ...); return the parts of the loss, as CleanRL has them.
 
-    Those are of the last minibatch, but clipfrac, which is the mean over all.
+    `learn(*minibatch)` is `gradient_step` of the agent. The parts are of the last minibatch, but
+    clipfrac, which is the mean over all.
     """
-    steps = Rollout(*(field.flatten(0, 1) for field in rollout))
+    device = rollout.obs.device
+    steps = Rollout(*(upload(field.flatten(0, 1), device) for field in rollout))
     clipfracs = []
     for _ in range(args.update_epochs):
-        order = torch.randperm(len(steps.obs), generator=generator, device=generator.device)
+        order = upload(torch.randperm(len(steps.obs), generator=generator), device)
         for index in order.chunk(args.num_minibatches):
-            loss, parts = ppo_loss(agent, take_steps(steps, index), args)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-            optimizer.step()
+            parts = learn(*take_steps(steps, index))
             clipfracs.append(parts["clipfrac"])
         if args.target_kl is not None and parts["approx_kl"] > args.target_kl:
             break
@@ -328,11 +354,26 @@ def update(
     return {f"losses/{name}": part.item() for name, part in parts.items()}
 
 
+def make_graphs(
+    agent: Agent, optimizer: torch.optim.Optimizer, args: Args
+) -> tuple[Graphed, Graphed]:
+    """Return `act` and `gradient_step` as functions of tensors, CUDA graphs on a GPU."""
+    device = agent.critic.weight.device
+
+    def learn(*batch):
+        return gradient_step(agent, optimizer, Rollout(*batch), args)
+
+    return (
+        Graphed("act", partial(act, agent), device, (agent,), args.cuda_graphs),
+        Graphed("update", learn, device, (agent, optimizer), args.cuda_graphs),
+    )
+
+
 def main(args: Args) -> int:
     """Train PPO with these flags; return the exit status."""
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.precision)
     torch.manual_seed(args.seed)
-    sampling = torch.Generator(device).manual_seed(args.seed)
+    sampling = torch.Generator().manual_seed(args.seed)
     rollout = empty_rollout(args, device)
     recent = RecentObs(args.metrics_samples, device)
     envs, obs = make_envs(args)
@@ -341,6 +382,7 @@ def main(args: Args) -> int:
     optimizer = torch.optim.Adam(
         agent.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True
     )
+    choose, learn = make_graphs(agent, optimizer, args)
 
     parts = {  # all that a checkpoint holds
         "network": agent,
@@ -359,21 +401,22 @@ def main(args: Args) -> int:
                 optimizer.param_groups[0]["lr"] = left * args.learning_rate
 
             # 1. to 3. act, step the games, store
-            obs = play(agent, envs, obs, rollout, args, sampling, run)
+            obs = play(agent, choose, envs, obs, rollout, args, sampling, run)
 
             # 4. learn
             with torch.no_grad():
                 next_value = agent(torch.from_numpy(obs).to(device))[1]
-            rollout.advantages[:] = gae(
+            advantages = gae(  # on the host, in whose caches these few numbers lie
                 rollout.rewards,
                 rollout.dones,
-                rollout.values,
-                next_value,
+                rollout.values.cpu(),
+                next_value.cpu(),
                 args.gamma,
                 args.gae_lambda,
             )
+            rollout.advantages.copy_(advantages)
             rollout.returns[:] = rollout.advantages + rollout.values
-            logs = update(agent, optimizer, rollout, args, sampling)
+            logs = update(learn, rollout, args, sampling)
 
             # 5. log
             logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]

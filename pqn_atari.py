@@ -9,7 +9,9 @@ returns, update, training loop; the encoder, the measures, the games and the run
 imported.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +21,12 @@ from torch import Tensor, nn
 
 from hadamard import init_parameters
 from lab.common.cli import above, at_least, at_most, between
-from lab.common.device import pick_device
+from lab.common.device import pick_device, upload
 from lab.training.atari import AtariEnvs
 from lab.training.checks import check_rollout_flags, check_shared_flags
 from lab.training.encoder import NatureEncoder
 from lab.training.frames import RecentObs, channels_last, empty_obs, take_steps
+from lab.training.graphs import Graphed
 from lab.training.radam import RAdam
 from lab.training.run import Run, launch, make_envs
 
@@ -92,7 +95,9 @@ class Args:
     device: str = "auto"
     """auto, cpu or cuda; the rollouts lie there too"""
     precision: str = "fp32"
-    """fp32 or bf16 (autocast; the weights stay fp32)"""
+    """fp32, bf16 (autocast; the weights stay fp32) or, on a GPU, tf32"""
+    cuda_graphs: bool = True
+    """on a GPU, replay what it computes as CUDA graphs; a CPU has none"""
     runs_dir: str = "runs"
     """where the run folder is made"""
     track: bool = False
@@ -131,7 +136,10 @@ class QNetwork(NatureEncoder):
 
 
 class Rollout(NamedTuple):
-    """Steps that were played: (steps, envs, ...) in a rollout, (batch, ...) in a minibatch."""
+    """Steps that were played: (steps, envs, ...) in a rollout, (batch, ...) in a minibatch.
+
+    What the games say of them lies on the host until it is learnt from, the rest on the device.
+    """
 
     obs: Tensor  # uint8 (..., 4, 84, 84), channels last in memory
     actions: Tensor  # int64, as executed, which after a life loss is FIRE
@@ -145,9 +153,8 @@ def empty_rollout(args: Args, device: torch.device) -> Rollout:
     """Return room for num_steps steps of all games."""
     shape = (args.num_steps, args.num_envs)
     obs = empty_obs(*shape, device=device)
-    actions = torch.empty(shape, dtype=torch.int64, device=device)
-    dones = torch.empty(shape, dtype=torch.bool, device=device)
-    rewards, values, returns = torch.zeros(3, *shape, device=device)
+    actions, dones = torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.bool)
+    rewards, (values, returns) = torch.zeros(shape), torch.zeros(2, *shape, device=device)
     return Rollout(obs, actions, rewards, dones, values, returns)
 
 
@@ -162,22 +169,29 @@ def compute_epsilon(args: Args, step: int) -> float:
     return linear_schedule(args.start_e, args.end_e, duration, step)
 
 
-def act(q_values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
-    """Draw epsilon-greedy actions, int64 (envs,), each env on its own.
+def draw_exploration(
+    num_envs: int, num_actions: int, epsilon: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw which envs explore, bool (num_envs,), each on its own, and how, int64 (num_envs,)."""
+    explore = torch.rand(num_envs, generator=generator) < epsilon
+    return explore, torch.randint(num_actions, (num_envs,), generator=generator)
 
-    q_values (envs, actions).
-    """
-    num_envs, num_actions = q_values.shape
-    at = {"generator": generator, "device": q_values.device}
-    explore = torch.rand(num_envs, **at) < epsilon
-    return torch.where(
-        explore, torch.randint(num_actions, (num_envs,), **at), q_values.argmax(dim=1)
-    )
+
+@torch.no_grad()
+def act(
+    q_network: nn.Module, obs: Tensor, explore: Tensor, random_actions: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return obs (envs, 4, 84, 84) channels last, epsilon-greedy actions and max_a Q (envs,)."""
+    obs = channels_last(obs)
+    q_values = q_network(obs)
+    actions = torch.where(explore, random_actions, q_values.argmax(dim=1))
+    return obs, actions, q_values.max(dim=1).values
 
 
 @torch.no_grad()
 def play(
     q_network: nn.Module,
+    choose: Callable,
     envs: AtariEnvs,
     obs: np.ndarray,
     rollout: Rollout,
@@ -185,19 +199,24 @@ def play(
     generator: torch.Generator,
     run: Run,
 ) -> np.ndarray:
-    """Fill the rollout (steps, envs, ...) with play from obs on; return the obs after it."""
-    device = rollout.rewards.device
+    """Fill the rollout (steps, envs, ...) with play from obs on; return the obs after it.
+
+    `choose(obs, explore, random_actions)` is `act` of the network.
+    """
+    device, num_actions = rollout.values.device, int(envs.single_action_space.n)
     with q_network.autocast(device.type):
         for t in range(args.num_steps):
             # 1. act
-            rollout.obs[t] = channels_last(torch.from_numpy(obs))
-            q_values = q_network(rollout.obs[t])
-            rollout.values[t] = q_values.max(dim=1).values
-            actions = act(q_values, compute_epsilon(args, run.step), generator)
+            epsilon = compute_epsilon(args, run.step)
+            drawn = draw_exploration(len(obs), num_actions, epsilon, generator)
+            seen, actions, values = choose(torch.from_numpy(obs), *drawn)
 
-            # 2. step the games
-            obs, rewards, terminations, truncations, infos = envs.step(actions.cpu().numpy())
-            run.count_step(infos)
+            # 2. step the games, and meanwhile store what was seen
+            envs.send(actions.cpu().numpy())
+            rollout.obs[t], rollout.values[t] = seen, values
+            obs, rewards, terminations, truncations, infos = envs.recv()
+            run.count_step()
+            run.log_episodes(infos)
 
             # 3. store what was played, which after a life loss is FIRE
             rollout.actions[t] = torch.from_numpy(infos["executed_actions"])
@@ -231,45 +250,67 @@ def q_lambda_returns(
     return returns
 
 
+def gradient_step(
+    q_network: nn.Module, optimizer: torch.optim.Optimizer, batch: Rollout, args: Args
+) -> tuple[Tensor, Tensor]:
+    """Take one gradient step on L = 1/2 (G - Q(s, a))^2; return the loss and the mean Q(s, a)."""
+    q_values = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+    loss = 0.5 * F.mse_loss(q_values, batch.returns)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(q_network.parameters(), args.max_grad_norm)
+    optimizer.step()
+    return loss.detach(), q_values.detach().mean()
+
+
 def update(
-    q_network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    args: Args,
-    generator: torch.Generator,
+    learn: Callable, rollout: Rollout, args: Args, generator: torch.Generator
 ) -> dict[str, float]:
-    """Learn from a rollout (steps, envs, ...): L = 1/2 (G - Q(s, a))^2. Means over the update."""
-    steps = Rollout(*(field.flatten(0, 1) for field in rollout))
-    losses, q_means = [], []
+    """Learn from a rollout (steps, envs, ...); return means over the update.
+
+    `learn(*minibatch)` is `gradient_step` of the network.
+    """
+    device = rollout.obs.device
+    steps = Rollout(*(upload(field.flatten(0, 1), device) for field in rollout))
+    learnt = []
     for _ in range(args.update_epochs):
-        order = torch.randperm(len(steps.obs), generator=generator, device=generator.device)
+        order = upload(torch.randperm(len(steps.obs), generator=generator), device)
         for index in order.chunk(args.num_minibatches):
-            batch = take_steps(steps, index)
-            q_values = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
-            loss = 0.5 * F.mse_loss(q_values, batch.returns)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(q_network.parameters(), args.max_grad_norm)
-            optimizer.step()
-            losses.append(loss.detach())
-            q_means.append(q_values.detach().mean())
+            learnt.append(learn(*take_steps(steps, index)))
+    losses, q_means = zip(*learnt, strict=True)
     return {
         "losses/td_loss": torch.stack(losses).mean().item(),
         "losses/q_values": torch.stack(q_means).mean().item(),
     }
 
 
+def make_graphs(
+    q_network: QNetwork, optimizer: torch.optim.Optimizer, args: Args
+) -> tuple[Graphed, Graphed]:
+    """Return `act` and `gradient_step` as functions of tensors, CUDA graphs on a GPU."""
+    device = q_network.head.weight.device
+
+    def learn(*batch):
+        return gradient_step(q_network, optimizer, Rollout(*batch), args)
+
+    return (
+        Graphed("act", partial(act, q_network), device, (q_network,), args.cuda_graphs),
+        Graphed("update", learn, device, (q_network, optimizer), args.cuda_graphs),
+    )
+
+
 def main(args: Args) -> int:
     """Train PQN with these flags; return the exit status."""
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.precision)
     torch.manual_seed(args.seed)
-    sampling = torch.Generator(device).manual_seed(args.seed)
+    sampling = torch.Generator().manual_seed(args.seed)
     rollout = empty_rollout(args, device)
     recent = RecentObs(args.metrics_samples, device)
     envs, obs = make_envs(args)
     q_network = QNetwork(int(envs.single_action_space.n), args)
     q_network.to(device, memory_format=torch.channels_last)
     optimizer = RAdam(q_network.parameters(), lr=args.learning_rate)
+    choose, learn = make_graphs(q_network, optimizer, args)
 
     parts = {  # all that a checkpoint holds
         "network": q_network,
@@ -288,16 +329,18 @@ def main(args: Args) -> int:
                 optimizer.param_groups[0]["lr"] = left * args.learning_rate
 
             # 1. to 3. act, step the games, store
-            obs = play(q_network, envs, obs, rollout, args, sampling, run)
+            obs = play(q_network, choose, envs, obs, rollout, args, sampling, run)
 
             # 4. learn
             with torch.no_grad():
                 last = q_network(torch.from_numpy(obs).to(device)).max(dim=1, keepdim=True).values
-            next_values = torch.cat([rollout.values[1:], last.T])
-            rollout.returns[:] = q_lambda_returns(
+            # On the host, in whose caches these few numbers lie
+            next_values = torch.cat([rollout.values[1:], last.T]).cpu()
+            returns = q_lambda_returns(
                 rollout.rewards, rollout.dones, next_values, args.gamma, args.q_lambda
             )
-            logs = update(q_network, optimizer, rollout, args, sampling)
+            rollout.returns.copy_(returns)
+            logs = update(learn, rollout, args, sampling)
 
             # 5. log
             logs["charts/epsilon"] = compute_epsilon(args, run.step - args.num_envs)

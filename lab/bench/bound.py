@@ -125,7 +125,7 @@ def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float
                     ("metrics", lambda: run.measure(recent, kernel.head)),
                     ("checkpoint", lambda: run.checkpoint(parts, now=True)),
                 )
-                run.count_step({})
+                run.count_step()
                 for what, call in calls:
                     start = time.perf_counter()
                     call()

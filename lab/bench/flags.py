@@ -19,8 +19,8 @@ class Args:
     another"""
     algorithms: tuple[str, ...] = ALGORITHMS
     """of bound: dqn, ppo, pqn"""
-    precisions: tuple[str, ...] = PRECISIONS
-    """of bound: fp32, bf16"""
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    """of bound: fp32, bf16, tf32 (on a GPU)"""
     variants: tuple[str, ...] = tuple(VARIANTS)
     """of bound: relu (the plain network) and tanh-hr"""
     commands: tuple[str, ...] = ()

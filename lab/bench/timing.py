@@ -82,10 +82,11 @@ def make_dqn_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     batch = Batch(obs, actions, zeros, next_obs, zeros)
     seen = np.random.default_rng(0).integers(256, size=(args.num_envs, *OBS_SHAPE), dtype=np.uint8)
     rng = np.random.default_rng(0)
+    choose, learn = script.make_graphs(network, parts["target_network"], optimizer, args)
     return (
-        lambda: script.act(network, seen, 0.0, rng),
+        lambda: script.act(choose, seen, 0.0, num_actions, rng),
         args.num_envs,
-        lambda: script.update(network, parts["target_network"], optimizer, batch, args),
+        lambda: learn(*batch),
         args.train_frequency,
     )
 
@@ -99,21 +100,22 @@ def make_rollout_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     rollout.actions.copy_(torch.randint(num_actions, rollout.actions.shape))
     rollout.dones.zero_()
     rollout.returns.copy_(torch.randn(rollout.returns.shape))
-    generator = parts["sampling"] = torch.Generator(device).manual_seed(0)
+    generator = parts["sampling"] = torch.Generator().manual_seed(0)
+    choose, learn = script.make_graphs(network, optimizer, args)
+    seen = make_random_obs(args.num_envs).contiguous()  # as the games give them
 
     @torch.no_grad()
     def act():
         with network.autocast(device.type):
-            for obs in rollout.obs:
-                out = network(obs)
-                if isinstance(out, tuple):  # PPO: logits and values
-                    script.draw(out[0].log_softmax(dim=1), generator).cpu()
+            for _ in range(args.num_steps):
+                if script.__name__ == "ppo_atari":
+                    drawn = (torch.ones(args.num_envs, num_actions),)
                 else:
-                    script.act(out, 0.0, generator).cpu()
+                    drawn = script.draw_exploration(args.num_envs, num_actions, 0.0, generator)
+                choose(seen, *drawn)[1].cpu()
 
     steps = args.num_envs * args.num_steps
-    learn = functools.partial(script.update, network, optimizer, rollout, args, generator)
-    return act, steps, learn, steps
+    return act, steps, functools.partial(script.update, learn, rollout, args, generator), steps
 
 
 def time_call(call: Callable, at_least: float, device, clock=time.perf_counter) -> float:

@@ -26,12 +26,28 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device for auto, cpu or cuda, made ready: exact fp32, and memory that is kept."""
-    # By default torch rounds the factors of a GPU's convolutions to 10 bits, and where the
-    # environment says so those of matrix products: fp32 is to be fp32.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
+def set_tf32(allowed: bool):
+    """Let a GPU round the factors of products in fp32 to 10 bits, or not."""
+    # By default torch does so in convolutions, and where the environment says so in matrix
+    # products: fp32 is to be fp32.
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
+@contextlib.contextmanager
+def exact_fp32():
+    """Compute the block in exact fp32, whatever the precision of the run."""
+    allowed = torch.backends.cudnn.allow_tf32
+    set_tf32(False)
+    try:
+        yield
+    finally:
+        set_tf32(allowed)
+
+
+def pick_device(name: str, precision: str = "fp32") -> torch.device:
+    """Return the device for auto, cpu or cuda, made ready for a precision, with memory kept."""
+    set_tf32(precision == "tf32")
     device = resolve_device(name)
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         # By default glibc returns buffers above 128 kB to the system when they are freed and pays
@@ -41,6 +57,14 @@ def pick_device(name: str) -> torch.device:
         libc.mallopt(m_mmap_threshold, 2**30)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
     return device
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the tensor on the device. A GPU fetches it by itself: the host does not wait."""
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    # Not reused before the GPU has fetched it: torch's allocator of pinned memory sees to that.
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def free_memory(device: torch.device) -> float:

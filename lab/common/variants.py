@@ -12,8 +12,9 @@ PAPER_VARIANTS = (
 )
 # Flags that a variant's name stands for.
 VARIANT_FLAGS = ("activation", "branches", "combine", "latent_dim", "layer_norm", "apply_to")
-# Flags that change no number that a run computes; the emulator's threads change its speed alone.
-FREE_FLAGS = ("resume", "checkpoint_every", "runs_dir", "track", "env_threads")
+# Flags that change no number that a run computes: the emulator's threads and CUDA graphs change its
+# speed alone.
+FREE_FLAGS = ("resume", "checkpoint_every", "runs_dir", "track", "env_threads", "cuda_graphs")
 
 
 def variant_name(args) -> str:

@@ -52,7 +52,8 @@ def game_title(rom: str) -> str:
 class AtariEnvs(gymnasium.vector.VectorEnv):
     """`num_envs` copies of one game, stepped together, each reset by itself in the step it ends.
 
-    `step(actions)` takes integers (num_envs,) and returns
+    `send(actions)` has the games play integers (num_envs,) and does not wait; `recv()` waits for
+    them; `step(actions)` is the two in one. It returns
 
     - obs: uint8 (num_envs, 4, 84, 84), the newest frame last; of the next game where one ended
     - rewards: float32 (num_envs,), clipped to [-1, 1]
@@ -121,6 +122,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         self._max_steps = max_episode_frames // FRAME_SKIP
         self._seed, self._sticky = seed, sticky_actions
         self._was_reset = False
+        self._playing = None  # the actions that were sent, until `recv`
         self._obs = None  # the newest
         self._press_fire = np.zeros(num_envs, dtype=bool)
         self._returns = np.zeros(num_envs, dtype=np.float64)
@@ -168,15 +170,29 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
 
     def step(self, actions: np.ndarray):
         """Take one agent step in every game; see the docstring of the class."""
+        self.send(actions)
+        return self.recv()
+
+    def send(self, actions: np.ndarray):
+        """Have all games play these actions, in the emulator's own threads, and do not wait."""
         if not self._was_reset:
             raise RuntimeError("call reset() before the first step()")
+        if self._playing is not None:
+            raise RuntimeError("call recv() before the next send()")
         executed = self._checked_actions(actions)
         if self._fire is not None:
             executed[self._press_fire] = self._fire
+        self._games.send(executed)
+        self._playing = executed
         self._log[np.arange(self.num_envs), self._log_lengths] = executed
         self._log_lengths += 1
 
-        obs, raw_rewards, terminations, _, ale_infos = self._games.step(executed)
+    def recv(self):
+        """Return what came of the actions that were sent, as `step` does."""
+        if self._playing is None:
+            raise RuntimeError("call send() before recv()")
+        executed, self._playing = self._playing, None
+        obs, raw_rewards, terminations, _, ale_infos = self._games.recv()
         self._returns += raw_rewards
         self._lengths += 1
         # A life loss and the end of a game both read as a termination; only the latter starts a new
@@ -249,6 +265,8 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         """
         if not self._was_reset:
             raise RuntimeError("call reset() before state_dict()")
+        if self._playing is not None:
+            raise RuntimeError("call recv() before state_dict()")
         lengths = self._log_lengths
         actions = [self._log[i, :length] for i, length in enumerate(lengths)]
         state = {name: getattr(self, f"_{name}").copy() for name in SAVED}

@@ -23,9 +23,10 @@ import torch
 from lab.common.cli import UsageError, describe_os
 from lab.common.files import atomic_write
 
-# 3: a run stops between two rollouts, so that a checkpoint holds no part of one. A run of format 1
-# or 2 is refused, with the commit to resume it with.
-FORMAT = 3
+# 4: all draws are made on the host, also where a GPU trains, so that a generator's state is one of
+# the host. 3: a run stops between two rollouts, so that a checkpoint holds no part of one. A run of
+# an older format is refused, with the commit to resume it with.
+FORMAT = 4
 FOOTER = re.compile(rb"(\nhadamard-checkpoint +(\d+) +(\d+) ([0-9a-f]{8}) )([0-9a-f]{8})\n")
 FOOTER_BYTES = 59
 NEWEST, PREVIOUS, DAMAGED = "checkpoint.pt", "previous.pt", "damaged.pt"

@@ -10,7 +10,7 @@ from lab.training.atari import resolve_game
 from lab.training.frames import OBS_SHAPE
 from lab.training.replay import TRANSITION_BYTES
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "tf32")
 
 
 def check_shared_flags(args):
@@ -21,6 +21,8 @@ def check_shared_flags(args):
     one_of(args, INITS, "init")
     one_of(args, ("last", "all"), "apply_to")
     one_of(args, PRECISIONS, "precision")
+    if args.precision == "tf32" and resolve_device(args.device).type == "cpu":
+        raise UsageError("--precision tf32 needs a CUDA device: use fp32 or bf16 on the CPU")
     at_least(args, 1, "total_timesteps", "branches", "latent_dim", "metrics_every")
     # A game takes a tenth of a second to make, and some megabytes.
     between(args, 1, 4096, "num_envs")

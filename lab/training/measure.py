@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hadamard import features
 from lab.common import tags
+from lab.common.device import exact_fp32
 from lab.training.encoder import NatureEncoder
 from metrics import dead_neurons, measure_layer, q_contribution
 
@@ -23,6 +24,7 @@ def measurement_due(args, previous: int, step: int) -> bool:
     return first or step // args.metrics_every > previous // args.metrics_every
 
 
+@exact_fp32()
 @torch.no_grad()
 def hidden_layers(
     network: NatureEncoder, obs: Tensor, convolutions: bool = False

@@ -5,6 +5,8 @@ tenth of a PQN update. RAdam is Adam with a learning rate that depends on the st
 kernel of Adam serves it.
 """
 
+import contextlib
+
 import torch
 
 # Before its sixth step RAdam divides by 1, not by the root of the second moment. Beside an epsilon
@@ -36,9 +38,14 @@ class RAdam(torch.optim.Adam):
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
         for group in self.param_groups:
             group["steps"] = 0  # a plain number: a GPU is not waited for
+        self._counted = False
 
-    def step(self) -> None:
-        """Take one step, with the gradients that are there."""
+    @contextlib.contextmanager
+    def count_step(self):
+        """Count a step, and put what its number makes of rate and epsilon into `param_groups`.
+
+        `graphs.Graphed` enters this around a step that is replayed and so runs no line of `step`.
+        """
         plain = [(group["lr"], group["eps"]) for group in self.param_groups]
         for group in self.param_groups:
             group["steps"] += 1
@@ -47,8 +54,15 @@ class RAdam(torch.optim.Adam):
                 group["lr"], group["eps"] = HUGE_EPS * group["lr"], HUGE_EPS
             else:
                 group["lr"] *= rectified
+        self._counted = True
         try:
-            super().step()
+            yield
         finally:
+            self._counted = False
             for group, (lr, eps) in zip(self.param_groups, plain, strict=True):
                 group["lr"], group["eps"] = lr, eps
+
+    def step(self) -> None:
+        """Take one step, with the gradients that are there."""
+        with contextlib.nullcontext() if self._counted else self.count_step():
+            super().step()

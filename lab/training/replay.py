@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lab.common.device import upload
 from lab.training.frames import FRAME_SHAPE, channels_last
 
 # Transitions in a segment of the replay memory, 7 MB: the least that a checkpoint writes of it.
 SEGMENT = 1024
+# Truncated games that the replay memory has room for: one takes 27,000 agent steps.
+MOST_TRUNCATED = 1024
 # Of the replay memory: a frame, action, reward, termination, history and truncation.
 TRANSITION_BYTES = math.prod(FRAME_SHAPE) + 1 + 4 + 1 + 1 + 1
 
@@ -31,8 +34,10 @@ class ReplayBuffer:
     A ring of rows, one per vector step: row t holds the newest frame of obs t and the action,
     reward and termination of the step from obs t to obs t + 1, of each env. Stacks are read off the
     rows before, with zeros before the start of a game. The last frame of a truncated game, which
-    no later row holds, lies beside. `capacity` transitions (rounded up to a multiple of num_envs)
-    take TRANSITION_BYTES each; the CPU's memory is touched only as it fills.
+    no later row holds, lies beside. Frames lie on the device and the rest on the host, which draws
+    and works out the frames of a batch: so nothing is asked of a GPU. `capacity` transitions
+    (rounded up to a multiple of num_envs) take TRANSITION_BYTES each; the CPU's memory is touched
+    only as it fills.
     """
 
     def __init__(self, capacity: int, num_envs: int, device: torch.device | str = "cpu"):
@@ -42,19 +47,31 @@ class ReplayBuffer:
         # One more row for the newest frame, and three for the stacks of the oldest transitions.
         self.rows = self.capacity + 4
         shape = (self.rows, num_envs)
-        self.frames = torch.empty(*shape, *FRAME_SHAPE, dtype=torch.uint8, device=self.device)
-        self.actions = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        self.rewards = torch.empty(shape, dtype=torch.float32, device=self.device)
-        self.terminations = torch.empty(shape, dtype=torch.bool, device=self.device)
+        count = self.rows * num_envs
+        beside = min(count, MOST_TRUNCATED)  # final frames; and one of zeros
+        self.store = torch.empty(
+            count + 1 + beside, *FRAME_SHAPE, dtype=torch.uint8, device=self.device
+        )
+        self.actions = torch.empty(shape, dtype=torch.uint8)
+        self.rewards = torch.empty(shape, dtype=torch.float32)
+        self.terminations = torch.empty(shape, dtype=torch.bool)
         # Frames of the same game before this one, as far as a stack can see: 0 to 3.
-        self.history = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        # The frame after this one is in `final_frames`, not in the next row.
-        self.truncated = torch.empty(shape, dtype=torch.bool, device=self.device)
+        self.history = torch.empty(shape, dtype=torch.uint8)
+        # The frame after this one is among the final frames, not in the next row.
+        self.truncated = torch.empty(shape, dtype=torch.bool)
+        self.zeros = count  # where in the store the frame of zeros lies
+        self.store[self.zeros] = 0
+        self.free = list(range(count + 1, len(self.store)))  # places for final frames
+        self.final_at: dict[int, int] = {}  # row * num_envs + env -> place in the store
         self.segment_rows = max(1, SEGMENT // num_envs)
         self.dirty: set[int] = set()  # segments that changed since the last checkpoint
-        self.final_frames: dict[int, Tensor] = {}  # by row * num_envs + env
         self.position = 0  # the row of the newest frame
         self.size = 0  # rows whose transitions are complete
+
+    @property
+    def frames(self) -> Tensor:
+        """Return the frames of the ring, uint8 (rows, num_envs, 84, 84)."""
+        return self.store[: self.zeros].view(self.rows, self.num_envs, *FRAME_SHAPE)
 
     def __len__(self) -> int:
         """Return how many transitions can be sampled."""
@@ -63,8 +80,8 @@ class ReplayBuffer:
     def start(self, obs: np.ndarray):
         """Take the first obs (num_envs, 4, 84, 84) after a reset of all games."""
         self.position = self.size = 0
-        self.final_frames.clear()
-        self.frames[0] = torch.from_numpy(obs[:, -1])
+        self._clear_final_frames()
+        self.frames[0] = upload(torch.from_numpy(obs[:, -1]), self.device)
         self.history[0] = 0
         self.dirty.add(0)
 
@@ -87,19 +104,31 @@ class ReplayBuffer:
         self.rewards[row] = torch.from_numpy(rewards)
         self.terminations[row] = torch.from_numpy(terminations)
         self.truncated[row] = False
-        if self.final_frames or final_obs is not None:
+        if self.final_at or final_obs is not None:
             for env in range(self.num_envs):
-                self.final_frames.pop(row * self.num_envs + env, None)
+                transition = row * self.num_envs + env
+                if transition in self.final_at:
+                    self.free.append(self.final_at.pop(transition))
                 if final_obs is not None and final_obs[env] is not None:
-                    frame = torch.from_numpy(final_obs[env][-1].copy()).to(self.device)
-                    self.final_frames[row * self.num_envs + env] = frame
+                    self._keep_final(transition, torch.from_numpy(final_obs[env][-1].copy()))
                     self.truncated[row, env] = True
-        self.frames[following] = torch.from_numpy(next_obs[:, -1])
+        self.frames[following] = upload(torch.from_numpy(next_obs[:, -1]), self.device)
         history = (self.history[row] + 1).clamp(max=3)
-        self.history[following] = history * torch.from_numpy(~game_over).to(self.device)
+        self.history[following] = history * torch.from_numpy(~game_over)
         self.dirty |= {row // self.segment_rows, following // self.segment_rows}
         self.position = following
         self.size = min(self.size + 1, self.capacity)
+
+    def _keep_final(self, transition: int, frame: Tensor):
+        """Put the last frame of a truncated game beside the ring."""
+        if not self.free:
+            raise RuntimeError(f"more than {MOST_TRUNCATED} truncated games in the replay memory")
+        self.final_at[transition] = place = self.free.pop()
+        self.store[place] = upload(frame, self.device)
+
+    def _clear_final_frames(self):
+        self.free += self.final_at.values()
+        self.final_at.clear()
 
     def segment(self, index: int) -> list[Tensor]:
         """Return the rows of a segment, a view of each tensor: what a checkpoint keeps of them."""
@@ -109,19 +138,28 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict:
         """Return what is not in the segments."""
-        names = ("position", "size", "final_frames")
-        return {name: getattr(self, name) for name in names}
+        frames = {at: self.store[place].clone() for at, place in self.final_at.items()}
+        return {"position": self.position, "size": self.size, "final_frames": frames}
 
     def load_state_dict(self, state: dict):
         """Go on from a checkpoint, whose segments have been read already."""
         self.position, self.size = state["position"], state["size"]
-        frames = state["final_frames"].items()
-        self.final_frames = {at: frame.to(self.device) for at, frame in frames}
+        self._clear_final_frames()
+        for transition, frame in state["final_frames"].items():
+            self._keep_final(transition, frame)
+
+    def draw(self, count: int, generator: torch.Generator | None = None, coming: int = 0) -> Tensor:
+        """Draw numbers of transitions, int64 (count,), uniformly, with replacement.
+
+        Of those that will be there after `coming` more steps of the games: with 1, numbers below
+        num_envs are of the step that comes.
+        """
+        there = min(self.size + coming, self.capacity) * self.num_envs
+        return torch.randint(there, (count,), generator=generator)
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
         """Draw a batch of transitions uniformly, with replacement."""
-        index = torch.randint(len(self), (batch_size,), generator=generator, device=self.device)
-        return self.transitions(index)
+        return self.transitions(self.draw(batch_size, generator))
 
     def newest(self, count: int) -> Tensor | None:
         """Return the obs of the newest `count` transitions, uint8 (count, 4, 84, 84).
@@ -130,29 +168,26 @@ class ReplayBuffer:
         """
         if len(self) < count:
             return None
-        return self.transitions(torch.arange(count, device=self.device)).obs
+        return self.transitions(torch.arange(count)).obs
 
     def transitions(self, index: Tensor) -> Batch:
         """Return the transitions with these numbers (batch,), counted back from the newest one."""
         rows, envs = self.position - 1 - index // self.num_envs, index % self.num_envs
         rows = rows % self.rows
         # Five frames serve both obs (the first four) and next_obs (the last four).
-        offsets = torch.arange(-3, 2, device=self.device)
+        offsets = torch.arange(-3, 2)
         at = (rows.unsqueeze(1) + offsets) % self.rows * self.num_envs + envs.unsqueeze(1)
-        frames = (
-            self.frames.view(-1, *FRAME_SHAPE)
-            .index_select(0, at.flatten())
-            .view(-1, 5, *FRAME_SHAPE)
-        )
         here = rows * self.num_envs + envs
-        frames *= (-offsets <= self.history.view(-1)[here].unsqueeze(1))[:, :, None, None]
-        if self.final_frames:
+        at[-offsets > self.history.view(-1)[here].unsqueeze(1)] = self.zeros
+        if self.final_at:
             for k in torch.nonzero(self.truncated.view(-1)[here]).flatten().tolist():
-                frames[k, 4] = self.final_frames[int(here[k])]
+                at[k, 4] = self.final_at[int(here[k])]
+        at = upload(at.flatten(), self.device)
+        frames = self.store.index_select(0, at).view(-1, 5, *FRAME_SHAPE)
         return Batch(
             channels_last(frames[:, :4]),
-            self.actions.view(-1)[here].long(),
-            self.rewards.view(-1)[here],
+            upload(self.actions.view(-1)[here].long(), self.device),
+            upload(self.rewards.view(-1)[here], self.device),
             channels_last(frames[:, 1:]),
-            self.terminations.view(-1)[here].float(),
+            upload(self.terminations.view(-1)[here].float(), self.device),
         )

@@ -127,9 +127,10 @@ class Run:
                 tracked = start_tracking(self.folder.name, self.config)
         self._logger = Logger(self.folder, board, network, tracked)
         self._checkpoints = Checkpoints(self.folder, select_checkpoint_flags(self.config["flags"]))
+        graphs = " with CUDA graphs" if self.config["cuda_graphs"] else ""
         say(
             f"{self.config['game']}, {algorithm}, {self.config['variant']}, seed {args.seed}: "
-            f"{num_parameters:,} parameters on {device}, {self.folder}"
+            f"{num_parameters:,} parameters on {device}{graphs}, {self.folder}"
         )
         self._progress = Progress(args.total_timesteps)
         self._stop = StopSignals(self._progress.say_stopping)
@@ -144,17 +145,20 @@ class Run:
         self._progress.start_round()
         return self.step < self.args.total_timesteps and self.stopped is None
 
-    def count_step(self, infos: dict):
-        """Count a step of all games; write the raw return and length of those that ended."""
+    def count_step(self):
+        """Count a step of all games."""
         self._previous, self.step = self.step, self.step + self.args.num_envs
+        if self.stopped is not None:
+            self._progress.keep_saying_stopping(self.step)
+
+    def log_episodes(self, infos: dict):
+        """Write the raw return and length of the games that the newest step ended."""
         if "episode" in infos:
             episode = infos["episode"]
             for i in np.flatnonzero(episode["_r"]):
                 self.returns.append(float(episode["r"][i]))
                 ended = {tags.RETURN: self.returns[-1], tags.LENGTH: float(episode["l"][i])}
                 self._logger.write(ended, self.step)
-        if self.stopped is not None:
-            self._progress.keep_saying_stopping(self.step)
 
     def times_due(self, every: int, after: int = 0) -> int:
         """Return how many multiples of `every`, above `after`, the newest step has reached."""

@@ -28,6 +28,7 @@ def describe(args, algorithm: str, num_parameters: int, device: torch.device) ->
         "variant": variant_name(args),
         "num_parameters": num_parameters,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cuda_graphs": device.type == "cuda" and args.cuda_graphs,
     } | record_provenance(args)
 
 

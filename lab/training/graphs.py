@@ -1,0 +1,213 @@
+"""CUDA graphs: what the host launches as one thing, instead of kernel by kernel.
+
+A GPU computes an update of these networks in less time than Python takes to launch its hundred
+kernels. `Graphed` has the GPU record them once and replays the record. On the CPU, and wherever a
+replay is not what the function does, the function itself runs.
+"""
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lab.common.cli import say
+from lab.common.device import upload
+
+WARM_UP = 3  # calls of the function itself before the one that is recorded
+TOLERANCE = 0.05  # how far a replay may be from the function, as a share of what the function does
+NEAR_ZERO = 1e-3  # numbers of a result below this count as this large in that share
+BAKED = ("betas", "eps", "weight_decay")  # numbers of an optimizer that kernels have in them
+
+
+class CudaRecorder:
+    """Records functions on a GPU. All that comes before a replay runs on one stream of its own.
+
+    Autograd remembers the stream on which a weight was first used, and a recording breaks off that
+    waits for another one.
+    """
+
+    rate_dtype = torch.float32  # of a learning rate that kernels read from memory
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    @contextlib.contextmanager
+    def aside(self):
+        """Run the block on the stream of recordings, in order with all that is around it."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+    def record(self, function: Callable, inputs: list[Tensor], held: list[Tensor]):
+        """Record a function of these inputs; return what replays it, and its results' tensors.
+
+        `held` is what it reads and changes besides. Raises RuntimeError for what a graph cannot
+        hold.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            outputs = function(*inputs)
+        return graph.replay, outputs
+
+
+def make_recorder(device: torch.device) -> CudaRecorder | None:
+    """Return what records on this device; None where functions just run."""
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
+class Graphed:
+    """A function of tensors that returns tensors, replayed as a CUDA graph.
+
+    Called like the function, with tensors on the host or on the device; what it returns is the
+    caller's to keep. A replay runs no line of the function, so all that differs between calls has
+    to come in as an argument, of the same shape each time. Inside, nothing is drawn at random, no
+    number is asked of the device (`item`, `if tensor`), and nothing changes but what the modules
+    and optimizers in `parts` hold, in place. Learning rates are set in `param_groups`, as ever.
+
+    The first calls run the function itself. Replays 1, 2, 10, 100, ... are compared with it, from
+    the same state; if they differ, or it cannot be recorded, a warning says so and it runs itself.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable,
+        device: torch.device,
+        parts: tuple[nn.Module | torch.optim.Optimizer, ...] = (),
+        enabled: bool = True,
+    ):
+        self.name, self.function, self.device = name, function, device
+        self.modules = [part for part in parts if isinstance(part, nn.Module)]
+        self.optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
+        self.recorder = make_recorder(device) if enabled else None
+        self.inputs, self.replay = None, None
+        self.calls = self.replays = 0
+
+    def __call__(self, *given: Tensor):
+        if self.recorder is None:
+            return self.function(*(upload(tensor, self.device) for tensor in given))
+        with contextlib.ExitStack() as stack:
+            for optimizer in self.optimizers:
+                if hasattr(optimizer, "count_step"):  # which a replay of its step would not do
+                    stack.enter_context(optimizer.count_step())
+            self._load(given)
+            return self._call()
+
+    def _call(self):
+        if self.replay is not None and self._memory() != self.memory:
+            self.replay, self.calls = None, 0  # a state was loaded, say: record anew
+        if self.replay is None:
+            self.calls += 1
+            if self.calls <= WARM_UP:
+                with self.recorder.aside():
+                    return self.function(*self.inputs)
+            if not self._record():
+                return self.function(*self.inputs)
+        for rate, group in zip(self.rates, self._groups(), strict=True):
+            rate.fill_(group["lr"])
+        self.replays += 1
+        if self.replays == 2 or math.log10(self.replays).is_integer():
+            return self._compare()
+        self.replay()
+        return tree_map(Tensor.clone, self.outputs)
+
+    def _load(self, given: tuple[Tensor, ...]):
+        """Put the arguments where the kernels read them."""
+        if self.inputs is None:
+            self.inputs = [torch.empty_like(tensor, device=self.device) for tensor in given]
+        for static, tensor in zip(self.inputs, given, strict=True):
+            if (tensor.shape, tensor.dtype) != (static.shape, static.dtype):
+                was, now = (f"{x.dtype} {tuple(x.shape)}" for x in (static, tensor))
+                raise ValueError(f"{self.name}: an argument was {was} and is {now} now")
+            static.copy_(upload(tensor, self.device), non_blocking=True)
+
+    def _groups(self) -> list[dict]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def _memory(self) -> list:
+        """Return what a record has in it for good: numbers of optimizers, and where tensors lie."""
+        numbers = [[group.get(name) for name in BAKED] for group in self._groups()]
+        states = [id(optimizer.state) for optimizer in self.optimizers]
+        weights = [p.data_ptr() for module in self.modules for p in module.parameters()]
+        return [numbers, states, weights]
+
+    def _state(self) -> list[Tensor]:
+        """Return all that a call may change."""
+        tensors = [tensor for module in self.modules for tensor in module.state_dict().values()]
+        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        return [*tensors, *(x for state in states for x in state.values() if torch.is_tensor(x))]
+
+    def _record(self) -> bool:
+        """Record the function; return whether that worked."""
+        groups, dtype = self._groups(), self.recorder.rate_dtype
+        self.rates = [torch.zeros((), dtype=dtype, device=self.device) for _ in groups]
+        self.memory = self._memory()
+        before, cached = [dict(group) for group in groups], torch.is_autocast_cache_enabled()
+        # Weights that autocast has cast before are copies, which no later update would reach.
+        torch.set_autocast_cache_enabled(False)
+        try:
+            for group, rate in zip(groups, self.rates, strict=True):
+                rate.fill_(group["lr"])
+                group |= {"lr": rate, "capturable": True}
+            held = [*self._state(), *self.rates]
+            self.replay, self.outputs = self.recorder.record(self.function, self.inputs, held)
+        except RuntimeError as error:
+            self._give_up(f"it cannot be recorded ({str(error).splitlines()[0]})")
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+            counted = [_count(group) for group in groups] != [_count(was) for was in before]
+            for group, was in zip(groups, before, strict=True):
+                group.clear()
+                group |= was
+        if counted and self.replay is not None:
+            self._give_up("it changes numbers of its optimizer, which a replay would not")
+        return self.replay is not None
+
+    def _compare(self):
+        """Replay, then run the function from the same state; its results are those that count."""
+        state = [*self._state(), *self.inputs]
+        before = [tensor.clone() for tensor in state]
+        self.replay()
+        results = [tensor.clone() for tensor in tree_leaves(self.outputs)]
+        after = [tensor.clone() for tensor in state]
+        for tensor, was in zip(state, before, strict=True):
+            tensor.copy_(was)
+        outputs = self.function(*self.inputs)
+        expected = tree_leaves(outputs)
+        errors = [
+            *(_result_error(*pair) for pair in zip(results, expected, strict=True)),
+            *(_change_error(*three) for three in zip(after, state, before, strict=True)),
+        ]
+        if not max(errors, default=0.0) <= TOLERANCE:
+            worst = max(errors)
+            self._give_up(f"replay {self.replays} is off by {worst:.1%} of what the function does")
+        return outputs
+
+    def _give_up(self, why: str):
+        self.replay = self.recorder = None
+        say(f"warning: {self.name} runs without a CUDA graph: {why}", sys.stderr)
+
+
+def _count(group: dict) -> dict:
+    """Return the numbers of a group of an optimizer, but for its learning rate."""
+    plain = {name: value for name, value in group.items() if isinstance(value, int | float)}
+    return {name: value for name, value in plain.items() if name not in ("lr", "capturable")}
+
+
+def _result_error(one: Tensor, other: Tensor) -> float:
+    """Return |one - other| / |other|, Euclidean. Sums that cancel to zero are not compared."""
+    one, other = one.double(), other.double()
+    scale = max(other.norm().item(), NEAR_ZERO * math.sqrt(other.numel()))
+    return (one - other).norm().item() / scale
+
+
+def _change_error(one: Tensor, other: Tensor, before: Tensor) -> float:
+    """Return |one - other| / |other - before|, Euclidean; 0 where the two are the same."""
+    one, other, before = one.double(), other.double(), before.double()
+    difference = (one - other).norm().item()
+    return difference / max((other - before).norm().item(), 1e-300) if difference else 0.0
