@@ -5,16 +5,17 @@ The x axis of every curve is agent steps; one agent step is 4 emulator frames.
 
 import collections
 import contextlib
+import copy
 import datetime
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lab.common import cli, tags
 from lab.common.cli import UsageError, describe_os, say
@@ -90,6 +91,16 @@ def make_envs(args) -> tuple[AtariEnvs, np.ndarray]:
     return envs, envs.reset()[0]
 
 
+def _measure(
+    layers: dict[str, Tensor], head: nn.Linear, algorithm: str, is_drawn: bool
+) -> tuple[dict[str, float], np.ndarray | None]:
+    """Measure the hidden layers and their head; return values by tag, and the picture if any."""
+    values = measure_representation(layers, head, algorithm)
+    if not is_drawn:
+        return values, None
+    return values, draw_kde({name: z for name, z in layers.items() if "conv" not in name})
+
+
 class Run:
     """One training run from outside; a context manager that leaves its files complete.
 
@@ -109,11 +120,14 @@ class Run:
         self._previous = 0  # the agent step before the newest step of the games
         self._looked = 0  # the agent step at which a measurement was last considered
         self._measurements = 0
+        self._measurer = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self._measuring: tuple[Future, int] | None = None  # under way, and its agent step
         self._elapsed, self._start = 0.0, time.monotonic()  # earlier sessions; this one
         self._next_checkpoint = 0.0  # a run can be resumed from its first step on
 
         num_parameters = sum(parameter.numel() for parameter in network.parameters())
         device = next(network.parameters()).device
+        self._measures_aside = device.type == "cuda"
         self.config = describe(args, algorithm, num_parameters, device)
         if args.resume:
             self.folder = Path(args.resume)
@@ -171,6 +185,7 @@ class Run:
         Raises UsageError if one of them, or a weight of the network, is NaN or inf: the run has
         diverged.
         """
+        self._take_measurement(wait=False)
         self._logger.write_finite(values, self.step)
         rate = self._progress.show(self.step, self.returns)
         shown = {tags.SPS: rate}
@@ -190,15 +205,33 @@ class Run:
         obs = recent.newest(self.args.metrics_samples) if due else None
         if obs is None:
             return
+        self._take_measurement()  # the one before
         layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
         self._logger.require_finite(layers.items(), self.step)
-        values = measure_representation(layers, head, self.config["algorithm"])
-        self._logger.write_finite(values, self.step)
-        self._progress.layer = f"  dead {values[tags.dead()]:.0%}  rank {values[tags.rank()]}"
-        if self._measurements % FIGURE_EVERY == 0:
-            shown = {name: layer for name, layer in layers.items() if "conv" not in name}
-            self._logger.board.image(tags.of_layer("kde"), draw_kde(shown), self.step)
+        is_drawn = self._measurements % FIGURE_EVERY == 0
         self._measurements += 1
+        # Half a second of a core. A GPU is not kept waiting for it: what the thread works on are
+        # copies, and it is waited for before the next checkpoint.
+        if self._measures_aside:
+            layers = {name: layer.cpu() for name, layer in layers.items()}
+            given = (layers, copy.deepcopy(head).cpu(), self.config["algorithm"], is_drawn)
+            self._measuring = self._measurer.submit(_measure, *given), self.step
+        else:
+            self._write_measurement(
+                *_measure(layers, head, self.config["algorithm"], is_drawn), self.step
+            )
+
+    def _take_measurement(self, wait: bool = True):
+        """Write what the thread has measured, by the step at which it was asked to."""
+        if self._measuring is not None and (wait or self._measuring[0].done()):
+            (future, step), self._measuring = self._measuring, None
+            self._write_measurement(*future.result(), step)
+
+    def _write_measurement(self, values: dict[str, float], image: np.ndarray | None, step: int):
+        self._logger.write_finite(values, step)
+        self._progress.layer = f"  dead {values[tags.dead()]:.0%}  rank {values[tags.rank()]}"
+        if image is not None:
+            self._logger.board.image(tags.of_layer("kde"), image, step)
         self._logger.board.flush()
 
     def resume(self, parts: dict) -> bool:
@@ -258,6 +291,7 @@ class Run:
         if not now and time.monotonic() < self._next_checkpoint:
             return
         self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
+        self._take_measurement()
         content = capture(parts)
         self._logger.require_finite(iterate_tensors(content), self.step)
         try:
@@ -281,6 +315,7 @@ class Run:
 
         Raises UsageError if they cannot be written.
         """
+        self._take_measurement()
         self._progress.close()
         self._logger.require_finite(self.network.named_parameters(), self.step)
         problem = None
@@ -318,6 +353,7 @@ class Run:
         return self
 
     def __exit__(self, *exception):
+        self._measurer.shutdown()
         self._stop.close()
         self._progress.close()
         self._logger.close(failed=exception[0] is not None)
