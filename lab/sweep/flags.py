@@ -28,7 +28,7 @@ class Args:
     jobs: int = 0
     """runs at a time; 0: --per-gpu on every GPU, or without one as many as CPU cores"""
     per_gpu: int = 1
-    """runs at a time on one GPU"""
+    """runs at a time on one GPU; more than 1 share it by NVIDIA's MPS, if that is installed"""
     stalled_after: float = 30.0
     """minutes without a word after which a run is taken for stuck, and killed"""
     dry_run: bool = False

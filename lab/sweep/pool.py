@@ -18,6 +18,7 @@ import torch
 
 from lab.common.cli import UsageError, describe_os, plural, say
 from lab.sweep.flags import Args
+from lab.sweep.mps import share_gpus
 from lab.sweep.plan import PlannedRun, plan_runs
 from lab.training.runfolder import in_use
 from lab.training.signals import CAN_RESUME, list_stops
@@ -94,6 +95,7 @@ class Pool:
         self.jobs, self.at_once, self.devices = jobs, at_once, devices
         self.stalled_after = 60 * stalled_after  # seconds
         self.threads = max(1, count_cores() // at_once)
+        self.environment: dict[str, str] = {}  # of every run, beside this process's own
         self.stops = 0  # how often somebody asked for it
         self.stopped_by: set[int] = set()  # the signals that asked
         self.patience = math.inf  # seconds that a run of another process is waited for
@@ -110,7 +112,7 @@ class Pool:
         job.step, job.killed, job.heard = job.checkpoint_step(), False, (-1, time.monotonic())
         own = ("--env-threads", str(self.threads))
         given = () if job.planned.args.env_threads else own
-        environment = {"OMP_NUM_THREADS": str(self.threads)} | os.environ
+        environment = {"OMP_NUM_THREADS": str(self.threads)} | os.environ | self.environment
         if self.devices:
             runs_on = Counter(other.gpu for other in self.list_running())
             job.gpu = min(self.devices, key=lambda name: runs_on[name])
@@ -208,6 +210,10 @@ class Pool:
 
     def run(self) -> int:
         """Run until all is done, given up or stopped; return the exit status."""
+        with share_gpus(0 < len(self.devices) < self.at_once) as self.environment:
+            return self._run()
+
+    def _run(self) -> int:
         before = {number: signal.signal(number, self.stop) for number in list_stops()}
         try:
             while True:

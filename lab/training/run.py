@@ -342,7 +342,10 @@ class Run:
         if has_finished:
             seconds = self._elapsed + time.monotonic() - self._start
             spent = datetime.timedelta(seconds=int(seconds))
-            say(f"done: {self.step:,} agent steps in {spent}, {self.folder}")
+            memory = ""
+            if self.config["device"] != "cpu":
+                memory = f" with {torch.cuda.max_memory_reserved() / 1e9:.1f} GB of the GPU"
+            say(f"done: {self.step:,} agent steps in {spent}{memory}, {self.folder}")
             return 0
         saved = self._checkpoints.step
         origin = "" if saved == self.step else f" from {saved:,}"
