@@ -103,7 +103,8 @@ def require_memory(what: str, count: int, bytes_each: int, device: torch.device)
     """
     needed, free = count * bytes_each, free_memory(device)
     if needed > 0.95 * free:
+        most = int(0.9 * free / bytes_each)
         raise UsageError(
             f"{what} needs {needed / 1e9:.1f} GB of memory on {device} and {free / 1e9:.1f} GB are "
-            f"free: choose at most {int(0.9 * free / bytes_each)}"
+            f"free: choose {f'at most {most}' if most > 0 else 'less'}"
         )
