@@ -57,7 +57,10 @@ class Args:
     combine: str = "product"
     """what becomes of the branches: product or sum"""
     latent_dim: int = 512
-    """width of the last hidden layer, z (1024 with --branches 1: the parameter-matched control)"""
+    """features of the last hidden layer, z"""
+    width: float | str = 1.0
+    """factor of the channels and z of the layers that --apply-to names; match: as many parameters
+    with --branches 1 as with --branches 2"""
     layer_norm: bool = False
     """normalise inside each branch, before its activation"""
     apply_to: str = "last"
@@ -147,8 +150,8 @@ class Agent(NatureEncoder):
 
     def __init__(self, num_actions: int, args: Args):
         super().__init__(args)
-        self.actor = nn.Linear(args.latent_dim, num_actions)
-        self.critic = nn.Linear(args.latent_dim, 1)
+        self.actor = nn.Linear(self.latent.out_features, num_actions)
+        self.critic = nn.Linear(self.latent.out_features, 1)
         self.reset_hidden(args.init)
         init_parameters(self.actor.weight, self.actor.bias, args.init, gain=0.01)
         init_parameters(self.critic.weight, self.critic.bias, args.init, gain=1.0)

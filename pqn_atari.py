@@ -51,7 +51,10 @@ class Args:
     combine: str = "product"
     """what becomes of the branches: product or sum"""
     latent_dim: int = 512
-    """width of the last hidden layer, z"""
+    """features of the last hidden layer, z"""
+    width: float | str = 1.0
+    """factor of the channels and z of the layers that --apply-to names; match: as many parameters
+    with --branches 1 as with --branches 2"""
     layer_norm: bool = True
     """normalise inside each branch, before its activation"""
     apply_to: str = "all"
@@ -125,7 +128,7 @@ class QNetwork(NatureEncoder):
 
     def __init__(self, num_actions: int, args: Args):
         super().__init__(args)
-        self.head = nn.Linear(args.latent_dim, num_actions)
+        self.head = nn.Linear(self.latent.out_features, num_actions)
         self.reset_hidden(args.init)
         init_parameters(self.head.weight, self.head.bias, args.init, gain=1.0)
 

@@ -21,7 +21,11 @@ VARIANTS = {
     "tanh-wide": {"branches": 1, "latent_dim": 1024},
     "tanh-sum": {"combine": "sum"},
     "tanh-3hr": {"branches": 3},
+    "tanh-match": {"branches": 1, "width": "match"},
+    "relu-match": {"activation": "relu", "branches": 1, "width": "match"},
 }
+# Where --width match comes out, of the sizes that a run has by default: channels and z.
+MATCHED = {"dqn": ((32, 64, 64), 1024), "ppo": ((32, 64, 64), 1024), "pqn": ((45, 91, 91), 721)}
 # The layers where they are not the subject: a tenth of the time of those that are the default.
 PLAIN = ("--activation", "relu", "--branches", 1, "--latent-dim", 32)
 # As short as a run that learns can be: one rollout and its update, or ten updates of DQN. Of two
@@ -56,7 +60,11 @@ def saved_weights(folder):
 
 def parameters_by_hand(algorithm, num_actions, flags):
     """Every weight, bias and norm of the Nature network, counted layer by layer."""
-    branches, width = flags.get("branches", 2), flags.get("latent_dim", 512)
+    branches = flags.get("branches", 2)
+    channels, width = (32, 64, 64), flags.get("latent_dim", 512)
+    if flags.get("width") == "match":
+        channels, width = MATCHED[algorithm]
+    first, second, third = channels
     norm = flags.get("layer_norm", algorithm == "pqn")
     everywhere = flags.get("apply_to", "all" if algorithm == "pqn" else "last") == "all"
 
@@ -64,7 +72,7 @@ def parameters_by_hand(algorithm, num_actions, flags):
         each = fan_in * out + out + (2 * out if norm and changed else 0)
         return each * (branches if changed else 1)
 
-    total = layer(4 * 8 * 8, 32, everywhere) + layer(32 * 4 * 4, 64, everywhere)
-    total += layer(64 * 3 * 3, 64, everywhere) + layer(64 * 7 * 7, width, True)
+    total = layer(4 * 8 * 8, first, everywhere) + layer(first * 4 * 4, second, everywhere)
+    total += layer(second * 3 * 3, third, everywhere) + layer(third * 7 * 7, width, True)
     heads = (num_actions, 1) if algorithm == "ppo" else (num_actions,)
     return total + sum(width * out + out for out in heads)

@@ -189,6 +189,12 @@ def test_what_the_run_folder_says(algorithm, logged):
         )
         assert config["git_commit"] == (head.stdout.strip() or None)
     assert f"{config['num_parameters']:,} parameters" in out
+    # Layer by layer in numbers: weights of both branches, times the pixels of the maps.
+    convolutions = 256 * 32 * 400 + 512 * 64 * 81 + 576 * 64 * 49
+    heads = 64 * (5 if algorithm == "ppo" else 4)
+    multiply_adds = (1 + (algorithm == "pqn")) * convolutions + 2 * 3136 * 64 + heads
+    assert config["multiply_adds"] == multiply_adds
+    assert f", {multiply_adds:,} multiply-adds per observation, " in out
     assert folder.name in out
 
 

@@ -8,10 +8,11 @@ from lab.common.cli import UsageError
 
 PAPER_VARIANTS = (
     *("relu", "tanh", "sigmoid", "selu", "tanh-hr", "sigmoid-hr", "relu-hr"),
-    *("tanh-ln", "tanh-wide", "tanh-sum", "tanh-3hr"),
+    *("tanh-ln", "tanh-wide", "tanh-sum", "tanh-3hr", "tanh-match", "relu-match"),
 )
 # Flags that a variant's name stands for.
-VARIANT_FLAGS = ("activation", "branches", "combine", "latent_dim", "layer_norm", "apply_to")
+VARIANT_FLAGS = ("activation", "branches", "combine", "latent_dim", "width", "layer_norm")
+VARIANT_FLAGS += ("apply_to",)
 # Flags that change no number that a run computes: the emulator's threads and CUDA graphs change its
 # speed alone.
 FREE_FLAGS = ("resume", "checkpoint_every", "runs_dir", "track", "env_threads", "cuda_graphs")
@@ -31,6 +32,10 @@ def variant_name(args) -> str:
         name += f"-{count}{'hr' if args.combine == 'product' else 'sum'}"
     if args.latent_dim != 512:
         name += "-wide" if args.latent_dim == 1024 else f"-z{args.latent_dim}"
+    if args.width == "match":
+        name += "-match"
+    elif args.width != 1:
+        name += f"-w{args.width}".removesuffix(".0")
     if args.layer_norm != default["layer_norm"]:
         name += "-ln" if args.layer_norm else "-noln"
     if args.apply_to != default["apply_to"]:
@@ -45,20 +50,24 @@ def variant_flags(name: str, activations: Collection[str]) -> list[str]:
     so, too, the caller sees by `variant_name`: PQN is layer-normalised, so what DQN calls tanh-ln
     is its tanh.
     """
-    parts = (r"(?:-(\d*)(hr|sum))?", r"(?:-(wide)|-z(\d+))?", "(?:-(ln|noln))?", "(?:-(last|all))?")
+    number = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+    parts = (r"(?:-(\d*)(hr|sum))?", r"(?:-(wide)|-z(\d+))?", f"(?:-(match)|-w({number}))?")
+    parts += ("(?:-(ln|noln))?", "(?:-(last|all))?")
     pattern = f"({'|'.join(activations)}){''.join(parts)}"
     if (match := re.fullmatch(pattern, name)) is None:
         raise UsageError(
             f"unknown variant {name!r}: choose one of the paper's ({', '.join(PAPER_VARIANTS)}) or "
             "one of their pattern, such as silu-3hr-z256-ln"
         )
-    activation, count, combined, wide, width, norm, apply_to = match.groups()
+    activation, count, combined, wide, latent_dim, matched, width, norm, apply_to = match.groups()
     branches = str(count or 2) if combined else "1"
     flags = ["--activation", activation, "--branches", branches]
     if combined:
         flags += ["--combine", "product" if combined == "hr" else "sum"]
-    if wide or width:
-        flags += ["--latent-dim", width or "1024"]
+    if wide or latent_dim:
+        flags += ["--latent-dim", latent_dim or "1024"]
+    if matched or width:
+        flags += ["--width", matched or width]
     if norm:
         flags += ["--layer-norm" if norm == "ln" else "--no-layer-norm"]
     if apply_to:

@@ -22,8 +22,8 @@ REPORTED_TAGS = (tags.REPRESENTATION, *tags.CONTRIBUTIONS)  # what a report keep
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
 LOCAL_FLAGS = ("runs_dir", "resume")  # in no table: where the folder was
 # What config.json says beside the flags: on what a run was made, and where it was resumed.
-PROVENANCE = ("num_parameters", "device", "processor", "torch_threads", "versions")
-PROVENANCE += ("git_commit", "git_has_changes", "resumed")
+PROVENANCE = ("num_parameters", "multiply_adds", "device", "processor", "torch_threads")
+PROVENANCE += ("versions", "git_commit", "git_has_changes", "resumed")
 COLUMNS = ("name", "algorithm", "game", "variant", "seed", "total", "last_step", "commit")
 COLUMNS += ("started",)  # of runs.csv, as they are called in RunRecord
 # Columns of runs.csv in JSON -> their field of RunRecord; older tables may lack them.

@@ -4,9 +4,10 @@ import importlib.util
 import math
 
 from hadamard import ACTIVATIONS, COMBINES, INITS
-from lab.common.cli import UsageError, at_least, below, between, check_folder, one_of
+from lab.common.cli import UsageError, above, at_least, below, between, check_folder, one_of
 from lab.common.device import check_device, require_memory, resolve_device
 from lab.training.atari import resolve_game
+from lab.training.encoder import SIDES, count_hidden_parameters, resolve_widths
 from lab.training.frames import OBS_SHAPE
 from lab.training.replay import TRANSITION_BYTES
 
@@ -30,7 +31,8 @@ def check_shared_flags(args):
     between(args, 0, 2**31 - 1 - args.num_envs, "seed")
     at_least(args, 0, "sticky_actions", "checkpoint_every")
     below(args, 1, "sticky_actions")
-    smallest = max(512, args.latent_dim)
+    check_width(args)
+    smallest = max(512, resolve_widths(args).z)
     if args.metrics_samples < smallest:
         raise UsageError(
             f"--metrics-samples must be at least {smallest} (a rank needs as many samples as there "
@@ -40,6 +42,27 @@ def check_shared_flags(args):
         raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
     if not args.resume:
         check_folder(args, "runs_dir")
+
+
+def check_width(args):
+    """Raise UsageError for a --width that is none, or leaves a layer without features."""
+    if args.width == "match":
+        if args.branches != 1:
+            raise UsageError(
+                "--width match makes the plain network as large as its twin of two branches: it "
+                f"needs --branches 1, not {args.branches}"
+            )
+    elif isinstance(args.width, str):
+        raise UsageError(f"--width must be a number above 0 or match, not {args.width!r}")
+    else:
+        above(args, 0, "width")
+    widths = resolve_widths(args)
+    if min(*widths.channels, widths.z) < 1:
+        channels = ", ".join(map(str, widths.channels))
+        raise UsageError(
+            f"--width {args.width} leaves {channels} channels and {widths.z} features in z: it "
+            "must be large enough for one of each"
+        )
 
 
 def check_machine(args):
@@ -75,19 +98,28 @@ def check_rollout_flags(args):
 def check_memory(args):
     """Raise UsageError if the device has not the memory that these flags ask for."""
     device = resolve_device(args.device)
+    widths = resolve_widths(args)
     # Of a unit of a branch of z: weights, gradients, two moments and a target network (DQN), fp32.
-    # Of the two flags that multiply it the unusual one is named.
-    unit = 5 * 4 * (64 * 7 * 7 + 1)
-    if args.branches > 8:
+    # Of the flags that multiply it the unusual one is named.
+    copies = 5 * 4
+    unit = copies * (64 * 7 * 7 + 1)
+    if args.width != 1:
+        what = f"--width {args.width} of --latent-dim {args.latent_dim} and "
+        what += f"--branches {args.branches}"
+        hidden = count_hidden_parameters(args, widths, args.branches)
+        require_memory(what, 1, copies * hidden, device)
+    elif args.branches > 8:
         require_memory(f"--branches {args.branches}", args.branches, unit * args.latent_dim, device)
     else:
         bytes_each = unit * args.branches
         require_memory(f"--latent-dim {args.latent_dim}", args.latent_dim, bytes_each, device)
     obs = math.prod(OBS_SHAPE)
-    activations = 12_800 + 5_184 + 3_136  # of the convolutions, for one observation
+    # Of the convolutions, for one observation.
+    maps = zip(widths.channels, SIDES, strict=True)
+    activations = sum(channels * side**2 for channels, side in maps)
     if args.apply_to == "all":
         activations *= args.branches
-    activations += args.branches * args.latent_dim
+    activations += args.branches * widths.z
     # fp32: the observation, and each activation with its pre-activation and its gradient.
     sample = 4 * obs + 12 * activations
     if hasattr(args, "buffer_size"):

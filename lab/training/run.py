@@ -125,10 +125,9 @@ class Run:
         self._elapsed, self._start = 0.0, time.monotonic()  # earlier sessions; this one
         self._next_checkpoint = 0.0  # a run can be resumed from its first step on
 
-        num_parameters = sum(parameter.numel() for parameter in network.parameters())
         device = next(network.parameters()).device
         self._measures_aside = device.type == "cuda"
-        self.config = describe(args, algorithm, num_parameters, device)
+        self.config = describe(args, algorithm, network)
         if args.resume:
             self.folder = Path(args.resume)
             self._lock, board = lock(self.folder), None  # the curves go on in `resume`
@@ -144,7 +143,8 @@ class Run:
         graphs = " with CUDA graphs" if self.config["cuda_graphs"] else ""
         say(
             f"{self.config['game']}, {algorithm}, {self.config['variant']}, seed {args.seed}: "
-            f"{num_parameters:,} parameters on {device}{graphs}, {self.folder}"
+            f"{self.config['num_parameters']:,} parameters on {device}{graphs}, "
+            f"{self.config['multiply_adds']:,} multiply-adds per observation, {self.folder}"
         )
         self._progress = Progress(args.total_timesteps)
         self._stop = StopSignals(self._progress.say_stopping)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import torch
+from torch import nn
 
 from lab.common.cli import UsageError, describe_os
 from lab.common.provenance import record_provenance
@@ -20,13 +21,15 @@ from lab.training.atari import game_title, resolve_game
 from lab.training.checkpoint import Footer, read_newest_footer
 
 
-def describe(args, algorithm: str, num_parameters: int, device: torch.device) -> dict:
-    """Return what decides a run, for `config.json`."""
+def describe(args, algorithm: str, network: nn.Module) -> dict:
+    """Return what decides a run, for `config.json`; the network has the encoder of the flags."""
+    device = next(network.parameters()).device
     return {
         "algorithm": algorithm,
         "game": game_title(resolve_game(args.env_id)),
         "variant": variant_name(args),
-        "num_parameters": num_parameters,
+        "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "multiply_adds": network.count_multiply_adds(),  # forward pass of one observation
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda_graphs": device.type == "cuda" and args.cuda_graphs,
     } | record_provenance(args)

@@ -22,6 +22,8 @@ def test_names_of_the_settings_beyond():
     assert variant_name(pqn_atari.Args(layer_norm=False)) == "tanh-hr-noln"
     assert variant_name(pqn_atari.Args(apply_to="last", branches=1)) == "tanh-last"
     assert variant_name(ppo_atari.Args(apply_to="all", layer_norm=True)) == "tanh-hr-ln-all"
+    assert variant_name(pqn_atari.Args(width=1.5, branches=1)) == "tanh-w1.5"
+    assert variant_name(dqn_atari.Args(width=2.0, latent_dim=1024)) == "tanh-hr-wide-w2"
 
 
 @pytest.mark.parametrize(
@@ -42,15 +44,17 @@ def test_the_papers_variants_have_their_flags_by_name(variant, algorithm):
     st.integers(1, 5),
     st.sampled_from(["product", "sum"]),
     st.sampled_from([64, 512, 1024, 2000]),
+    st.floats(1e-9, 1e17) | st.sampled_from([1.0, 2.0, "match"]),
     st.booleans(),
     st.sampled_from(["last", "all"]),
     st.sampled_from(sorted(SCRIPTS)),
 )
 def test_a_variants_name_gives_its_flags(
-    activation, branches, combine, latent_dim, layer_norm, apply_to, algorithm
+    activation, branches, combine, latent_dim, width, layer_norm, apply_to, algorithm
 ):
     combine = "product" if branches == 1 else combine  # of one branch there is nothing to name
     args_class = SCRIPTS[algorithm].Args
     named = {"activation": activation, "branches": branches, "combine": combine}
-    args = args_class(**named, latent_dim=latent_dim, layer_norm=layer_norm, apply_to=apply_to)
+    named |= {"latent_dim": latent_dim, "width": width}
+    args = args_class(**named, layer_norm=layer_norm, apply_to=apply_to)
     assert parse_flags(args_class, argv=variant_flags(variant_name(args), ACTIVATIONS)) == args

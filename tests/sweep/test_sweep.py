@@ -32,7 +32,7 @@ def plan(algorithms, variants, games, seeds, *flags, **more):
 
 
 def test_a_plan_has_every_combination_once():
-    runs = plan(("pqn", "dqn"), ("relu", "tanh-hr"), ("Breakout", "pong", "breakout"), (1, 2))
+    runs = plan(("pqn", "dqn"), ("relu", "tanh-match"), ("Breakout", "pong", "breakout"), (1, 2))
     names = {(run.algorithm, run.variant, run.game, run.seed) for run in runs}
     assert len(runs) == len(names) == 2 * 2 * 2 * 2
     assert ("dqn", "relu", "Pong", 2) in names
@@ -67,6 +67,9 @@ def test_flags_of_one_algorithm_reach_that_one_alone():
         (["--algorithms", "a2c"], "unknown algorithm 'a2c': choose of dqn, ppo, pqn"),
         (["--variants", "tanh-xr"], "unknown variant 'tanh-xr': choose one of the paper's"),
         (["--variants", "tanh-ln"], "pqn calls 'tanh-ln' 'tanh': name that one in --variants"),
+        (["--variants", "tanh-hr-match"], "dqn: --width match makes .*: it needs --branches 1"),
+        (["--variants", "tanh-w1"], "dqn calls 'tanh-w1' 'tanh': name that one in --variants"),
+        (["--variants", "tanh-w0"], "dqn: --width must be above 0, not 0"),
         (["--games", "Tetriss"], "Tetriss"),
         (["--seeds", "one"], "--seeds must be a whole number, such as 1000, not 'one'"),
         (["--seeds"], "--seeds"),

@@ -13,6 +13,7 @@ import sys
 
 import pytest
 import torch
+from algorithms import SCRIPTS, SHORT, parse
 from conftest import ENV, ROOT, TIMEOUT
 from interruptions import differences, run_through, run_with_breaks, start
 
@@ -21,6 +22,7 @@ import ppo_atari
 import pqn_atari
 from dqn_atari import Args
 from lab.common.cli import UsageError, parse_flags
+from lab.training.atari import AtariEnvs
 from lab.training.checkpoint import FORMAT, Checkpoints, Footer, read_newest_footer, read_state
 from lab.training.resume import add_resumption, find_unfinished, resolve_resume
 from lab.training.run import launch
@@ -212,6 +214,40 @@ def test_a_stop_waits_for_the_rollout_and_its_update(algorithm, stop_at, tmp_pat
     assert differences(whole, broken) == []
 
 
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_a_matched_network_that_was_stopped_is_the_one_that_was_not(
+    algorithm, tmp_path, monkeypatch
+):
+    """Of a width that no flag says in numbers: stopped in the middle, resumed, bit for bit."""
+    script, step, seen = SCRIPTS[algorithm], AtariEnvs.step, collections.Counter()
+    flags = ("--branches", 1, "--width", "match", "--latent-dim", 16, "--device", "cpu")
+    flags = (*SHORT[algorithm], *flags)
+    stop_at = 70  # of 80 steps of the games, of which DQN learns after 60
+    if algorithm != "dqn":
+        flags, stop_at = (*flags, "--total-timesteps", 192), 40  # in the second of three rollouts
+
+    def interrupted(games, actions):
+        seen["steps"] += 1
+        if seen["steps"] == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(games, actions)
+
+    status, folders = [], []
+    for name in ("whole", "broken"):
+        if name == "broken":
+            monkeypatch.setattr(AtariEnvs, "step", interrupted)
+        status.append(script.main(parse(algorithm, *flags, "--runs-dir", tmp_path / name)))
+        folders += (tmp_path / name).iterdir()
+    assert status == [0, CAN_RESUME]
+    assert "__tanh-z16-match__" in folders[1].name
+    monkeypatch.setattr(sys, "argv", [f"{algorithm}_atari.py", "--resume", str(folders[1])])
+    with pytest.raises(SystemExit) as exit_:
+        launch(script.main, script.Args, script.check, algorithm)
+    assert exit_.value.code == 0
+    memory = {"buffer_size": 600, "num_envs": 2} if algorithm == "dqn" else {}
+    assert differences(*folders, **memory) == []
+
+
 @pytest.fixture
 def run_folder(tmp_path_factory):
     """What a run of DQN leaves, as far as it is looked at before anything starts."""
@@ -310,7 +346,8 @@ def test_a_second_process_on_a_folder_is_refused(tmp_path):
 def test_config_keeps_every_resumption(run_folder):
     folder = run_folder()
     for step in (100, 200):
-        now = describe(Args(total_timesteps=2 * 10**7), "dqn", 1, torch.device("cpu"))
+        args = Args(total_timesteps=2 * 10**7)
+        now = describe(args, "dqn", dqn_atari.QNetwork(4, args))
         config = add_resumption(folder, now, step)
         (folder / "config.json").write_text(json.dumps(config))
     assert [entry["step"] for entry in config["resumed"]] == [100, 200]
@@ -367,7 +404,22 @@ def test_auto_takes_a_run_from_before_a_flag_came_in(tmp_path, run_folder):
     """It had what is the default now, so it is the run of these flags, and of no others."""
     args = Args(seed=2, runs_dir=str(tmp_path))
     flags = dataclasses.asdict(args)
-    del flags["double_dqn"]
-    run_folder(flags=flags).rename(tmp_path / "before")
-    assert find_unfinished(args, "dqn") == tmp_path / "before"
-    assert find_unfinished(dataclasses.replace(args, double_dqn=True), "dqn") is None
+    for name, other in (("double_dqn", True), ("width", 1.5), ("width", "match")):
+        flags.pop(name, None)
+        folder = run_folder(flags=flags)
+        folder.rename(tmp_path / "before")
+        assert find_unfinished(args, "dqn") == tmp_path / "before"
+        assert find_unfinished(dataclasses.replace(args, **{name: other}), "dqn") is None
+        shutil.rmtree(tmp_path / "before")
+
+
+def test_a_run_from_before_the_width_came_in_has_the_width_1(run_folder, monkeypatch):
+    flags = dataclasses.asdict(Args(seed=2))
+    del flags["width"]
+    folder = run_folder(flags=flags)
+    monkeypatch.setattr(sys, "argv", ["dqn_atari.py", "--resume", str(folder), "--width", "1"])
+    args = resolve_resume(parse_flags(Args), "dqn")
+    assert (args.width, args.seed) == (1.0, 2)
+    monkeypatch.setattr(sys, "argv", ["dqn_atari.py", "--resume", str(folder), "--width", "match"])
+    with pytest.raises(UsageError, match=r"--width match contradicts the run in .* has 1\.0"):
+        resolve_resume(parse_flags(Args), "dqn")

@@ -93,5 +93,5 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(error, tmp_path, monkeypa
     monkeypatch.setattr(board, "Board", full)
     expected = UsageError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="No space left" if expected is UsageError else None):
-        Run(Args(runs_dir=str(tmp_path / "a" / "runs")), "dqn", torch.nn.Linear(1, 1), ())
+        Run(Args(runs_dir=str(tmp_path / "a" / "runs")), "dqn", QNetwork(4, Args()), ())
     assert not list(tmp_path.iterdir())
