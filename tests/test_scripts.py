@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from algorithms import NETWORKS, PLAIN, SCRIPTS, SHORT, VARIANTS, parameters_by_hand, parse
+from conftest import ROOT
 
 import ppo_atari
 import pqn_atari
@@ -30,6 +31,25 @@ def test_every_variant_of_the_paper(variant, algorithm):
     out = network(obs)
     shapes = [tuple(x.shape) for x in (out if algorithm == "ppo" else (out,))]
     assert shapes == ([(3, 4), (3,)] if algorithm == "ppo" else [(3, 4)])
+
+
+def test_the_tables_of_variants_say_how_large_they_are():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs" / "flags.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    for name, flags in VARIANTS.items():
+        made = {a: NETWORKS[a](4, SCRIPTS[a].Args(**flags)) for a in SCRIPTS}
+        counts = {a: sum(weight.numel() for weight in made[a].parameters()) for a in SCRIPTS}
+        (row,) = (row for row in rows if f"`{name}`" in row[0].split(", "))
+        assert row[2:] == [f"{counts[algorithm]:,}" for algorithm in SCRIPTS]
+        for algorithm, network in made.items():
+            for row in (row for row in rows if row[0] == f"{algorithm.upper()} `{name}`"):
+                assert row[1] == ", ".join(str(layer.width) for layer in network.convolutions)
+                assert row[2] == str(network.latent.width)
+                assert row[3].split(" ")[0] == f"{counts[algorithm]:,}"
+                assert row[4].split(" ")[0] == f"{network.count_multiply_adds():,}"
 
 
 @pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
@@ -266,6 +286,24 @@ BAD_FLAGS = [
         r"--branches 100000 needs 3\d+\.\d GB of memory .* choose at most \d+",
     ),
     (ALL, "--latent-dim 0", r"--latent-dim must be at least 1, not 0"),
+    (ALL, "--width 0", r"--width must be above 0, not 0"),
+    (ALL, "--width -1.5", r"--width must be above 0, not -1.5"),
+    (ALL, "--width nan", r"--width must be above 0 and below 1e18, not nan"),
+    (ALL, "--width inf", r"--width must be above 0 and below 1e18, not inf"),
+    (ALL, "--width twice", r"--width must be a number above 0 or match, not 'twice'"),
+    (ALL, "--width match", r"--width match makes .*: it needs --branches 1, not 2"),
+    (ALL, "--width match --branches 3", r"--width match makes .*: it needs --branches 1, not 3"),
+    (ALL, "--width 0.0005", r"--width 0.0005 leaves .* channels and 0 features in z: it must be"),
+    (("pqn",), "--width 0.01", r"--width 0.01 leaves 0, 1, 1 channels and 5 features in z"),
+    (ALL, "--width 6", r"--metrics-samples must be at least 3072"),
+    (
+        *(ALL, "--width match --branches 1 --latent-dim 1024 --metrics-samples 1200"),
+        r"--metrics-samples must be at least (1442|2048)",
+    ),
+    (
+        *(("ppo", "pqn"), "--width 100000 --metrics-samples 51200000"),
+        r"--width 100000.0 of --latent-dim 512 and --branches 2 needs \d+\.\d GB .* choose less",
+    ),
     (ALL, "--num-envs 0", r"--num-envs must be between 1 and 4096, not 0"),
     (ALL, "--num-envs 100000", r"--num-envs must be between 1 and 4096, not 100000"),
     (ALL, "--num-envs many", r"--num-envs must be a whole number, .* not 'many'; --help lists the"),
