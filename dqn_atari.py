@@ -217,19 +217,25 @@ def act(
 
 
 def make_graphs(
-    q_network: QNetwork, target_network: QNetwork, optimizer: torch.optim.Optimizer, args: Args
+    q_network: QNetwork,
+    target_network: QNetwork,
+    optimizer: torch.optim.Optimizer,
+    buffer: ReplayBuffer,
+    args: Args,
 ) -> tuple[Graphed, Graphed]:
-    """Return `greedy_actions` and `update` as functions of tensors, CUDA graphs on a GPU."""
-    device = q_network.head.weight.device
-    networks = (q_network, target_network)
+    """Return `greedy_actions` and `update` as functions of tensors, CUDA graphs on a GPU.
 
-    def learn(*batch):
-        return update(*networks, optimizer, Batch(*batch), args)
+    The latter learns from what `buffer.locate` gives.
+    """
 
-    choose = partial(greedy_actions, q_network)
+    def learn(places: Tensor, numbers: Tensor):
+        batch = buffer.gather(places, numbers)
+        return update(q_network, target_network, optimizer, batch, args)
+
+    choose, read = partial(greedy_actions, q_network), (q_network, target_network, buffer.store)
     return (
-        Graphed("act", choose, device, (q_network,), args.cuda_graphs),
-        Graphed("update", learn, device, (*networks, optimizer), args.cuda_graphs),
+        Graphed("act", choose, buffer.device, (q_network,), args.cuda_graphs),
+        Graphed("update", learn, buffer.device, (*read, optimizer), args.cuda_graphs),
     )
 
 
@@ -248,7 +254,7 @@ def main(args: Args) -> int:
     optimizer = torch.optim.Adam(
         q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True
     )
-    choose, learn = make_graphs(q_network, target_network, optimizer, args)
+    choose, learn = make_graphs(q_network, target_network, optimizer, buffer, args)
     buffer.start(obs)
     losses = Means(device)  # of the updates since the last log
 
@@ -280,7 +286,7 @@ def main(args: Args) -> int:
             due = run.times_due(args.train_frequency, after=args.learning_starts)
             draws = [buffer.draw(args.batch_size, sampling, coming=1) for _ in range(due)]
             while draws and draws[0].min() >= args.num_envs:
-                losses.add(learn(*buffer.transitions(draws.pop(0) - args.num_envs)))
+                losses.add(learn(*buffer.locate(draws.pop(0) - args.num_envs)))
             obs, rewards, terminations, _, infos = envs.recv()
             run.log_episodes(infos)
 
@@ -290,7 +296,7 @@ def main(args: Args) -> int:
 
             # 4. learn from the batches that hold this step
             for draw in draws:
-                losses.add(learn(*buffer.transitions(draw)))
+                losses.add(learn(*buffer.locate(draw)))
             for _ in range(run.times_due(args.target_network_frequency, args.learning_starts)):
                 update_target(target_network, q_network, args.tau)
 

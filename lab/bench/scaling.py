@@ -34,8 +34,9 @@ ROLLOUT = {"ppo": 1_024, "pqn": 4_096}  # agent steps between two updates, whate
 FILL = """
 from lab.training.replay import ReplayBuffer
 memory = ReplayBuffer({size}, 4)
-for part in (memory.frames, memory.actions, memory.rewards, memory.terminations, memory.history):
-    part.fill_(1)
+memory.store.fill_(1)
+for part in (memory.actions, memory.rewards, memory.terminations, memory.history):
+    part.fill(1)
 """
 
 

@@ -30,7 +30,7 @@ from lab.training.algorithms import load_script, make_network, script_path, valu
 from lab.training.atari import AtariEnvs
 from lab.training.frames import OBS_SHAPE, channels_last
 from lab.training.radam import RAdam
-from lab.training.replay import Batch
+from lab.training.replay import ReplayBuffer
 
 # Agent steps of a whole run before its speed is measured, so that it learns, and after.
 WARMUP_STEPS = {"dqn": 2_000, "ppo": 2_048, "pqn": 4_096}
@@ -75,14 +75,14 @@ def make_dqn_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     """Return acting on one obs of each game, and an update on a batch that is already drawn."""
     network, optimizer = parts["network"], parts["optimizer"]
     parts["target_network"] = copy.deepcopy(network)
-    device = network.head.weight.device
-    obs, next_obs = (make_random_obs(args.batch_size).to(device) for _ in range(2))
-    actions = torch.randint(num_actions, (args.batch_size,), device=device)
-    zeros = torch.zeros(args.batch_size, device=device)
-    batch = Batch(obs, actions, zeros, next_obs, zeros)
+    memory = ReplayBuffer(4 * args.batch_size, 1, network.head.weight.device)
+    memory.start(make_random_obs(1).numpy())
+    for obs in make_random_obs(4 * args.batch_size).numpy()[:, None]:
+        memory.add(obs, [0], [0.0], [False], np.array([False]))
+    batch = memory.locate(torch.arange(args.batch_size))
     seen = np.random.default_rng(0).integers(256, size=(args.num_envs, *OBS_SHAPE), dtype=np.uint8)
     rng = np.random.default_rng(0)
-    choose, learn = script.make_graphs(network, parts["target_network"], optimizer, args)
+    choose, learn = script.make_graphs(network, parts["target_network"], optimizer, memory, args)
     return (
         lambda: script.act(choose, seen, 0.0, num_actions, rng),
         args.num_envs,

@@ -56,6 +56,9 @@ def pick_device(name: str, precision: str = "fp32") -> torch.device:
         m_trim_threshold, m_mmap_threshold = -1, -3  # names and values from malloc.h
         libc.mallopt(m_mmap_threshold, 2**30)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+    if device.type == "cuda":
+        # The host copies and draws. Threads that wait for more would take cores from the games.
+        torch.set_num_threads(1)
     return device
 
 

@@ -60,6 +60,31 @@ def make_recorder(device: torch.device) -> CudaRecorder | None:
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
+class Staging:
+    """Pinned memory of the host, from which a GPU fetches an argument by itself."""
+
+    SLOTS = 4  # so that the host may be some calls ahead
+
+    def __init__(self, static: Tensor):
+        self.static = static
+        self.slots: list[tuple[Tensor, torch.cuda.Event]] = []
+        self.turn = 0
+
+    def fetch(self, tensor: Tensor):
+        """Copy a tensor, of the host or of the device, to where the kernels read it."""
+        if self.static.device.type != "cuda" or tensor.device.type == "cuda":
+            self.static.copy_(tensor)
+            return
+        if len(self.slots) < self.SLOTS:
+            pinned = torch.empty_like(self.static, device="cpu", pin_memory=True)
+            self.slots.append((pinned, torch.cuda.Event()))
+        self.turn = (self.turn + 1) % self.SLOTS
+        pinned, fetched = self.slots[min(self.turn, len(self.slots) - 1)]
+        fetched.synchronize()  # the GPU has taken what was in it before
+        self.static.copy_(pinned.copy_(tensor), non_blocking=True)
+        fetched.record()
+
+
 class Graphed:
     """A function of tensors that returns tensors, replayed as a CUDA graph.
 
@@ -67,7 +92,8 @@ class Graphed:
     caller's to keep. A replay runs no line of the function, so all that differs between calls has
     to come in as an argument, of the same shape each time. Inside, nothing is drawn at random, no
     number is asked of the device (`item`, `if tensor`), and nothing changes but what the modules
-    and optimizers in `parts` hold, in place. Learning rates are set in `param_groups`, as ever.
+    and optimizers in `parts` hold, in place; tensors among the parts are only read. Learning rates
+    are set in `param_groups`, as ever.
 
     The first calls run the function itself. Replays 1, 2, 10, 100, ... are compared with it, from
     the same state; if they differ, or it cannot be recorded, a warning says so and it runs itself.
@@ -78,14 +104,17 @@ class Graphed:
         name: str,
         function: Callable,
         device: torch.device,
-        parts: tuple[nn.Module | torch.optim.Optimizer, ...] = (),
+        parts: tuple[nn.Module | torch.optim.Optimizer | Tensor, ...] = (),
         enabled: bool = True,
     ):
         self.name, self.function, self.device = name, function, device
         self.modules = [part for part in parts if isinstance(part, nn.Module)]
         self.optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
+        self.read = [part for part in parts if isinstance(part, Tensor)]
         self.recorder = make_recorder(device) if enabled else None
-        self.inputs, self.replay = None, None
+        self.inputs: list[Tensor] | None = None
+        self.staging: list[Staging] = []
+        self.replay = None
         self.calls = self.replays = 0
 
     def __call__(self, *given: Tensor):
@@ -120,11 +149,13 @@ class Graphed:
         """Put the arguments where the kernels read them."""
         if self.inputs is None:
             self.inputs = [torch.empty_like(tensor, device=self.device) for tensor in given]
+            self.staging = [Staging(tensor) for tensor in self.inputs]
         for static, tensor in zip(self.inputs, given, strict=True):
             if (tensor.shape, tensor.dtype) != (static.shape, static.dtype):
                 was, now = (f"{x.dtype} {tuple(x.shape)}" for x in (static, tensor))
                 raise ValueError(f"{self.name}: an argument was {was} and is {now} now")
-            static.copy_(upload(tensor, self.device), non_blocking=True)
+        for staging, tensor in zip(self.staging, given, strict=True):
+            staging.fetch(tensor)
 
     def _groups(self) -> list[dict]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -133,8 +164,8 @@ class Graphed:
         """Return what a record has in it for good: numbers of optimizers, and where tensors lie."""
         numbers = [[group.get(name) for name in BAKED] for group in self._groups()]
         states = [id(optimizer.state) for optimizer in self.optimizers]
-        weights = [p.data_ptr() for module in self.modules for p in module.parameters()]
-        return [numbers, states, weights]
+        weights = [weight for module in self.modules for weight in module.parameters()]
+        return [numbers, states, [tensor.data_ptr() for tensor in (*weights, *self.read)]]
 
     def _state(self) -> list[Tensor]:
         """Return all that a call may change."""
@@ -154,7 +185,7 @@ class Graphed:
             for group, rate in zip(groups, self.rates, strict=True):
                 rate.fill_(group["lr"])
                 group |= {"lr": rate, "capturable": True}
-            held = [*self._state(), *self.rates]
+            held = [*self._state(), *self.rates, *self.read]
             self.replay, self.outputs = self.recorder.record(self.function, self.inputs, held)
         except RuntimeError as error:
             self._give_up(f"it cannot be recorded ({str(error).splitlines()[0]})")

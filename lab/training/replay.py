@@ -35,9 +35,9 @@ class ReplayBuffer:
     reward and termination of the step from obs t to obs t + 1, of each env. Stacks are read off the
     rows before, with zeros before the start of a game. The last frame of a truncated game, which
     no later row holds, lies beside. Frames lie on the device and the rest on the host, which draws
-    and works out the frames of a batch: so nothing is asked of a GPU. `capacity` transitions
-    (rounded up to a multiple of num_envs) take TRANSITION_BYTES each; the CPU's memory is touched
-    only as it fills.
+    and works out where the frames of a batch lie: so nothing is asked of a GPU. `capacity`
+    transitions (rounded up to a multiple of num_envs) take TRANSITION_BYTES each; the CPU's memory
+    is touched only as it fills.
     """
 
     def __init__(self, capacity: int, num_envs: int, device: torch.device | str = "cpu"):
@@ -52,13 +52,13 @@ class ReplayBuffer:
         self.store = torch.empty(
             count + 1 + beside, *FRAME_SHAPE, dtype=torch.uint8, device=self.device
         )
-        self.actions = torch.empty(shape, dtype=torch.uint8)
-        self.rewards = torch.empty(shape, dtype=torch.float32)
-        self.terminations = torch.empty(shape, dtype=torch.bool)
+        self.actions = np.empty(shape, dtype=np.uint8)
+        self.rewards = np.empty(shape, dtype=np.float32)
+        self.terminations = np.empty(shape, dtype=bool)
         # Frames of the same game before this one, as far as a stack can see: 0 to 3.
-        self.history = torch.empty(shape, dtype=torch.uint8)
+        self.history = np.empty(shape, dtype=np.uint8)
         # The frame after this one is among the final frames, not in the next row.
-        self.truncated = torch.empty(shape, dtype=torch.bool)
+        self.truncated = np.empty(shape, dtype=bool)
         self.zeros = count  # where in the store the frame of zeros lies
         self.store[self.zeros] = 0
         self.free = list(range(count + 1, len(self.store)))  # places for final frames
@@ -81,7 +81,7 @@ class ReplayBuffer:
         """Take the first obs (num_envs, 4, 84, 84) after a reset of all games."""
         self.position = self.size = 0
         self._clear_final_frames()
-        self.frames[0] = upload(torch.from_numpy(obs[:, -1]), self.device)
+        self._put_frames(0, obs)
         self.history[0] = 0
         self.dirty.add(0)
 
@@ -100,9 +100,9 @@ class ReplayBuffer:
         obs of each truncated game and None elsewhere.
         """
         row, following = self.position, (self.position + 1) % self.rows
-        self.actions[row] = torch.from_numpy(actions)
-        self.rewards[row] = torch.from_numpy(rewards)
-        self.terminations[row] = torch.from_numpy(terminations)
+        self.actions[row] = actions
+        self.rewards[row] = rewards
+        self.terminations[row] = terminations
         self.truncated[row] = False
         if self.final_at or final_obs is not None:
             for env in range(self.num_envs):
@@ -112,12 +112,17 @@ class ReplayBuffer:
                 if final_obs is not None and final_obs[env] is not None:
                     self._keep_final(transition, torch.from_numpy(final_obs[env][-1].copy()))
                     self.truncated[row, env] = True
-        self.frames[following] = upload(torch.from_numpy(next_obs[:, -1]), self.device)
-        history = (self.history[row] + 1).clamp(max=3)
-        self.history[following] = history * torch.from_numpy(~game_over)
+        self._put_frames(following, next_obs)
+        self.history[following] = np.minimum(self.history[row] + 1, 3) * ~game_over
         self.dirty |= {row // self.segment_rows, following // self.segment_rows}
         self.position = following
         self.size = min(self.size + 1, self.capacity)
+
+    def _put_frames(self, row: int, obs: np.ndarray):
+        """Put the newest frames of obs (num_envs, 4, 84, 84) into a row of the ring."""
+        place = row * self.num_envs
+        newest = torch.from_numpy(obs[:, -1])
+        self.store[place : place + self.num_envs] = upload(newest, self.device)
 
     def _keep_final(self, transition: int, frame: Tensor):
         """Put the last frame of a truncated game beside the ring."""
@@ -133,8 +138,8 @@ class ReplayBuffer:
     def segment(self, index: int) -> list[Tensor]:
         """Return the rows of a segment, a view of each tensor: what a checkpoint keeps of them."""
         rows = slice(index * self.segment_rows, (index + 1) * self.segment_rows)
-        parts = (self.frames, self.actions, self.rewards, self.terminations, self.history)
-        return [part[rows] for part in (*parts, self.truncated)]
+        parts = (self.actions, self.rewards, self.terminations, self.history, self.truncated)
+        return [self.frames[rows], *(torch.from_numpy(part[rows]) for part in parts)]
 
     def state_dict(self) -> dict:
         """Return what is not in the segments."""
@@ -172,22 +177,37 @@ class ReplayBuffer:
 
     def transitions(self, index: Tensor) -> Batch:
         """Return the transitions with these numbers (batch,), counted back from the newest one."""
+        places, numbers = self.locate(index)
+        return self.gather(upload(places, self.device), upload(numbers, self.device))
+
+    def locate(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `gather` makes the transitions with these numbers (batch,) of, on the host.
+
+        Places of five frames in the store, int64 (batch * 5,), and actions, rewards and
+        terminations, float32 (3, batch).
+        """
+        index = index.numpy()
         rows, envs = self.position - 1 - index // self.num_envs, index % self.num_envs
-        rows = rows % self.rows
+        rows %= self.rows
         # Five frames serve both obs (the first four) and next_obs (the last four).
-        offsets = torch.arange(-3, 2)
-        at = (rows.unsqueeze(1) + offsets) % self.rows * self.num_envs + envs.unsqueeze(1)
-        here = rows * self.num_envs + envs
-        at[-offsets > self.history.view(-1)[here].unsqueeze(1)] = self.zeros
+        offsets = np.arange(-3, 2)
+        places = (rows[:, None] + offsets) % self.rows * self.num_envs + envs[:, None]
+        places[-offsets > self.history[rows, envs][:, None]] = self.zeros
         if self.final_at:
-            for k in torch.nonzero(self.truncated.view(-1)[here]).flatten().tolist():
-                at[k, 4] = self.final_at[int(here[k])]
-        at = upload(at.flatten(), self.device)
-        frames = self.store.index_select(0, at).view(-1, 5, *FRAME_SHAPE)
+            for k in np.flatnonzero(self.truncated[rows, envs]):
+                places[k, 4] = self.final_at[int(rows[k]) * self.num_envs + int(envs[k])]
+        parts = (self.actions, self.rewards, self.terminations)
+        numbers = np.stack([part[rows, envs].astype(np.float32) for part in parts])
+        return torch.from_numpy(places.reshape(-1)), torch.from_numpy(numbers)
+
+    def gather(self, places: Tensor, numbers: Tensor) -> Batch:
+        """Return the batch whose frames lie at these places; see `locate`. All on the device."""
+        frames = self.store.index_select(0, places).view(-1, 5, *FRAME_SHAPE)
+        actions, rewards, terminations = numbers
         return Batch(
             channels_last(frames[:, :4]),
-            upload(self.actions.view(-1)[here].long(), self.device),
-            upload(self.rewards.view(-1)[here], self.device),
+            actions.long(),
+            rewards,
             channels_last(frames[:, 1:]),
-            upload(self.terminations.view(-1)[here].float(), self.device),
+            terminations,
         )
