@@ -219,7 +219,7 @@ def test_a_matched_network_that_was_stopped_is_the_one_that_was_not(
     algorithm, tmp_path, monkeypatch
 ):
     """Of a width that no flag says in numbers: stopped in the middle, resumed, bit for bit."""
-    script, step, seen = SCRIPTS[algorithm], AtariEnvs.step, collections.Counter()
+    script, send, seen = SCRIPTS[algorithm], AtariEnvs.send, collections.Counter()
     flags = ("--branches", 1, "--width", "match", "--latent-dim", 16, "--device", "cpu")
     flags = (*SHORT[algorithm], *flags)
     stop_at = 70  # of 80 steps of the games, of which DQN learns after 60
@@ -230,12 +230,12 @@ def test_a_matched_network_that_was_stopped_is_the_one_that_was_not(
         seen["steps"] += 1
         if seen["steps"] == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(games, actions)
+        send(games, actions)
 
     status, folders = [], []
     for name in ("whole", "broken"):
         if name == "broken":
-            monkeypatch.setattr(AtariEnvs, "step", interrupted)
+            monkeypatch.setattr(AtariEnvs, "send", interrupted)
         status.append(script.main(parse(algorithm, *flags, "--runs-dir", tmp_path / name)))
         folders += (tmp_path / name).iterdir()
     assert status == [0, CAN_RESUME]
