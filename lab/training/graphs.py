@@ -97,6 +97,7 @@ class Graphed:
 
     The first calls run the function itself. Replays 1, 2, 10, 100, ... are compared with it, from
     the same state; if they differ, or it cannot be recorded, a warning says so and it runs itself.
+    Where the memory of a part has moved, as where a state was loaded, it is recorded anew.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Graphed:
 
     def _call(self):
         if self.replay is not None and self._memory() != self.memory:
-            self.replay, self.calls = None, 0  # a state was loaded, say: record anew
+            self.replay, self.calls, self.replays = None, 0, 0  # a state was loaded, say
         if self.replay is None:
             self.calls += 1
             if self.calls <= WARM_UP:
@@ -176,6 +177,8 @@ class Graphed:
     def _record(self) -> bool:
         """Record the function; return whether that worked."""
         groups, dtype = self._groups(), self.recorder.rate_dtype
+        # Kept, so that a state that is loaded later cannot have the id of this one.
+        self.states = [optimizer.state for optimizer in self.optimizers]
         self.rates = [torch.zeros((), dtype=dtype, device=self.device) for _ in groups]
         self.memory = self._memory()
         before, cached = [dict(group) for group in groups], torch.is_autocast_cache_enabled()
@@ -214,8 +217,8 @@ class Graphed:
             *(_result_error(*pair) for pair in zip(results, expected, strict=True)),
             *(_change_error(*three) for three in zip(after, state, before, strict=True)),
         ]
-        if not max(errors, default=0.0) <= TOLERANCE:
-            worst = max(errors)
+        worst = max((math.inf if math.isnan(error) else error for error in errors), default=0.0)
+        if worst > TOLERANCE:
             self._give_up(f"replay {self.replays} is off by {worst:.1%} of what the function does")
         return outputs
 
