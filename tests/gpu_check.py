@@ -765,7 +765,7 @@ def _comparisons(graphed):
     plain = graphs._result_error, graphs._change_error, graphed._compare
 
     def names():
-        leaves = len(tree_leaves(graphed.outputs))
+        leaves = len(graphed.results)
         found = [f"result {i}" for i in range(leaves)]
         for i, module in enumerate(graphed.modules):
             found += [f"network {i} {name}" for name in module.state_dict()]

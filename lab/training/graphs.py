@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from lab.common.cli import say
 from lab.common.device import upload
@@ -111,6 +111,9 @@ class Graphed:
         self.name, self.function, self.device = name, function, device
         self.modules = [part for part in parts if isinstance(part, nn.Module)]
         self.optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
+        # Of all layers by name, as a parameter may be replaced. Cheaper at each call than a walk.
+        layers = [layer for module in self.modules for layer in module.modules()]
+        self.weights = [layer._parameters for layer in layers]
         self.read = [part for part in parts if isinstance(part, Tensor)]
         self.recorder = make_recorder(device) if enabled else None
         self.inputs: list[Tensor] | None = None
@@ -144,7 +147,7 @@ class Graphed:
         if self.replays == 2 or math.log10(self.replays).is_integer():
             return self._compare()
         self.replay()
-        return tree_map(Tensor.clone, self.outputs)
+        return tree_unflatten([tensor.clone() for tensor in self.results], self.form)
 
     def _load(self, given: tuple[Tensor, ...]):
         """Put the arguments where the kernels read them."""
@@ -165,8 +168,9 @@ class Graphed:
         """Return what a record has in it for good: numbers of optimizers, and where tensors lie."""
         numbers = [[group.get(name) for name in BAKED] for group in self._groups()]
         states = [id(optimizer.state) for optimizer in self.optimizers]
-        weights = [weight for module in self.modules for weight in module.parameters()]
-        return [numbers, states, [tensor.data_ptr() for tensor in (*weights, *self.read)]]
+        weights = [weight for by_name in self.weights for weight in by_name.values()]
+        places = [x.data_ptr() for x in (*weights, *self.read) if x is not None]
+        return [numbers, states, places]
 
     def _state(self) -> list[Tensor]:
         """Return all that a call may change."""
@@ -189,7 +193,8 @@ class Graphed:
                 rate.fill_(group["lr"])
                 group |= {"lr": rate, "capturable": True}
             held = [*self._state(), *self.rates, *self.read]
-            self.replay, self.outputs = self.recorder.record(self.function, self.inputs, held)
+            self.replay, outputs = self.recorder.record(self.function, self.inputs, held)
+            self.results, self.form = tree_flatten(outputs)
         except RuntimeError as error:
             self._give_up(f"it cannot be recorded ({str(error).splitlines()[0]})")
         finally:
@@ -207,7 +212,7 @@ class Graphed:
         state = [*self._state(), *self.inputs]
         before = [tensor.clone() for tensor in state]
         self.replay()
-        results = [tensor.clone() for tensor in tree_leaves(self.outputs)]
+        results = [tensor.clone() for tensor in self.results]
         after = [tensor.clone() for tensor in state]
         for tensor, was in zip(state, before, strict=True):
             tensor.copy_(was)

@@ -2,17 +2,19 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import re
 import types
 
+import numpy as np
 import pytest
 import torch
 from algorithms import NETWORKS, SCRIPTS, SHORT
 from interruptions import differences
 from standin import StandIn
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_unflatten
 
 import dqn_atari
 import pqn_atari
@@ -20,6 +22,7 @@ from lab.training import graphs
 from lab.training.frames import OBS_SHAPE, channels_last
 from lab.training.graphs import WARM_UP, Graphed
 from lab.training.radam import RAdam
+from lab.training.replay import ReplayBuffer
 from lab.training.run import Run
 from lab.training.signals import CAN_RESUME
 
@@ -40,16 +43,27 @@ def recorders(monkeypatch):
     return made
 
 
+@functools.cache
+def make_memory():
+    """A replay memory of noise."""
+    rng, memory = np.random.default_rng(0), ReplayBuffer(40, 2)
+    memory.start(rng.integers(256, size=(2, *OBS_SHAPE), dtype=np.uint8))
+    for _ in range(30):
+        obs, ends = rng.integers(256, size=(2, *OBS_SHAPE), dtype=np.uint8), rng.random(2) < 0.2
+        memory.add(obs, rng.integers(ACTIONS, size=2), rng.normal(size=2), ends, ends)
+    return memory
+
+
 def random_batch(algorithm, call):
     """Another minibatch at each call."""
     generator = torch.Generator().manual_seed(call)
-    obs = torch.randint(256, (2, BATCH, *OBS_SHAPE), dtype=torch.uint8, generator=generator)
-    obs, next_obs = map(channels_last, obs)
+    if algorithm == "dqn":
+        return make_memory().locate(make_memory().draw(BATCH, generator))
+    obs = torch.randint(256, (1, BATCH, *OBS_SHAPE), dtype=torch.uint8, generator=generator)
+    obs = channels_last(obs[0])
     actions = torch.randint(ACTIONS, (BATCH,), generator=generator)
     numbers = torch.randn(4, BATCH, generator=generator)
     ends = numbers[0] > 1
-    if algorithm == "dqn":
-        return obs, actions, numbers[1], next_obs, ends.float()
     if algorithm == "ppo":
         return obs, actions, -numbers[0].abs(), numbers[1], ends, *numbers[2:], numbers[1]
     return obs, actions, numbers[1], ends, *numbers[2:]
@@ -83,8 +97,10 @@ class Learner:
         if algorithm == "dqn":
             self.target = copy.deepcopy(self.network)
             networks.append(self.target)
-        make_graphs = SCRIPTS[algorithm].make_graphs
-        self.choose, self.learn = make_graphs(*networks, self.optimizer, self.args)
+        given = [*networks, self.optimizer]
+        if algorithm == "dqn":
+            given.append(make_memory())
+        self.choose, self.learn = SCRIPTS[algorithm].make_graphs(*given, self.args)
 
     def tensors(self):
         """All that updates change."""
@@ -403,10 +419,10 @@ def _load_once(self, given):
 
 
 def _call_without_a_copy(self):
-    before = None if self.replay is None else self.outputs
+    before = self.replay
     results = _call(self)
     compared = self.replays in (1, 2, 10)
-    return results if before is None or compared else self.outputs
+    return results if before is None or compared else tree_unflatten(self.results, self.form)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES_OF_GRAPHED)
