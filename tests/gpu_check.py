@@ -352,7 +352,7 @@ class Check:
 
     def speed(self, found):
         """Whole runs in turn, several times, and the games alone beside: agent steps/s."""
-        from lab.bench.timing import time_emulator
+        from lab.bench.timing import settle, time_emulator
 
         planned = [run for _ in range(REPEATS) for run in RUNS] + list(ONCE)
         for algorithm, flags, warm, measured in QUICK_RUNS if self.args.quick else planned:
@@ -363,7 +363,7 @@ class Check:
             try:
                 with _limited(60):
                     envs = self.games_of(games)
-                    envs.reset(seed=1)
+                    settle(envs)
                     entry["emulator"].append(round(1 / time_emulator(envs, 0.7)))
                     entry["rates"].append(round(self.whole_run(algorithm, given, warm, measured)))
                 rates, alone = entry["rates"], entry["emulator"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lab.bench.timing import make_kernels, time_call, time_emulator, time_whole_run
+from lab.bench.timing import make_kernels, settle, time_call, time_emulator, time_whole_run
 from lab.common import tags
 from lab.common.cli import UsageError, say
 from lab.common.tables import format_range, markdown_table
@@ -63,7 +63,7 @@ def measure_bound(args, device: torch.device) -> Iterator[dict]:
             for count in (0, 1):
                 if (algorithm, count) not in ready:
                     games = AtariEnvs(args.env_id, of_script.num_envs, 1, num_threads=count)
-                    games.reset()
+                    settle(games)
                     ready[algorithm, count] = games
             parts = time_parts(ready[name], ready[algorithm, 0], args.seconds, device)
             if device.type == "cpu":

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from lab.bench.timing import run_command, time_emulator, time_whole_run
+from lab.bench.timing import run_command, settle, time_emulator, time_whole_run
 from lab.common.cli import UsageError, plural, say
 from lab.common.device import free_memory
 from lab.common.tables import format_range, markdown_table
@@ -57,7 +57,7 @@ def measure_scaling(repeats: int, seconds: float, device: str) -> Iterator[dict]
         for count in EMULATED:
             for threads in sorted({1, cores}):
                 games = AtariEnvs("Breakout", count, 1, num_threads=threads)
-                games.reset()
+                settle(games)
                 series = f"emulator, {plural(threads, 'thread')}"
                 alone = 1 / time_emulator(games, seconds)
                 results["games", series, count]["rate"].append(alone)

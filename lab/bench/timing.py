@@ -35,6 +35,7 @@ from lab.training.replay import ReplayBuffer
 # Agent steps of a whole run before its speed is measured, so that it learns, and after.
 WARMUP_STEPS = {"dqn": 2_000, "ppo": 2_048, "pqn": 4_096}
 MEASURED_STEPS = {"dqn": 4_000, "ppo": 6_144, "pqn": 8_192}
+SETTLE_STEPS = 250  # of all games: a game of Breakout at random takes 180
 NEVER = 10**9  # agent steps, or minutes, that no measured run reaches
 
 
@@ -135,8 +136,20 @@ def time_call(call: Callable, at_least: float, device, clock=time.perf_counter) 
     return (clock() - start) / count
 
 
+def settle(envs: AtariEnvs):
+    """Reset the games and play them at random until they no longer end at the same time.
+
+    The step in which a game of Breakout ends takes 16 times as long as another, and all games wait
+    for it: before the first games end, the rate is one that no run gets.
+    """
+    envs.reset()
+    rng = np.random.default_rng(1)
+    for _ in range(SETTLE_STEPS):
+        envs.step(rng.integers(envs.single_action_space.n, size=envs.num_envs))
+
+
 def time_emulator(envs: AtariEnvs, at_least: float, clock=time.perf_counter) -> float:
-    """Return the mean seconds per agent step of the games alone, played at random."""
+    """Return the mean seconds per agent step of the games alone, played at random; see `settle`."""
     rng = np.random.default_rng(0)
     actions = rng.integers(envs.single_action_space.n, size=(1024, envs.num_envs))
     count, start = 0, clock()
