@@ -12,7 +12,8 @@ from lab.training.frames import FRAME_SHAPE, channels_last
 
 # Transitions in a segment of the replay memory, 7 MB: the least that a checkpoint writes of it.
 SEGMENT = 1024
-# Truncated games that the replay memory has room for: one takes 27,000 agent steps.
+# Truncated games that the replay memory has room for, besides one of each env, as all of them can
+# be cut off in the same step: one takes 27,000 agent steps.
 MOST_TRUNCATED = 1024
 # Of the replay memory: a frame, action, reward, termination, history and truncation.
 TRANSITION_BYTES = math.prod(FRAME_SHAPE) + 1 + 4 + 1 + 1 + 1
@@ -48,7 +49,7 @@ class ReplayBuffer:
         self.rows = self.capacity + 4
         shape = (self.rows, num_envs)
         count = self.rows * num_envs
-        beside = min(count, MOST_TRUNCATED)  # final frames; and one of zeros
+        beside = min(count, MOST_TRUNCATED + num_envs)  # final frames; and one of zeros
         self.store = torch.empty(
             count + 1 + beside, *FRAME_SHAPE, dtype=torch.uint8, device=self.device
         )
@@ -127,7 +128,8 @@ class ReplayBuffer:
     def _keep_final(self, transition: int, frame: Tensor):
         """Put the last frame of a truncated game beside the ring."""
         if not self.free:
-            raise RuntimeError(f"more than {MOST_TRUNCATED} truncated games in the replay memory")
+            most = len(self.final_at)
+            raise RuntimeError(f"more than {most} truncated games in the replay memory")
         self.final_at[transition] = place = self.free.pop()
         self.store[place] = upload(frame, self.device)
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 import dqn_atari
 from lab.common import device
 from lab.common.cli import UsageError
+from lab.training import replay
 from lab.training.checks import check_memory
 from lab.training.frames import empty_obs, take_steps
-from lab.training.replay import TRANSITION_BYTES, ReplayBuffer
+from lab.training.replay import MOST_TRUNCATED, TRANSITION_BYTES, ReplayBuffer
 from pqn_atari import Rollout
 
 
@@ -131,7 +132,50 @@ def test_final_frames_go_with_their_rows():
         _, actions, rewards, terminations, game_over, final_obs = games.step([0, 0, 0, 1, 0])
         buffer.add(games.obs(), actions, rewards, terminations, game_over, final_obs)
     # The ring has 8 rows of 3 games, all truncated; 300 were in all.
-    assert len(buffer.final_frames) <= 24
+    assert len(buffer.final_at) <= 24
+    # Each has a place of its own, and the others are free again.
+    places = [*buffer.final_at.values(), *buffer.free]
+    assert sorted(places) == list(range(buffer.zeros + 1, len(buffer.store)))
+
+
+def test_all_games_may_be_truncated_at_once_and_more_are_refused(monkeypatch):
+    """As games of which none ends before its limit are."""
+    monkeypatch.setattr(replay, "MOST_TRUNCATED", 2)
+    num_envs = 5
+    games = Games(num_envs, np.random.default_rng(0))
+    buffer = ReplayBuffer(20 * num_envs, num_envs)
+    buffer.start(games.obs())
+
+    def add(chances):
+        true_next_obs, *step = games.step(chances)
+        buffer.add(games.obs(), *step)
+        return true_next_obs
+
+    add([1, 0, 0, 0, 0])
+    last = add([0, 0, 0, 1, 0])
+    assert np.array_equal(buffer.transitions(torch.arange(5)).next_obs, last)
+    with pytest.raises(RuntimeError, match="more than 7 truncated games in the replay memory"):
+        add([0, 0, 0, 1, 0])
+
+
+def test_draws_before_a_step_are_those_after_it():
+    """And transitions that were there before it lie a step further back after it."""
+    rng = np.random.default_rng(0)
+    games, chances = Games(3, rng), [0.6, 0.1, 0.1, 0.1, 0.1]
+    buffer = ReplayBuffer(30, 3)
+    buffer.start(games.obs())
+    coming = 0
+    for step in range(40):
+        ahead = buffer.draw(50, torch.Generator().manual_seed(step), coming=1)
+        before = buffer.transitions(ahead[ahead >= 3] - 3)
+        _, actions, rewards, terminations, game_over, final_obs = games.step(chances)
+        buffer.add(games.obs(), actions, rewards, terminations, game_over, final_obs)
+        assert torch.equal(buffer.draw(50, torch.Generator().manual_seed(step)), ahead)
+        for one, other in zip(before, buffer.transitions(ahead[ahead >= 3]), strict=True):
+            assert torch.equal(one, other)
+        coming += int((ahead < 3).sum())
+        assert ahead.max() < len(buffer)
+    assert coming > 100
 
 
 def every_tensor(buffer):
@@ -158,7 +202,9 @@ def test_too_little_memory_is_refused_with_what_would_fit(monkeypatch):
 def test_a_transition_takes_the_bytes_that_are_promised(num_envs):
     buffer = ReplayBuffer(1000, num_envs)
     taken = sum(part.numel() * part.element_size() for part in every_tensor(buffer))
-    assert taken == buffer.rows * num_envs * TRANSITION_BYTES
+    count = buffer.rows * num_envs
+    beside = (1 + min(count, MOST_TRUNCATED + num_envs)) * 84 * 84  # zeros, and final frames
+    assert taken == count * TRANSITION_BYTES + beside
 
 
 def test_taken_steps_are_the_rows_in_the_layout_of_the_networks():
