@@ -1,5 +1,7 @@
 """DQN's own functions against slow definitions, and its loop against the games' own steps."""
 
+from functools import partial
+
 import gymnasium
 import numpy as np
 import pytest
@@ -7,7 +9,15 @@ import torch
 from torch import nn
 
 import dqn_atari
-from dqn_atari import Args, QNetwork, act, linear_schedule, td_loss, update_target
+from dqn_atari import (
+    Args,
+    QNetwork,
+    act,
+    greedy_actions,
+    linear_schedule,
+    td_loss,
+    update_target,
+)
 from lab.training import run as training
 from lab.training.atari import AtariEnvs
 from lab.training.replay import Batch
@@ -77,14 +87,14 @@ def test_epsilon_greedy_frequencies():
     network = QNetwork(3, Args(branches=1, latent_dim=8))
     obs = np.random.default_rng(0).integers(0, 255, (1, 4, 84, 84), dtype=np.uint8)
     greedy = network(torch.from_numpy(obs)).argmax().item()
-    rng = np.random.default_rng(1)
+    rng, choose = np.random.default_rng(1), partial(greedy_actions, network)
     many = np.repeat(obs, 50, axis=0)
-    actions = np.concatenate([act(network, many, 0.6, rng) for _ in range(60)])
+    actions = np.concatenate([act(choose, many, 0.6, 3, rng) for _ in range(60)])
     counts = np.bincount(actions, minlength=3) / len(actions)
     # 3,000 draws from a fixed seed: 5 standard errors are 0.045
     assert counts[greedy] == pytest.approx(0.6, abs=0.045)
     assert counts.max() == counts[greedy]
-    assert (act(network, many, 0.0, rng) == greedy).all()
+    assert (act(choose, many, 0.0, 3, rng) == greedy).all()
 
 
 class StillGames:
@@ -98,8 +108,11 @@ class StillGames:
     def reset(self):
         return self.obs, {}
 
-    def step(self, actions):
-        infos = {"executed_actions": actions, "game_over": self.never}
+    def send(self, actions):
+        self.actions = actions
+
+    def recv(self):
+        infos = {"executed_actions": self.actions, "game_over": self.never}
         return self.obs, self.rewards, self.never, self.never, infos
 
     def state_dict(self):
@@ -145,6 +158,75 @@ def test_one_gradient_step_per_4_agent_steps(
     assert calls == {"updates": len(original_loop), "target": len(targets)}
 
 
+class RandomGames(StillGames):
+    """Games that show anything and never end."""
+
+    def __init__(self, env_id, num_envs, seed, **options):
+        super().__init__(env_id, num_envs, seed, **options)
+        self.rng = np.random.default_rng(seed)
+
+    def recv(self):
+        self.obs = self.rng.integers(256, size=self.obs.shape, dtype=np.uint8)
+        self.rewards = self.rng.random(len(self.obs), dtype=np.float32)
+        return super().recv()
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_what_is_learnt_while_the_games_step_is_what_would_be_learnt_after(
+    num_envs, tmp_path, monkeypatch
+):
+    """The same draws, and the same transitions in the same order; also in a memory that is full."""
+    counts = {"meanwhile": 0, "after": 0}
+    learnt, expected = [], []
+
+    def digest(batch):
+        return [hash(part.numpy().tobytes()) for part in batch]
+
+    class Recorder(dqn_atari.ReplayBuffer):
+        drawn = ()
+
+        def draw(self, count, generator, coming=0):
+            state = generator.get_state()
+            index = super().draw(count, generator, coming)
+            self.drawn = [*self.drawn, (state, index)]
+            return index
+
+        def transitions(self, index):
+            counts["meanwhile" if self.drawn else "after"] += 1
+            batch = super().transitions(index)
+            learnt.append(digest(batch))
+            return batch
+
+        def add(self, *arguments):
+            super().add(*arguments)
+            for state, index in self.drawn:
+                generator = torch.Generator()
+                generator.set_state(state)
+                assert torch.equal(super().draw(len(index), generator), index)
+                expected.append(digest(super().transitions(index)))
+            self.drawn = ()
+
+    monkeypatch.setattr(training, "AtariEnvs", RandomGames)
+    monkeypatch.setattr(dqn_atari, "ReplayBuffer", Recorder)
+    args = Args(
+        total_timesteps=900,
+        learning_starts=300,
+        train_frequency=2,
+        num_envs=num_envs,
+        buffer_size=600,
+        latent_dim=16,
+        batch_size=8,
+        metrics_samples=512,
+        metrics_every=10**6,
+        runs_dir=str(tmp_path),
+        device="cpu",
+    )
+    assert dqn_atari.main(args) == 0
+    assert learnt == expected
+    assert sum(counts.values()) == 300
+    assert min(counts.values()) >= 5, counts
+
+
 def test_the_loop_stores_what_the_games_did(tmp_path, monkeypatch):
     """Every stored transition against the games' own steps, with FIRE, life losses and cuts."""
     stepped, stored = [], []
@@ -153,9 +235,13 @@ def test_the_loop_stores_what_the_games_did(tmp_path, monkeypatch):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options, max_episode_frames=4 * 140)
 
-        def step(self, actions):
-            obs, *rest = super().step(actions)
-            stepped.append((np.array(actions), obs.copy(), *rest))
+        def send(self, actions):
+            self.asked = np.array(actions)
+            super().send(actions)
+
+        def recv(self):
+            obs, *rest = super().recv()
+            stepped.append((self.asked, obs.copy(), *rest))
             return obs, *rest
 
     class Recorder(dqn_atari.ReplayBuffer):

@@ -8,7 +8,7 @@ import torch
 from conftest import EVERY_ENDING, ended_steps
 from torch import nn
 
-from ppo_atari import Args, Rollout, draw, gae, ppo_loss, update
+from ppo_atari import Args, Rollout, draw, gae, gradient_step, ppo_loss, update
 
 GAMMA = 0.9
 
@@ -64,7 +64,8 @@ def test_gae_at_lambda_0_and_1():
 
 def test_actions_are_drawn_with_the_chances_of_the_policy():
     chances = torch.tensor([[0.1, 0.6, 0.3], [0.0, 0.0, 1.0]])
-    drawn = draw(chances.log().repeat(5_000, 1), generator(0)).view(5_000, 2)
+    clocks = torch.empty(10_000, 3).exponential_(generator=generator(0))
+    drawn = draw(chances.log().repeat(5_000, 1), clocks).view(5_000, 2)
     counts = drawn[:, 0].bincount(minlength=3) / 5_000
     # From a fixed seed: 5 standard errors are 0.035
     assert counts.tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.035)
@@ -152,6 +153,10 @@ def test_advantages_are_normalised_in_the_minibatch():
     assert by_us["policy_loss"].item() == pytest.approx(by_hand_["policy_loss"].item(), abs=1e-6)
 
 
+def learner(agent, optimizer, args):
+    return lambda *batch: gradient_step(agent, optimizer, Rollout(*batch), args)
+
+
 def test_one_update_against_hand_derived_gradients():
     """One plain gradient step of size 1: what the clips cut off gets none."""
     agent, batch = by_hand()
@@ -162,7 +167,7 @@ def test_one_update_against_hand_derived_gradients():
     )
     optimizer = torch.optim.SGD(agent.parameters(), lr=1.0)
     rollout = Rollout(*(field.unsqueeze(1) for field in batch))
-    update(agent, optimizer, rollout, args, torch.Generator())
+    update(learner(agent, optimizer, args), rollout, args, torch.Generator())
     # d(-r A)/d logit of the played action is -A r (1 - pi), of the other + A r (1 - pi).
     slope = [0, 1.5 * 0.4, -0.5 * 0.8, 0, -2 * 0.5, 3 * 0.5]
     expected = torch.tensor([[-s / 6, s / 6] for s in slope], dtype=torch.float64)
@@ -190,7 +195,8 @@ def test_the_gradient_is_clipped_to_its_norm():
     before = torch.cat([p.detach().flatten().clone() for p in agent.parameters()])
     args = Args(num_minibatches=1, update_epochs=1, max_grad_norm=0.01)
     rollout = Rollout(*(field.unsqueeze(1) for field in batch))
-    update(agent, torch.optim.SGD(agent.parameters(), lr=1.0), rollout, args, torch.Generator())
+    optimizer = torch.optim.SGD(agent.parameters(), lr=1.0)
+    update(learner(agent, optimizer, args), rollout, args, torch.Generator())
     after = torch.cat([p.detach().flatten() for p in agent.parameters()])
     assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-4)
 
@@ -207,7 +213,8 @@ def test_an_update_passes_over_every_step_once_per_epoch():
     agent = Watching([[0.5, 0.5]] * 6, [0.0] * 6)
     rollout = Rollout(*(field.unsqueeze(1) for field in batch))
     args = Args(num_minibatches=3, update_epochs=4)
-    parts = update(agent, torch.optim.SGD(agent.parameters(), lr=0.0), rollout, args, generator(0))
+    optimizer = torch.optim.SGD(agent.parameters(), lr=0.0)
+    parts = update(learner(agent, optimizer, args), rollout, args, generator(0))
     assert [len(states) for states in seen] == [2] * 12
     epochs = torch.tensor(seen).view(4, 6).tolist()
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
@@ -231,7 +238,7 @@ def test_target_kl_ends_an_update():
     for target_kl, updates in ((0.01, 1), (10.0, 4), (None, 4)):
         counted.clear()
         args = Args(num_minibatches=1, update_epochs=4, target_kl=target_kl)
-        update(agent, optimizer, rollout, args, generator(0))
+        update(learner(agent, optimizer, args), rollout, args, generator(0))
         assert len(counted) == updates
 
 
@@ -239,5 +246,6 @@ def test_returns_that_do_not_vary_have_no_explained_variance():
     agent, batch = by_hand()
     rollout = Rollout(*(field.unsqueeze(1) for field in batch._replace(returns=batch.values)))
     optimizer = torch.optim.SGD(agent.parameters(), lr=0.0)
-    parts = update(agent, optimizer, rollout, Args(num_minibatches=1), generator(0))
+    args = Args(num_minibatches=1)
+    parts = update(learner(agent, optimizer, args), rollout, args, generator(0))
     assert "losses/explained_variance" not in parts

@@ -6,7 +6,16 @@ import torch
 from conftest import EVERY_ENDING, ended_steps
 from torch import nn
 
-from pqn_atari import Args, Rollout, act, linear_schedule, q_lambda_returns, update
+from pqn_atari import (
+    Args,
+    Rollout,
+    act,
+    draw_exploration,
+    gradient_step,
+    linear_schedule,
+    q_lambda_returns,
+    update,
+)
 
 GAMMA = 0.9
 
@@ -71,12 +80,19 @@ def test_linear_schedule():
 
 def test_epsilon_greedy_frequencies():
     """Each env explores by itself: the greedy action has 1 - epsilon + epsilon / 3."""
-    q_values = torch.tensor([[0.0, 2.0, 1.0]]).repeat(3_000, 1)
+    obs = torch.zeros(3_000, 4, 1, 1, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
-    counts = act(q_values, 0.6, generator).bincount(minlength=3) / 3_000
+
+    def network(obs):
+        return torch.tensor([[0.0, 2.0, 1.0]]).repeat(len(obs), 1)
+
+    def acted(epsilon):
+        return act(network, obs, *draw_exploration(3_000, 3, epsilon, generator))[1]
+
+    counts = acted(0.6).bincount(minlength=3) / 3_000
     # 3,000 draws from a fixed seed: 5 standard errors are 0.045
     assert counts.tolist() == pytest.approx([0.2, 0.6, 0.2], abs=0.045)
-    assert (act(q_values, 0.0, generator) == 1).all()
+    assert (acted(0.0) == 1).all()
 
 
 class Table(nn.Module):
@@ -100,12 +116,16 @@ def table_rollout():
     return Rollout(obs, actions, zeros, zeros.bool(), zeros, zeros + 3)
 
 
+def learner(table, optimizer, args):
+    return lambda *batch: gradient_step(table, optimizer, Rollout(*batch), args)
+
+
 def test_one_update_against_hand_derived_numbers():
     """d/dQ of the mean of 1/2 (G - Q)^2 over 6 steps is (Q - G) / 6, for the action played."""
     table = Table()
     args = Args(num_minibatches=1, update_epochs=1, max_grad_norm=1e9)
     optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
-    losses = update(table, optimizer, table_rollout(), args, torch.Generator())
+    losses = update(learner(table, optimizer, args), table_rollout(), args, torch.Generator())
     change = (table.values.detach() - torch.arange(12).view(6, 2)).tolist()
     played = [0, 3, 4, 7, 8, 11]
     for state, q in enumerate(played):
@@ -120,7 +140,7 @@ def test_the_gradient_is_clipped_to_its_norm():
     before = table.values.detach().clone()
     args = Args(num_minibatches=1, update_epochs=1, max_grad_norm=0.01)
     optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
-    update(table, optimizer, table_rollout(), args, torch.Generator())
+    update(learner(table, optimizer, args), table_rollout(), args, torch.Generator())
     assert (table.values - before).norm().item() == pytest.approx(0.01, rel=1e-4)
 
 
@@ -128,7 +148,7 @@ def test_an_update_passes_over_every_step_once_per_epoch():
     table = Table()
     args = Args(num_minibatches=3, update_epochs=4)
     optimizer = torch.optim.SGD(table.parameters(), lr=0.0)
-    update(table, optimizer, table_rollout(), args, torch.Generator().manual_seed(0))
+    update(learner(table, optimizer, args), table_rollout(), args, torch.Generator().manual_seed(0))
     assert [len(states) for states in table.seen] == [2] * 12
     epochs = torch.tensor(table.seen).view(4, 6).tolist()
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)

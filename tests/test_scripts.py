@@ -2,6 +2,7 @@
 
 import sys
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -109,9 +110,13 @@ class ShortGames(AtariEnvs):
         super().__init__(*arguments, **options, max_episode_frames=4 * 70)
         self.steps = []
 
-    def step(self, actions):
-        obs, rewards, *rest = super().step(actions)
-        self.steps.append((np.array(actions), obs.copy(), rewards.copy(), *rest))
+    def send(self, actions):
+        self.asked = np.array(actions)
+        super().send(actions)
+
+    def recv(self):
+        obs, rewards, *rest = super().recv()
+        self.steps.append((self.asked, obs.copy(), rewards.copy(), *rest))
         return obs, rewards, *rest
 
 
@@ -126,11 +131,14 @@ def test_play_stores_what_the_games_did(algorithm):
     envs = ShortGames("Breakout", 3, seed=1)
     first, _ = envs.reset()
     rollout = script.empty_rollout(args, torch.device("cpu"))
-    seen = []
-    run = types.SimpleNamespace(count_step=seen.append, step=30)
-    sampling = torch.Generator().manual_seed(0)
-    obs = script.play(network, envs, first, rollout, args, sampling, run)
+    counted, seen = [], []  # of each step, how many steps had been played when it was counted
+    run = types.SimpleNamespace(
+        count_step=lambda: counted.append(len(envs.steps)), log_episodes=seen.append, step=30
+    )
+    sampling, choose = torch.Generator().manual_seed(0), partial(script.act, network)
+    obs = script.play(network, choose, envs, first, rollout, args, sampling, run)
 
+    assert counted == list(range(1, 251))
     assert [infos is taken[-1] for infos, taken in zip(seen, envs.steps, strict=True)] == 250 * [
         True
     ]
@@ -173,7 +181,7 @@ def test_the_targets_of_a_run(algorithm, tmp_path, monkeypatch):
     """What `main` hands to `update`: returns from the values of the states that really followed."""
     script, handed = SCRIPTS[algorithm], []
 
-    def update(network, optimizer, rollout, args, generator):
+    def update(learn, rollout, args, generator):
         handed.append(type(rollout)(*(field.clone() for field in rollout)))
         return {}
 
@@ -205,12 +213,15 @@ def test_a_life_lost_in_the_step_of_a_truncation_ends_the_bootstrap():
     """Games that lose a life, are cut off, and both, in the same step."""
 
     class Games:
-        num_envs = 3
+        num_envs, single_action_space = 3, types.SimpleNamespace(n=4)
 
-        def step(self, actions):
+        def send(self, actions):
+            self.actions = actions
+
+        def recv(self):
             final_obs = np.full(3, None, dtype=object)
             final_obs[1] = final_obs[2] = np.full((4, 84, 84), 200, dtype=np.uint8)
-            infos = {"executed_actions": actions, "final_obs": final_obs}
+            infos = {"executed_actions": self.actions, "final_obs": final_obs}
             lost, cut = np.array([True, False, True]), np.array([False, True, True])
             return np.zeros((3, 4, 84, 84), dtype=np.uint8), np.ones(3, "f4"), lost, cut, infos
 
@@ -219,9 +230,12 @@ def test_a_life_lost_in_the_step_of_a_truncation_ends_the_bootstrap():
         args = script.Args(num_envs=3, num_steps=1, latent_dim=8, gamma=0.5)
         network = NETWORKS[algorithm](4, args)
         rollout = script.empty_rollout(args, torch.device("cpu"))
-        run = types.SimpleNamespace(count_step=lambda infos: None, step=0)
+        run = types.SimpleNamespace(
+            count_step=lambda: None, log_episodes=lambda infos: None, step=0
+        )
         obs = np.zeros((3, 4, 84, 84), dtype=np.uint8)
-        script.play(network, Games(), obs, rollout, args, torch.Generator(), run)
+        choose = partial(script.act, network)
+        script.play(network, choose, Games(), obs, rollout, args, torch.Generator(), run)
         out = network(torch.full((1, 4, 84, 84), 200, dtype=torch.uint8))
         value = out[1] if algorithm == "ppo" else out.amax(dim=1)
         expected = [1, 1 + 0.5 * value.item(), 1]
@@ -254,13 +268,13 @@ def test_the_optimizer_is_that_of_the_paper(algorithm, expected, tmp_path, monke
 
 def test_pqn_explores_less_with_every_step(tmp_path, monkeypatch):
     """Epsilon falls from 1 to --end-e over the first 0.8 of the run, at every step of the games."""
-    acted, pqn_act = [], pqn_atari.act
+    acted, draw = [], pqn_atari.draw_exploration
 
-    def act(q_values, epsilon, generator):
+    def draw_exploration(num_envs, num_actions, epsilon, generator):
         acted.append(epsilon)
-        return pqn_act(q_values, epsilon, generator)
+        return draw(num_envs, num_actions, epsilon, generator)
 
-    monkeypatch.setattr(pqn_atari, "act", act)
+    monkeypatch.setattr(pqn_atari, "draw_exploration", draw_exploration)
     flags = ("--total-timesteps", 100, "--num-envs", 2, "--num-steps", 16, "--num-minibatches", 1)
     flags += ("--update-epochs", 1, "--metrics-samples", 512, "--exploration-fraction", 0.8)
     args = parse("pqn", *flags, *PLAIN, "--device", "cpu", "--runs-dir", tmp_path)
@@ -277,7 +291,8 @@ BAD_FLAGS = [
     (ALL, "--activation tahn", r"--activation 'tahn': choose one of relu, tanh, sigmoid"),
     (ALL, "--combine mean", r"--combine 'mean': choose one of product, sum"),
     (ALL, "--apply-to first", r"--apply-to 'first': choose one of last, all"),
-    (ALL, "--precision fp64", r"--precision 'fp64': choose one of fp32, bf16"),
+    (ALL, "--precision fp64", r"--precision 'fp64': choose one of fp32, bf16, tf32"),
+    (ALL, "--precision tf32", r"--precision tf32 needs a CUDA device: use fp32 or bf16 on the CPU"),
     (ALL, "--device tpu", r"--device 'tpu': choose one of auto, cpu, cuda"),
     (ALL, "--init xavier", r"--init 'xavier': choose one of torch, orthogonal, he_normal"),
     (ALL, "--branches 0", r"--branches must be at least 1, not 0"),

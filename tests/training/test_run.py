@@ -31,7 +31,7 @@ def test_steps_due_are_those_of_a_loop_over_single_steps(make_run):
         with make_run(num_envs=num_envs) as run:
             for _ in range(3):
                 since = run.step
-                run.count_step({})
+                run.count_step()
                 steps = range(since + 1, run.step + 1)
                 for every in range(1, 6):
                     for after in (0, 7, 100):
@@ -51,7 +51,7 @@ def test_a_run_that_is_asked_to_stop_says_until_when_it_goes_on(make_run, capsys
         signal.raise_signal(signal.SIGTERM)
         for _ in range(9):
             now[0] += 10.0
-            run.count_step({})
+            run.count_step()
         assert not run.goes_on()
     said = capsys.readouterr().err.strip().split("\n")
     assert "SIGTERM: stopping before the next rollout, in about 95 s" in said[0]
@@ -63,7 +63,8 @@ def test_scores_are_means_over_the_last_100_games(make_run, events):
     with make_run() as run:
         for game in range(150):
             episode = {"_r": [False, True], "r": [99.0, float(game)], "l": [0, 10]}
-            run.count_step({"episode": episode})
+            run.count_step()
+            run.log_episodes({"episode": episode})
         run.log({})
     (score,) = events(run.folder).Scalars("charts/mean_return_100")
     assert score.value == sum(range(50, 150)) / 100
@@ -76,7 +77,7 @@ def test_what_is_measured_of_a_network(branches, apply_to, make_run, events):
     recent.add(torch.randint(0, 255, (1, 512, 4, 84, 84), dtype=torch.uint8))
     flags = {"metrics_samples": 512, "metrics_every": 1, "num_envs": 512}
     with make_run(apply_to=apply_to, branches=branches, **flags) as run:
-        run.count_step({})
+        run.count_step()
         run.measure(recent, run.network.head)
     tags = set(events(run.folder).Tags()["scalars"])
     assert "representation/effective_rank" in tags
