@@ -160,6 +160,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         else:
             self._draw_seeds(np.arange(self.num_envs))
         self._log_lengths[:] = 0
+        self._finish_step()
         obs, infos = self._games.reset(seed=self._seeds.copy())
         self._press_fire[:] = False
         self._returns[:] = 0
@@ -252,6 +253,12 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
             state = np.random.SeedSequence(entropy).generate_state(1)[0]
             self._seeds[i] = state & 0x7FFFFFFF
 
+    def _finish_step(self):
+        """Wait for games that are playing: started anew meanwhile, they would end the process."""
+        if self._playing is not None:
+            self._games.recv()
+            self._playing = None
+
     def _reseed(self, mask):
         """Start these games anew from fresh seeds and with empty logs: obs and infos of all."""
         self._draw_seeds(np.flatnonzero(mask))
@@ -307,6 +314,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         for i, log in enumerate(logs):
             self._log[i, : len(log)] = log
             played[starts[i] :, i] = log
+        self._finish_step()
         obs, _ = self._games.reset(seed=self._seeds.copy())
         for t in range(last + 1):
             starting = starts == t

@@ -361,5 +361,61 @@ def test_bad_arguments_are_named(arguments, named):
 
 
 def test_step_before_reset_is_an_error():
-    with pytest.raises(RuntimeError, match="reset"):
-        AtariEnvs("breakout", 1, seed=0).step(np.array([0]))
+    envs = AtariEnvs("breakout", 1, seed=0)
+    for step in (envs.step, envs.send):
+        with pytest.raises(RuntimeError, match="reset"):
+            step(np.array([0]))
+    with pytest.raises(RuntimeError, match="send"):
+        envs.recv()
+
+
+def test_steps_in_two_parts_are_steps():
+    """Also where much time passes between them, and with what is refused in between."""
+    whole, parts = (AtariEnvs("breakout", 2, seed=3, max_episode_frames=400) for _ in range(2))
+    for envs in (whole, parts):
+        envs.reset()
+    policy = random_policy(whole)
+    with pytest.raises(RuntimeError, match=r"call send\(\) before recv\(\)"):
+        parts.recv()
+    for t in range(250):  # past life losses, and a truncation at 100
+        actions = policy()
+        sent = actions.copy()
+        parts.send(sent)
+        sent[:] = 0  # the games have their own
+        if t == 100:
+            with pytest.raises(RuntimeError, match=r"call recv\(\) before the next send\(\)"):
+                parts.send(actions)
+            with pytest.raises(RuntimeError, match=r"call recv\(\) before the next send\(\)"):
+                parts.step(actions)
+            with pytest.raises(RuntimeError, match=r"call recv\(\) before state_dict\(\)"):
+                parts.state_dict()
+        one, other = whole.step(actions), parts.recv()
+        assert all(equal(*pair) for pair in zip(one, other, strict=True)), t
+        with pytest.raises(RuntimeError, match=r"call send\(\) before recv\(\)"):
+            parts.recv()
+    assert equal(whole.state_dict(), parts.state_dict())
+    for envs in (whole, parts):
+        envs.close()
+
+
+@pytest.mark.parametrize("then", ["reset", "load_state_dict", "close"])
+def test_games_that_are_playing_can_be_started_anew(then):
+    """What they were sent is played to its end, and no answer of it is left over."""
+    envs, own = (AtariEnvs("breakout", 2, seed=3) for _ in range(2))
+    for games in (envs, own):
+        games.reset()
+        for _ in range(20):
+            games.step(np.array([1, 3]))
+    state = envs.state_dict()
+    envs.send(np.array([2, 2]))
+    if then == "close":
+        envs.close()
+        return
+    if then == "reset":
+        one, other = envs.reset(seed=9)[0], own.reset(seed=9)[0]
+        assert np.array_equal(one, other)
+    else:
+        envs.load_state_dict(state)
+    for _ in range(20):
+        one, other = (games.step(np.array([3, 0])) for games in (envs, own))
+        assert all(equal(*pair) for pair in zip(one, other, strict=True))
