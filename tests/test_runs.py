@@ -377,7 +377,7 @@ def test_the_measured_observations_are_the_newest(
 
     def play(*arguments):
         result = ppo_play(*arguments)
-        played.append(arguments[3].obs.flatten(0, 1).clone())
+        played.append(arguments[4].obs.flatten(0, 1).clone())
         return result
 
     ppo_play, of_network = ppo_atari.play, training.hidden_layers

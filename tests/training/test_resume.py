@@ -198,8 +198,8 @@ def test_a_stop_waits_for_the_rollout_and_its_update(algorithm, stop_at, tmp_pat
 
     assert script.main(dataclasses.replace(args, runs_dir=str(tmp_path / "whole"))) == 0
     if stop_at == "play":
-        step = interrupting("play", script.AtariEnvs.step, 12)
-        monkeypatch.setattr(script.AtariEnvs, "step", step)
+        recv = interrupting("play", script.AtariEnvs.recv, 12)
+        monkeypatch.setattr(script.AtariEnvs, "recv", recv)
     else:
         take_steps = interrupting("update", script.take_steps, stop_at)
         monkeypatch.setattr(script, "take_steps", take_steps)
