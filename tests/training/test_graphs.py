@@ -83,11 +83,11 @@ def drawn(algorithm, call, games=5):
 class Learner:
     """A network with its optimizer, and `act` and `gradient_step` as the script has them."""
 
-    def __init__(self, algorithm, optimizer=None, **flags):
-        self.args = SCRIPTS[algorithm].Args(latent_dim=32, **flags)
+    def __init__(self, algorithm, optimizer=None, device=CPU, **flags):
+        self.args = SCRIPTS[algorithm].Args(**({"latent_dim": 32} | flags))
         torch.manual_seed(0)
         self.network = NETWORKS[algorithm](ACTIONS, self.args)
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(device, memory_format=torch.channels_last)
         if optimizer is None and algorithm == "pqn":
             optimizer = RAdam
         elif optimizer is None:
