@@ -191,11 +191,11 @@ def test_what_is_learnt_while_the_games_step_is_what_would_be_learnt_after(
             self.drawn = [*self.drawn, (state, index)]
             return index
 
-        def transitions(self, index):
+        def locate(self, index):
             counts["meanwhile" if self.drawn else "after"] += 1
-            batch = super().transitions(index)
-            learnt.append(digest(batch))
-            return batch
+            found = super().locate(index)
+            learnt.append(digest(self.gather(*found)))
+            return found
 
         def add(self, *arguments):
             super().add(*arguments)
@@ -203,7 +203,7 @@ def test_what_is_learnt_while_the_games_step_is_what_would_be_learnt_after(
                 generator = torch.Generator()
                 generator.set_state(state)
                 assert torch.equal(super().draw(len(index), generator), index)
-                expected.append(digest(super().transitions(index)))
+                expected.append(digest(self.gather(*super().locate(index))))
             self.drawn = ()
 
     monkeypatch.setattr(training, "AtariEnvs", RandomGames)

@@ -168,13 +168,18 @@ def test_replayed_updates_are_the_updates(algorithm, precision, capfd):
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("algorithm", ["dqn", "ppo", "pqn"])
 def test_replayed_actions_are_the_actions(algorithm, precision, capfd):
-    """What it is given comes from the host, and goes over in order."""
+    """What it is given comes from the host, which runs ahead and uses the memory again."""
     pick_device("cuda", precision)
     choose = Learner(algorithm, device="cuda", precision=precision).choose
+    kept = []
     for call in range(30):
         given = drawn(algorithm, call)
-        found = tree_leaves(choose(*given))
-        expected = tree_leaves(choose.function(*(x.to("cuda") for x in given)))
+        copies = [x.to("cuda") for x in given]
+        kept.append((tree_leaves(choose(*given)), copies))
+        for x in given:
+            x.zero_()
+    for call, (found, copies) in enumerate(kept):
+        expected = tree_leaves(choose.function(*copies))
         for one, other in zip(found, expected, strict=True):
             assert torch.allclose(one.double(), other.double(), atol=1e-3), call
     assert choose.replays == 30 - WARM_UP

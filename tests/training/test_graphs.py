@@ -44,9 +44,9 @@ def recorders(monkeypatch):
 
 
 @functools.cache
-def make_memory():
-    """A replay memory of noise."""
-    rng, memory = np.random.default_rng(0), ReplayBuffer(40, 2)
+def make_memory(device=CPU):
+    """A replay memory of noise, the same on every device."""
+    rng, memory = np.random.default_rng(0), ReplayBuffer(40, 2, device)
     memory.start(rng.integers(256, size=(2, *OBS_SHAPE), dtype=np.uint8))
     for _ in range(30):
         obs, ends = rng.integers(256, size=(2, *OBS_SHAPE), dtype=np.uint8), rng.random(2) < 0.2
@@ -99,7 +99,7 @@ class Learner:
             networks.append(self.target)
         given = [*networks, self.optimizer]
         if algorithm == "dqn":
-            given.append(make_memory())
+            given.append(make_memory(device))
         self.choose, self.learn = SCRIPTS[algorithm].make_graphs(*given, self.args)
 
     def tensors(self):
