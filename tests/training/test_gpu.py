@@ -174,7 +174,7 @@ def test_replayed_actions_are_the_actions(algorithm, precision, capfd):
     kept = []
     for call in range(30):
         given = drawn(algorithm, call)
-        copies = [x.to("cuda") for x in given]
+        copies = [x.clone().to("cuda") for x in given]
         kept.append((tree_leaves(choose(*given)), copies))
         for x in given:
             x.zero_()
