@@ -9,6 +9,7 @@ only "equal" means anything.
 """
 
 import argparse
+import collections
 import contextlib
 import io
 import json
@@ -36,7 +37,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 from lab.common.device import pick_device, upload  # noqa: E402
 from lab.training import graphs  # noqa: E402
 from lab.training.algorithms import ALGORITHMS, load_script, make_network, value_head  # noqa: E402
-from lab.training.frames import OBS_SHAPE, channels_last, take_steps  # noqa: E402
+from lab.training.frames import OBS_SHAPE, channels_last  # noqa: E402
 from lab.training.graphs import Graphed  # noqa: E402
 
 ACTIONS = 4
@@ -72,6 +73,7 @@ ONCE = (  # after them, once each
     ("ppo", "--precision tf32", 3_072, 12_288),
     ("pqn", "--precision tf32", 8_192, 28_672),
 )
+PHASED = (("dqn", "", 3_000, 8_000), ("ppo", "", 3_072, 12_288), ("pqn", "", 8_192, 40_960))
 QUICK_RUNS = (
     ("dqn", "--buffer-size 3000", 1_200, 1_000),
     ("ppo", "--num-steps 32", 256, 512),
@@ -380,6 +382,22 @@ class Check:
             if self.left() < 10:
                 break
 
+    def phases(self, found):
+        """Where the time of a whole run goes: calls and host seconds of each part, once it learns.
+
+        On a GPU a part that waits for it takes the time of what was launched before.
+        """
+        for algorithm, flags, warm, measured in QUICK_RUNS if self.args.quick else PHASED:
+            spent = collections.defaultdict(lambda: [0, 0.0])
+            with self.noted(found, algorithm), _timed_parts(load_script(algorithm), warm, spent):
+                rate = self.whole_run(
+                    algorithm, flags + f" {QUICK_FLAGS}" * self.args.quick, warm, measured
+                )
+                found[algorithm] = {"steps_per_second": round(rate), "steps": measured}
+                parts = sorted(spent.items(), key=lambda part: -part[1][1])
+                for name, (calls, seconds) in parts:
+                    found[algorithm][name] = [calls, round(seconds, 4)]
+
     def timed(self, count, call, *given) -> dict:
         """Milliseconds of a call: on the GPU's own clock, and until the host may go on."""
         for _ in range(3):
@@ -464,40 +482,6 @@ class Check:
                             measure_layer, layer, dead[name]
                         ),
                     }
-                    if algorithm != "ppo":
-                        found[algorithm][name] |= self.decompositions(layer.double())
-        with self.noted(found, "noise"):
-            shape = (len(obs), 512)
-            found["noise drawn on the host"] = self.seconds(
-                lambda: torch.randn(shape, dtype=torch.float64).to(self.device)
-            )
-
-    def decompositions(self, z) -> dict:
-        """Seconds of ways to the singular values in float64, and how far their ranks are off."""
-        ways = {"cpu, 1 thread": lambda: torch.linalg.svdvals(z.cpu())}
-        ways["gram, here"] = lambda: torch.linalg.eigvalsh(z.T @ z)
-        ways["gram, cpu, 1 thread"] = lambda: torch.linalg.eigvalsh((z.T @ z).cpu())
-        if self.gpu:
-            for driver in ("gesvd", "gesvdj", "gesvda"):
-                ways[driver] = lambda d=driver: torch.linalg.svdvals(z, driver=d)
-        found, exact = {}, torch.linalg.svdvals(z.cpu())
-        for way, call in ways.items():
-            with self.noted(found, way):
-                values = call().cpu()
-                if "gram" in way:
-                    values = values.clamp(min=0).sqrt().flip(0)
-                found[way] = {"seconds": self.seconds(call, repeats=2)}
-                error = ((values - exact).abs().max() / exact[0]).item()
-                found[way] |= {"error": error, "entropy_rank": _entropy_rank(values)}
-        cores, threads = os.cpu_count(), torch.get_num_threads()
-        torch.set_num_threads(cores)
-        with self.noted(found, f"cpu, {cores} threads"):
-            on_cpu = z.cpu()
-            seconds = self.seconds(torch.linalg.svdvals, on_cpu, repeats=2)
-            found[f"cpu, {cores} threads"] = {"seconds": seconds}
-        torch.set_num_threads(threads)
-        found["entropy_rank"] = _entropy_rank(exact)
-        return found
 
     def kernels(self, found):
         """Replays alone, graphed calls and plain ones; then maps plane by plane. Milliseconds."""
@@ -525,40 +509,6 @@ class Check:
                         found[name]["act, actions on the host"] = self.timed(
                             20, lambda c=choose, i=inputs: _actions(c(*i)).cpu()
                         )
-
-    def copies(self, found):
-        """Observations to the GPU, actions back, and what a launch costs the host; milliseconds."""
-        from lab.training.replay import ReplayBuffer
-
-        small = torch.zeros(128, device=self.device)
-        found["a small kernel"] = self.timed(200, small.add_, 1)
-        found["128 numbers to the host"] = self.timed(100, small.cpu)
-        for games in (4, 8, 128):
-            obs = torch.randint(256, (games, *OBS_SHAPE), dtype=torch.uint8)
-            there, name = obs.to(self.device), f"obs of {games} games, "
-            found[name + "pinned"] = self.timed(50, upload, obs, self.device)
-            found[name + "pageable"] = self.timed(50, obs.to, self.device)
-            found[name + "newest frame, pinned"] = self.timed(50, upload, obs[:, -1], self.device)
-            found[name + "put in order on the device"] = self.timed(50, channels_last, there)
-        with self.noted(found, "replay"):
-            memory, rng = ReplayBuffer(2_000, 4, self.device), np.random.default_rng(0)
-            obs = rng.integers(256, size=(4, *OBS_SHAPE), dtype=np.uint8)
-            memory.start(obs)
-            nothing = np.zeros(4, dtype=bool)
-            step = (obs, np.zeros(4, np.int64), np.zeros(4, np.float32), nothing, nothing)
-            for _ in range(500):
-                memory.add(*step)
-            found["replay, a step stored"] = self.timed(50, memory.add, *step)
-            found["replay, a batch of 32"] = self.timed(50, memory.sample, 32)
-        for algorithm in ("ppo", "pqn"):
-            with self.noted(found, algorithm):
-                args = self.args_of(algorithm)
-                rollout = load_script(algorithm).empty_rollout(args, self.device)
-                flat = type(rollout)(*(field.flatten(0, 1).to(self.device) for field in rollout))
-                index = torch.randperm(len(flat.obs))[: self.batch_sizes[algorithm]]
-                found[f"{algorithm}, a minibatch taken"] = self.timed(
-                    30, take_steps, flat, index.to(self.device)
-                )
 
     # --- whether it lasts
 
@@ -702,10 +652,6 @@ def _actions(results):
     return next(out for out in tree_leaves(results) if out.dtype == torch.int64)
 
 
-def _entropy_rank(values) -> float:
-    return torch.special.entr(values / values.sum()).sum().exp().item()
-
-
 @torch.no_grad()
 def _outputs(network, obs):
     return torch.cat([part.flatten() for part in tree_leaves(network(obs))]).double()
@@ -759,6 +705,49 @@ def _largest(errors: dict, count=4) -> dict:
 
 
 @contextlib.contextmanager
+def _timed_parts(script, warm, spent):
+    """Note calls and host seconds of the parts of a run, from this agent step on, by name."""
+    from lab.training.atari import AtariEnvs
+    from lab.training.replay import ReplayBuffer
+    from lab.training.run import Run
+
+    parts = [(AtariEnvs, "send"), (AtariEnvs, "recv"), (torch.Tensor, "cpu"), (Run, "log")]
+    parts += [(ReplayBuffer, "locate"), (ReplayBuffer, "draw"), (ReplayBuffer, "add")]
+    parts += [(Graphed, "__call__"), (Graphed, "_load"), (Run, "log_episodes")]
+    parts += [(script, name) for name in ("play", "update", "gae", "take_steps")]
+    parts = [(owner, name) for owner, name in parts if hasattr(owner, name)]
+    plain, goes_on, on = [getattr(*part) for part in parts], Run.goes_on, [False]
+
+    def noting(name, function):
+        def call(*given, **more):
+            start = time.perf_counter()
+            try:
+                return function(*given, **more)
+            finally:
+                if on[0]:
+                    is_graphed = name.startswith("_")
+                    label = f"{given[0].name} {name}" if is_graphed else name
+                    spent[label][0] += 1
+                    spent[label][1] += time.perf_counter() - start
+
+        return call
+
+    def switch(run):
+        on[0] = run.step >= warm
+        return goes_on(run)
+
+    Run.goes_on = switch
+    for (owner, name), function in zip(parts, plain, strict=True):
+        setattr(owner, name, noting(name, function))
+    try:
+        yield
+    finally:
+        Run.goes_on = goes_on
+        for (owner, name), function in zip(parts, plain, strict=True):
+            setattr(owner, name, function)
+
+
+@contextlib.contextmanager
 def _comparisons(graphed):
     """Collect what each comparison of a replay with the function found, the worst by name."""
     found, errors = {}, []
@@ -804,11 +793,11 @@ SECTIONS = {  # in the order of their worth, with the seconds that each needs
     "equal": 20,
     "equal_acting": 5,
     "speed": 60,
+    "phases": 30,
     "fallback": 3,
     "memory": 12,
     "resume": 60,
     "kernels": 15,
-    "copies": 4,
     "measure": 25,
 }
 
