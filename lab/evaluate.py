@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image, ImageDraw
+from torch import Tensor
 from tqdm import tqdm
 
 from lab.common.cli import UsageError, between, describe_os, launch, plural, say
@@ -27,14 +28,14 @@ from lab.common.provenance import record_provenance
 from lab.common.stats import mean_over_games, normalise, reference_scores
 from lab.common.variants import variant_name
 from lab.training.algorithms import ALGORITHMS, load_script, make_network, score_actions
-from lab.training.atari import AtariEnvs, game_title, resolve_game
+from lab.training.atari import AtariEnvs, game_title, make_screen, resolve_game
 from lab.training.checkpoint import FORMAT, describe_version, find_newest_whole, read_newest_footer
 from lab.training.measure import hidden_layers
 from lab.training.resume import load_flags
 from lab.training.runfolder import read_config, select_checkpoint_flags
 from metrics import dead_neurons
 
-SCALE = 3  # pixels of the picture per pixel of the game
+SCALE = 2  # pixels of the picture per pixel of the game
 CELL = 8  # pixels of a unit
 MOST_FRAMES = 1_000  # of a GIF; of a longer game every second, third, ... step is shown
 MS_PER_STEP = 67  # 4 emulator frames at 60 a second
@@ -186,6 +187,17 @@ def summarise(played: PlayedGames, game: str) -> dict:
     return summary
 
 
+class Moment(NamedTuple):
+    """What the picture of an agent step shows."""
+
+    screen: np.ndarray  # uint8 (height, width, 3), in the game's own colours and size
+    z: Tensor  # (units,)
+    value: float
+    score: float  # raw, before the step
+    step: int
+    action: str
+
+
 @torch.no_grad()
 def draw_game(player: Player, actions: np.ndarray, seed: int, device) -> Iterator[Image.Image]:
     """Play the game of these actions again; yield a picture per step: screen, units, value.
@@ -193,23 +205,29 @@ def draw_game(player: Player, actions: np.ndarray, seed: int, device) -> Iterato
     A unit is blue (negative) or red (positive), the stronger the larger; one that is dead over this
     game, by the paper's test, is crossed out.
     """
-    envs = AtariEnvs(player.flags.env_id, 1, seed, sticky_actions=player.flags.sticky_actions)
+    game, sticky = player.flags.env_id, player.flags.sticky_actions
+    envs = AtariEnvs(game, 1, seed, sticky_actions=sticky)
+    screen, shown = make_screen(envs.game, seed, sticky)
     obs, _ = envs.reset()
-    screens, units, values = [], [], []
+    moments, score, names = [], 0.0, envs.action_names
     stride = math.ceil(len(actions) / MOST_FRAMES)
     for t, action in enumerate(actions):
+        frames, before = torch.from_numpy(obs).to(device), shown[0, -1]
+        obs, *_, infos = envs.step(np.array([action]))
+        executed = infos["executed_actions"]
         if t % stride == 0:
-            frames = torch.from_numpy(obs).to(device)
-            units.append(hidden_layers(player.network, frames)["z"][0].float().cpu())
-            values.append(float(score_actions(player.network, frames)[1]))
-            screens.append(obs[0, -1].copy())
-        obs, *_ = envs.step(np.array([action]))
+            z = hidden_layers(player.network, frames)["z"][0].float().cpu()
+            value = float(score_actions(player.network, frames)[1])
+            moments.append(Moment(before.copy(), z, value, score, t, names[executed[0]]))
+        shown, rewards, *_ = screen.step(executed)
+        score += rewards[0]
     envs.close()
-    z = torch.stack(units)
+    screen.close()
+    z = torch.stack([moment.z for moment in moments])
     dead = dead_neurons(z).numpy() if len(z) > 1 else np.zeros(z.shape[1], bool)
     panel = draw_units(z.numpy(), dead)
     # One at a time: a thousand of them take half a gigabyte.
-    return (compose(screen, panel[t], values, t, dead) for t, screen in enumerate(screens))
+    return (compose(moments, panel[t], t, dead) for t in range(len(moments)))
 
 
 def draw_units(z: np.ndarray, dead: np.ndarray) -> np.ndarray:
@@ -228,21 +246,32 @@ def draw_units(z: np.ndarray, dead: np.ndarray) -> np.ndarray:
     return grid
 
 
-def compose(screen, panel, values: list[float], t: int, dead: np.ndarray) -> Image.Image:
-    """Compose one picture: screen at the left, units at the right, the value up to step t below."""
-    height, width = panel.shape[:2]
-    side = 84 * SCALE
-    picture = Image.new("RGB", (side + width + 24, max(side, height + 20) + 76), "white")
-    picture.paste(Image.fromarray(screen).resize((side, side), Image.Resampling.NEAREST), (8, 8))
-    picture.paste(Image.fromarray(panel), (side + 16, 24))
+def compose(moments: list[Moment], panel: np.ndarray, t: int, dead: np.ndarray) -> Image.Image:
+    """Compose picture t: screen at the left, units at the right, the value so far below."""
+    now, values = moments[t], [moment.value for moment in moments]
+    height, width = (SCALE * side for side in now.screen.shape[:2])
+    picture = Image.new(
+        "RGB",
+        (width + panel.shape[1] + 24, max(height + 24, panel.shape[0] + 40) + 76),
+        "white",
+    )
+    screen = Image.fromarray(now.screen).resize((width, height), Image.Resampling.NEAREST)
+    picture.paste(screen, (8, 24))
+    picture.paste(Image.fromarray(panel), (width + 16, 40))
     draw = ImageDraw.Draw(picture)
+    draw.text((8, 8), f"step {now.step}  score {now.score:g}  {now.action}", fill="black")
     draw.text(
-        (side + 16, 8),
-        f"units of z; crossed: {dead.mean():.0%}, dead in these {len(values)} steps",
+        (width + 16, 8),
+        f"z, {len(now.z)} units: red positive, blue negative, pale near 0;",
+        fill="black",
+    )
+    draw.text(
+        (width + 16, 22),
+        f"crossed: {dead.mean():.0%}, dead in these {len(values)} steps",
         fill="black",
     )
     top, bottom = picture.height - 52, picture.height - 8
-    draw.text((8, top - 14), f"value {values[t]:.2f}", fill="black")
+    draw.text((8, top - 14), f"value {now.value:.2f}", fill="black")
     low, span = min(values), max(max(values) - min(values), 1e-9)
     ends = picture.width - 8
     points = [
@@ -277,10 +306,13 @@ def main(args: Args) -> int:
     game = game_title(resolve_game(player.flags.env_id))
     total = player.flags.total_timesteps
     unfinished = "" if player.step >= total else f" of {total:,}, an unfinished run"
+    how = "actions drawn from the policy" if args.sample else "greedy"
+    if args.epsilon > 0:
+        how += f", epsilon {args.epsilon:g}"
     say(
         f"{game}, {player.algorithm}, {variant_name(player.flags)}, seed {player.flags.seed}, "
         f"after {player.step:,} agent steps{unfinished}; playing {plural(args.games, 'game')}, "
-        f"epsilon {args.epsilon:g}"
+        f"{how}"
     )
     played = play(player, Chooser(player, args, device), args)
     summary = summarise(played, game)

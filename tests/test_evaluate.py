@@ -110,11 +110,15 @@ def test_from_the_command_line_with_the_best_game_to_see(trained, script, in_pro
     done = script("lab.evaluate", trained[algorithm], *flags)
     record = json.loads((trained[algorithm] / "evaluation.json").read_text())
     assert f"mean score {record['mean']:.1f} (95 %: " in done.stdout
+    assert "playing 2 games, greedy, epsilon 0.1" in done.stdout
     assert len(record["scores"]) == 2
     assert record["flags"]["epsilon"] == 0.1
     with Image.open(tmp_path / "best.gif") as image:
         assert 1 < image.n_frames <= evaluate.MOST_FRAMES
-        assert image.size[0] > image.size[1] > 252
+        assert image.size[0] > image.size[1] > 2 * 210
+        # The screen has the colours of the game: a red wall, and walls in grey.
+        colors = {color for _, color in image.convert("RGB").getcolors(2**24)}
+        assert any(red > 150 > 2 * blue for red, _, blue in colors)
     in_process("lab.evaluate", trained[algorithm], "--games", 2, "--epsilon", 0.1)
     again = json.loads((trained[algorithm] / "evaluation.json").read_text())
     assert again["scores"] == record["scores"]
@@ -155,3 +159,35 @@ def test_drawing_from_a_policy_is_for_ppo(trained, refused):
     refused(
         evaluate, [str(trained["dqn"]), "--sample"], "--sample is for PPO; this is a run of dqn"
     )
+
+
+def test_a_policy_that_is_drawn_from_is_not_called_greedy(trained, script):
+    done = script("lab.evaluate", trained["ppo"], "--games", 1, "--sample")
+    assert "playing 1 game, actions drawn from the policy\n" in done.stdout
+
+
+def test_the_picture_of_a_step_says_score_step_and_action(trained):
+    """Scores are raw: in the last picture what the game had before its last step."""
+    player = load(trained["dqn"], torch.device("cpu"))
+    envs = AtariEnvs("Breakout", 1, 7)
+    envs.reset()
+    rng, actions, scores, infos = np.random.default_rng(0), [], [0.0], {}
+    while "episode" not in infos:
+        actions.append(int(rng.integers(4)))
+        _, rewards, *_, infos = envs.step(np.array(actions[-1:]))
+        scores.append(scores[-1] + rewards[0])
+    envs.close()
+    assert infos["episode"]["r"][0] == pytest.approx(scores[-1])  # of the lowest wall: 1 each
+    moments, compose = [], evaluate.compose
+
+    def noting(all_moments, panel, t, dead):
+        moments.append(all_moments[t])
+        return compose(all_moments, panel, t, dead)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "compose", noting)
+        pictures = list(evaluate.draw_game(player, np.array(actions), 7, torch.device("cpu")))
+    assert len(pictures) == len(actions)
+    assert [moment.step for moment in moments] == list(range(len(actions)))
+    assert [moment.score for moment in moments] == scores[:-1]
+    assert {moment.action for moment in moments} == {"NOOP", "FIRE", "RIGHT", "LEFT"}

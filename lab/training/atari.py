@@ -13,7 +13,8 @@ import re
 
 import gymnasium
 import numpy as np
-from ale_py import Action, AtariVectorEnv
+from ale_py import Action, ALEInterface, AtariVectorEnv
+from ale_py.roms import get_rom_path
 from gymnasium.vector import AutoresetMode
 
 FRAME_SKIP = 4
@@ -47,6 +48,41 @@ def resolve_game(env_id: str) -> str:
 def game_title(rom: str) -> str:
     """Return the name used in run names and tables: "space_invaders" -> "SpaceInvaders"."""
     return rom.title().replace("_", "")
+
+
+def make_emulator(game: str, num_envs: int, num_threads: int, sticky: float, **look):
+    """Make ale-py's vector environment for a ROM id; `look` is about its pictures alone."""
+    return AtariVectorEnv(
+        game,
+        num_envs,
+        num_threads=num_threads,
+        # Truncated here, not there: the last frame of its `final_obs` is a mix of earlier ones.
+        max_num_frames_per_episode=2**31 - 1,
+        repeat_action_probability=sticky,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        frameskip=FRAME_SKIP,
+        noop_max=30,
+        # Not `episodic_life`, which resets the whole game at a life loss.
+        episodic_life=False,
+        life_loss_info=True,
+        reward_clipping=False,  # summed raw in `AtariEnvs`, and clipped there
+        use_fire_reset=True,
+        **look,
+    )
+
+
+def make_screen(game: str, seed: int, sticky: float = 0.0):
+    """Make one game that shows its own colours, in its own size, and start it from a seed.
+
+    Given the executed actions of a game of `AtariEnvs` from the same seed it shows that game: obs
+    (1, 1, height, width, 3). Returns the emulator and the first obs.
+    """
+    single = ALEInterface()
+    single.loadROM(get_rom_path(game))
+    height, width = single.getScreenDims()
+    look = {"grayscale": False, "img_height": height, "img_width": width, "stack_num": 1}
+    emulator = make_emulator(game, 1, 1, sticky, **look)
+    return emulator, emulator.reset(seed=np.array([seed]))[0]
 
 
 class AtariEnvs(gymnasium.vector.VectorEnv):
@@ -94,22 +130,7 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         if max_episode_frames < FRAME_SKIP:
             raise ValueError(f"max_episode_frames must be at least 4, not {max_episode_frames}")
         self._check_seed(seed, num_envs)
-        self._games = AtariVectorEnv(
-            self.game,
-            num_envs,
-            num_threads=num_threads,
-            # Truncated here, not there: the last frame of its `final_obs` is a mix of earlier ones.
-            max_num_frames_per_episode=2**31 - 1,
-            repeat_action_probability=sticky_actions,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-            frameskip=FRAME_SKIP,
-            noop_max=30,
-            # Not `episodic_life`, which resets the whole game at a life loss.
-            episodic_life=False,
-            life_loss_info=True,
-            reward_clipping=False,  # summed raw here, clipped below
-            use_fire_reset=True,
-        )
+        self._games = make_emulator(self.game, num_envs, num_threads, sticky_actions)
         self.num_envs = num_envs
         self.single_observation_space = self._games.single_observation_space
         self.single_action_space = self._games.single_action_space
@@ -135,6 +156,11 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         log_length = RESEED_AFTER + self._max_steps + 1
         self._log = np.zeros((num_envs, log_length), dtype=np.uint8)
         self._log_lengths = np.zeros(num_envs, dtype=np.int64)
+
+    @property
+    def action_names(self) -> list[str]:
+        """Return the names of the actions, such as NOOP, FIRE, RIGHT."""
+        return [action.name for action in self._games.ale.get_action_set()]
 
     @property
     def obs(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.training import atari
-from lab.training.atari import AtariEnvs, resolve_game
+from lab.training.atari import AtariEnvs, make_screen, resolve_game
 
 ALEInterface.setLoggerMode(LoggerMode.Error)
 
@@ -419,3 +419,23 @@ def test_games_that_are_playing_can_be_started_anew(then):
     for _ in range(20):
         one, other = (games.step(np.array([3, 0])) for games in (envs, own))
         assert all(equal(*pair) for pair in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("sticky", [0.0, 0.25])
+def test_a_screen_in_colour_shows_the_game_of_its_seed(sticky):
+    """Driven by the executed actions: every reward and termination, through the ends of games."""
+    envs = AtariEnvs("Breakout", 1, seed=9, sticky_actions=sticky)
+    envs.reset()
+    screen, first = make_screen("breakout", 9, sticky)
+    assert first.shape == (1, 1, 210, 160, 3)
+    assert (first[..., 0] != first[..., 2]).any()
+    rng, ends = np.random.default_rng(0), 0
+    for _ in range(700):
+        _, rewards, terminations, _, infos = envs.step(rng.integers(4, size=1))
+        _, raw, same, *_ = screen.step(infos["executed_actions"])
+        assert np.clip(raw, -1, 1).tolist() == rewards.tolist()
+        assert same.tolist() == terminations.tolist()
+        ends += infos["game_over"].sum()
+    assert ends >= 2
+    envs.close()
+    screen.close()
