@@ -67,7 +67,7 @@ class Args:
     """of every layer: torch, orthogonal or he_normal"""
     sweep: bool = False
     """train on the grid of ranges, optimizers, learning rates and steps instead"""
-    output_dir: str = "runs/regression_demo"
+    output_dir: str = "regression_demo"
     """folder for pictures, tables and TensorBoard; what an earlier call wrote is replaced"""
 
 
@@ -191,7 +191,21 @@ def main(args: Args) -> int:
     if any((own.mse[-1] == DIVERGED).any() for own in fits.values()):
         say(f"\nsome networks have diverged: they count with an error of {DIVERGED:,.0f}, rank 0")
     say(f"\n{seconds:.0f} s; in {args.output_dir}: {', '.join(OUTPUTS[name])}, tensorboard/")
-    return 0 if all(row["holds"] for row in tables.get("theory", ())) else 1
+    if "theory" not in tables:
+        return 0
+    return say_theory(tables["theory"])
+
+
+def say_theory(rows: list[dict]) -> int:
+    """Say whether every prediction held; return the exit status, 1 if one did not."""
+    failed = [
+        f"{row['part']}, {row['case']}: {row['quantity']}" for row in rows if not row["holds"]
+    ]
+    if failed:
+        say(f"{len(failed)} of {len(rows)} predictions did not hold: {'; '.join(failed)}")
+        return 1
+    say(f"all {len(rows)} predictions of the theory held")
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from interruptions import start_script
 import regression_demo as demo
 from lab.regression import fitting
 from lab.regression.claims import CLAIMS
+from lab.regression.theory import Check, check_all
 
 SMALL = ("--steps", 5, "--seeds", 2)
 OUTPUTS = {"fits.png", "dying.png", "fits.csv", "claims.csv", "theory.csv", "demo.json"}
@@ -36,15 +37,16 @@ def files_in(folder):
 
 def test_every_file_is_written(demo_run):
     cwd, out = demo_run
-    folder = cwd / "runs" / "regression_demo"
+    folder = cwd / "regression_demo"
     assert set(files_in(folder)) == OUTPUTS
     assert json.loads((folder / "demo.json").read_text())["flags"]["seed"] == 7
     assert all(architecture.title in out for architecture in fitting.ARCHITECTURES.values())
     assert "False" not in out  # every line of the theory holds
+    assert out.rstrip().endswith(f"all {out.count('  True')} predictions of the theory held")
 
 
 def test_table_and_curves_are_those_of_a_training_of_our_own(demo_run, events):
-    folder = demo_run[0] / "runs" / "regression_demo"
+    folder = demo_run[0] / "regression_demo"
     rows = {row["architecture"]: row for row in csv.DictReader((folder / "fits.csv").open())}
     args = demo.Args(steps=5, seeds=2, seed=7)
     for name, architecture in fitting.ARCHITECTURES.items():
@@ -69,8 +71,8 @@ def test_demo_and_sweep_share_a_folder_and_replace_their_own(
     monkeypatch.setattr(demo, "STEPS", [1])
     monkeypatch.setattr(demo, "RANGES", {"[0, 1]": (0.0, 1.0)})
     monkeypatch.setattr(demo, "LEARNING_RATES", {"adam": (1e-2,)})
-    shutil.copytree(demo_run[0] / "runs", tmp_path / "runs")
-    folder = tmp_path / "runs" / "regression_demo"
+    shutil.copytree(demo_run[0] / "regression_demo", tmp_path / "regression_demo")
+    folder = tmp_path / "regression_demo"
     (folder / "mine.txt").write_text("kept")
     first = files_in(folder)
 
@@ -208,3 +210,11 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path, refused):
     message = "is not empty and holds no earlier result: name a new folder"
     refused(demo, ["--steps", "1", "--output-dir", str(with_files)], message)
     assert [path.read_text() for path in with_files.iterdir()] == ["mine"]
+
+
+def test_a_prediction_that_does_not_hold_is_told_at_the_end(capsys):
+    lines = [check_all()[0], Check("Theorem 4.1", "tanh", "outputs", 1.0, 2.0, 0.5)]
+    rows = [line._asdict() | {"holds": line.holds} for line in lines]
+    assert demo.say_theory(rows) == 1
+    said = capsys.readouterr().out
+    assert said == "1 of 2 predictions did not hold: Theorem 4.1, tanh: outputs\n"
