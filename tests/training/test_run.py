@@ -1,11 +1,16 @@
 """Run: the agent step, what is due, what is logged and measured, and a folder or none."""
 
 import functools
+import shutil
 import signal
+import threading
 
 import pytest
 import torch
+from algorithms import SHORT, parse
+from interruptions import differences
 
+import pqn_atari
 from dqn_atari import Args, QNetwork
 from lab.common.cli import UsageError
 from lab.training import board
@@ -96,3 +101,68 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(error, tmp_path, monkeypa
     with pytest.raises(expected, match="No space left" if expected is UsageError else None):
         Run(Args(runs_dir=str(tmp_path / "a" / "runs")), "dqn", QNetwork(4, Args()), ())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def aside(monkeypatch):
+    """Layers are measured in a thread, as on a GPU."""
+    monkeypatch.setattr(Run, "__enter__", lambda run: setattr(run, "_measures_aside", True) or run)
+
+
+def test_a_run_goes_on_while_its_layer_is_measured(make_run, aside, events, monkeypatch):
+    """The values are those of the network and the step at which they were asked for."""
+    recent = RecentObs(512, torch.device("cpu"))
+    recent.add(torch.randint(0, 255, (1, 512, 4, 84, 84), dtype=torch.uint8))
+    may_end, measure = threading.Event(), training._measure
+
+    def slow(*given):
+        assert may_end.wait(60)
+        return measure(*given)
+
+    flags = {"metrics_samples": 512, "metrics_every": 1, "num_envs": 512}
+    with make_run(**flags) as run:
+        layers = training.hidden_layers(run.network, recent.newest(512))
+        expected, _ = measure(layers, run.network.head, "dqn", False)
+        monkeypatch.setattr(training, "_measure", slow)
+        run.count_step()
+        run.measure(recent, run.network.head)
+        with torch.no_grad():
+            for weight in run.network.parameters():
+                weight.zero_()
+        run.count_step()
+        run.log({"losses/td_loss": 1.0})
+        assert run._measuring is not None
+        may_end.set()
+        run.checkpoint({"network": run.network}, now=True)
+        assert run._measuring is None
+    log = events(run.folder)
+    for tag, value in expected.items():
+        (point,) = log.Scalars(tag)
+        assert (point.step, point.value) == (512, pytest.approx(value, rel=1e-6))
+
+
+def test_a_run_killed_while_it_measures_goes_on_to_the_same_curves(aside, tmp_path, monkeypatch):
+    """Its folder as it lies on the disk while a measurement is under way."""
+    flags = (*SHORT["pqn"], "--latent-dim", 32, "--metrics-every", 128, "--checkpoint-every", 0)
+    flags += ("--total-timesteps", 768, "--device", "cpu")
+    assert pqn_atari.main(parse("pqn", *flags, "--runs-dir", tmp_path / "whole")) == 0
+    (whole,) = (tmp_path / "whole").iterdir()
+
+    killed, measure, take = tmp_path / "killed", Run.measure, Run._take_measurement
+
+    def snapshot(run, *given):
+        measure(run, *given)
+        if run._measuring is not None and run.step >= 512 and not killed.exists():
+            run._logger.board.flush()
+            shutil.copytree(run.folder, killed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "measure", snapshot)
+        # Nothing is taken before it has to be: as if each measurement took long.
+        patch.setattr(
+            Run, "_take_measurement", lambda run, wait=True: take(run, wait) if wait else None
+        )
+        assert pqn_atari.main(parse("pqn", *flags, "--runs-dir", tmp_path / "other")) == 0
+    assert killed.exists()
+    assert pqn_atari.main(parse("pqn", *flags, "--resume", killed)) == 0
+    assert differences(whole, killed) == []
