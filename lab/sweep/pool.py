@@ -21,7 +21,7 @@ from lab.sweep.flags import Args
 from lab.sweep.mps import share_gpus
 from lab.sweep.plan import PlannedRun, plan_runs
 from lab.training.runfolder import in_use
-from lab.training.signals import CAN_RESUME, list_stops
+from lab.training.signals import CAN_RESUME, describe_leaving, list_stops
 
 LOOK_EVERY = 0.5  # seconds
 TRIES = 3  # without a new checkpoint in between
@@ -200,7 +200,7 @@ class Pool:
         """Stop all runs before their next rollouts; the second time at once."""
         self.stops_done = self.stops
         if self.stops == 1:
-            number, how = signal.SIGTERM, "before the next rollout (Ctrl-C: at once)"
+            number, how = signal.SIGTERM, f"before the next rollout{describe_leaving()}"
         else:
             number, how = signal.SIGKILL, "at once"
         self.table.event(f"stopping {plural(len(self.list_running()), 'run')} {how}")

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lab.common.cli import say
+from lab.training.signals import describe_leaving
 
 LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
 SPEED_OVER = 10.0  # seconds over which the speed is measured
@@ -82,8 +83,8 @@ class Progress:
         self._next_line = self._clock() + LINE_EVERY
         within = f", in about {self._round_seconds:.0f} s" if self._round_seconds > 1 else ""
         say(
-            f"\n{signal.Signals(number).name}: stopping before the next rollout{within} (Ctrl-C "
-            "ends the run at once)",
+            f"\n{signal.Signals(number).name}: stopping before the next rollout{within}"
+            f"{describe_leaving()}",
             sys.stderr,
         )
 

@@ -14,16 +14,25 @@ CAN_RESUME = 75
 
 
 def list_stops() -> list[signal.Signals]:
-    """Return the signals that ask to stop; under nohup a run outlives its terminal, and SIGHUP."""
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [number for number in STOPS if number != signal.SIGHUP or not ignored]
+    """Return the signals that ask to stop: those that this process does not ignore.
+
+    One that was ignored at the start stays ignored: SIGHUP under nohup, Ctrl-C in a script's
+    background job.
+    """
+    return [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def describe_leaving() -> str:
+    """Return the words on what another Ctrl-C does, or none where it is ignored."""
+    is_heard = signal.SIGINT in list_stops()
+    return " (Ctrl-C: at once)" if is_heard else ""
 
 
 class StopSignals:
     """Note that a signal asked to stop, for the loop to look at; restore the handlers at `close`.
 
     `received` is the number of the newest signal in STOPS, or None. `on_stop(number)` is called
-    when one comes. After the first one, Ctrl-C ends the process at once.
+    when one comes. After the first one, Ctrl-C ends the process at once, if it is not ignored.
     """
 
     def __init__(self, on_stop: Callable[[int], None]):
@@ -37,7 +46,8 @@ class StopSignals:
             say(f"\n{signal.Signals(number).name}: {self.leave_at_once}", sys.stderr)
             os._exit(CAN_RESUME)  # the emulator's call that is under way is not waited for
         self.received = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.SIGINT in self._before:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._on_stop(number)
 
     def close(self):
