@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import signal
 import sys
@@ -53,16 +54,48 @@ def launch(main: Callable, args_class: type):
 
     A `UsageError` and a flag that does not parse end in one line on stderr and status 2.
     """
+    open_streams()
     for stream in (sys.stdout, sys.stderr):  # where the terminal knows only ASCII
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
+        require_temporary_folder()
         sys.exit(main(parse_flags(args_class)))
     except UsageError as error:
-        print(f"{program_name()}: error: {error}", file=sys.stderr)
+        say(f"{program_name()}: error: {error}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    finally:
+        flush_streams()
+
+
+def open_streams():
+    """Open the standard streams that were closed at the start, as /dev/null."""
+    # Else the next files that are opened get their numbers, and what libraries print.
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the process
+
+
+def flush_streams():
+    """Write what is pending; what cannot be written does not change the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a full disk, or a reader that has gone: Python would end with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def require_temporary_folder():
+    """Raise UsageError if no temporary file can be written: torch needs a folder for them."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise UsageError(f"{describe_os(error)}: set TMPDIR to a folder one can write to") from None
 
 
 def parse_flags(args_class, argv=None, default=None):
@@ -171,7 +204,8 @@ def require_writable(folder: Path, name: str):
     try:
         while not nearest.exists():
             nearest = nearest.parent
-        tempfile.TemporaryFile(dir=nearest).close()  # has no name, so nothing stays
+        with tempfile.TemporaryFile(dir=nearest, buffering=0) as file:  # of no name: nothing stays
+            file.write(b"1")
     except OSError as error:
         raise explain_unwritable(folder, name, error) from None
 

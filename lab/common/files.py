@@ -1,6 +1,7 @@
 """Files of a result, written whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -31,6 +32,29 @@ class ChecksumFile:
         self.file.flush()
 
 
+def sync(descriptor: int):
+    """Put an open file or folder on the disk, as far as its file system knows how to.
+
+    Raises OSError if that fails.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Not every file system, of a network or a container, syncs folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def sync_folder(folder: Path):
+    """Put the names in a folder on the disk, too; see `sync`."""
+    with contextlib.suppress(PermissionError):  # it can be written to, and not be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            sync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path):
     """Open a `ChecksumFile` that takes its place at `path` if the block ends well.
@@ -44,7 +68,7 @@ def atomic_write(path: Path):
             summed = ChecksumFile(file)
             yield summed
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):

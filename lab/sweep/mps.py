@@ -40,9 +40,10 @@ def share_gpus(wanted: bool) -> Iterator[dict[str, str]]:
     if not wanted or shutil.which(CONTROL) is None or ask_mps("get_server_list"):
         yield {}
         return
-    folder = tempfile.mkdtemp(prefix="mps-")  # short, as a socket's path has to be
-    environment = {PIPES: folder, LOGS: folder}
+    folder, environment = "", {}
     try:
+        folder = tempfile.mkdtemp(prefix="mps-")  # short, as a socket's path has to be
+        environment = {PIPES: folder, LOGS: folder}
         started = subprocess.run(
             [CONTROL, "-d"],
             env=os.environ | environment,

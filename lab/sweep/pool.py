@@ -108,7 +108,10 @@ class Pool:
         return [job for job in self.jobs if job.state == "running"]
 
     def start(self, job: Job):
-        """Start a job in a process of its own, which Ctrl-C in this terminal does not reach."""
+        """Start a job in a process of its own, which Ctrl-C in this terminal does not reach.
+
+        Raises OSError if that is not possible: on a full disk there is no room for its log.
+        """
         job.step, job.killed, job.heard = job.checkpoint_step(), False, (-1, time.monotonic())
         own = ("--env-threads", str(self.threads))
         given = () if job.planned.args.env_threads else own
@@ -117,7 +120,7 @@ class Pool:
             runs_on = Counter(other.gpu for other in self.list_running())
             job.gpu = min(self.devices, key=lambda name: runs_on[name])
             environment["CUDA_VISIBLE_DEVICES"] = job.gpu
-        with job.log.open("ab") as log:
+        with job.log.open("ab", buffering=0) as log:
             # Held by the process, too, as its output: a second sweep sees it from the first moment.
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,7 +128,6 @@ class Pool:
                 self.wait_for(job)
                 return
             log.write(f"{STARTED} {datetime.datetime.now().astimezone():%F %T %z}\n".encode())
-            log.flush()
             job.process = subprocess.Popen(
                 [sys.executable, *job.planned.command(*given)],
                 stdin=subprocess.DEVNULL,
@@ -156,14 +158,19 @@ class Pool:
         job.state = "to come"
         if self.stops and status in (CAN_RESUME, -signal.SIGTERM, -signal.SIGKILL):
             return  # as it was told to
-        job.tries = 1 if job.checkpoint_step() > job.step else job.tries + 1
         how = f"status {status}" if status >= 0 else signal.Signals(-status).name
         if job.killed:
             how = f"silent for {self.stalled_after / 60:g} minutes, killed"
+        self.count_failure(job, f"ended: {how}", f"; its last line: {job.last_line()}")
+
+    def count_failure(self, job: Job, how: str, more: str = ""):
+        """Give a job up that has failed several times in a row, or let it be tried again."""
+        job.tries = 1 if job.checkpoint_step() > job.step else job.tries + 1
+        job.state = "to come"
         if job.tries >= TRIES:
             job.state = "given up"
             how += f", {job.tries} times without getting further: given up, see {job.log}"
-        self.table.event(f"{job.planned.name} ended: {how}; its last line: {job.last_line()}")
+        self.table.event(f"{job.planned.name} {how}{more}")
 
     def step(self):
         """Take in what has ended, and start what there is room for."""
@@ -183,7 +190,10 @@ class Pool:
             elif job.planned.has_finished():
                 job.state = "done"
             else:
-                self.start(job)
+                try:
+                    self.start(job)
+                except OSError as error:
+                    self.count_failure(job, f"cannot be started: {describe_os(error)}")
 
     def wait(self):
         """Wait until it is time to look again."""
@@ -253,7 +263,8 @@ class Table:
     def _clear(self):
         if self.lines:
             with contextlib.suppress(OSError):
-                print(f"\x1b[{self.lines}A\x1b[J", end="", flush=True)
+                # From the first column: a terminal shows ^C, behind which the cursor stands.
+                print(f"\r\x1b[{self.lines}A\x1b[J", end="", flush=True)
             self.lines = 0
 
     def show(self, jobs: list[Job], seconds: float, last: bool = False):

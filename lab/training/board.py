@@ -19,6 +19,7 @@ from torch.utils.tensorboard import summary
 
 from lab.common import tags
 from lab.common.events import FILES
+from lab.common.files import sync
 from metrics import MEASURES
 
 FLUSH_EVERY = 10.0  # seconds after which a point is on the disk, if there is room
@@ -106,7 +107,7 @@ class Board:
         if not self.flush():
             raise self.problem
         with self.path.open("rb") as file:
-            os.fsync(file.fileno())
+            sync(file.fileno())
         return {path.name: path.stat().st_size for path in self.folder.glob(FILES)}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from lab.common.cli import UsageError, describe_os
-from lab.common.files import atomic_write
+from lab.common.files import atomic_write, sync_folder
 
 # 4: all draws are made on the host, also where a GPU trains, so that a generator's state is one of
 # the host. 3: a run stops between two rollouts, so that a checkpoint holds no part of one. A run of
@@ -46,15 +46,6 @@ class Footer(NamedTuple):
 
 class Damaged(Exception):
     """A file that is not what was written: torn, cut off, or with other bits."""
-
-
-def sync_folder(folder: Path):
-    """Put the names in a folder on the disk, too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def to_plain(value):

@@ -89,7 +89,7 @@ def lock(folder: Path) -> IO:
 
 def in_use(folder: Path) -> bool:
     """Return whether another process holds this run folder."""
-    with contextlib.suppress(FileNotFoundError, PermissionError), (folder / "lock").open() as file:
+    with contextlib.suppress(OSError), (folder / "lock").open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

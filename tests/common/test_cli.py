@@ -1,15 +1,29 @@
 """The command line: what a refusal says, in whose name, and which numbers are refused."""
 
+import json
 import math
+import resource
+import shlex
+import subprocess
 import types
 
 import pytest
-from algorithms import SCRIPTS
-from conftest import ENV
+from algorithms import PLAIN, SCRIPTS, SHORT
+from conftest import ENV, command_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.common.cli import UsageError, above, at_least, at_most, below, between, one_of
+from lab.common.cli import (
+    UsageError,
+    above,
+    at_least,
+    at_most,
+    below,
+    between,
+    one_of,
+    require_writable,
+)
+from lab.training.checkpoint import read_state
 
 REAL = st.floats(-1e6, 1e6)
 ANY = st.one_of(
@@ -133,3 +147,53 @@ def test_help_lists_every_flag_and_ends_well(algorithm, in_process):
     assert f"usage: {algorithm}_atari.py" in done.stdout
     for name in SCRIPTS[algorithm].Args.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in done.stdout
+
+
+CLOSED = ("<&- >&- 2>&-", ">/dev/full 2>&1")
+
+
+@pytest.mark.parametrize("streams", CLOSED)
+@pytest.mark.parametrize(
+    ("flags", "status"), [(("--algorithms", "ppo", "--dry-run"), 0), (("--jobs", -1), 2)]
+)
+def test_streams_that_are_closed_or_full_change_no_status(streams, flags, status, tmp_path):
+    """By a real shell; what Python would end with is 120."""
+    command = f"{shlex.join(command_of('lab.sweep', *flags))} {streams}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=ENV, capture_output=True)
+    assert done.returncode == status
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">/dev/full 2>&1"])
+def test_a_run_without_streams_is_whole(streams, tmp_path):
+    """No file of the run gets the number of a stream that is closed."""
+    flags = (*SHORT["ppo"], *PLAIN, "--device", "cpu")
+    command = f"{shlex.join(command_of('ppo_atari.py', *flags))} {streams}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=ENV, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "config.json").read_text())["finished"] == 64
+    assert read_state(folder / "checkpoint.pt")["state"]["step"] == 64
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_where_no_file_can_grow_nothing_starts(limit, tmp_path):
+    """A limit of none or 1 kB on the size of files; of none leaves no temporary folder either."""
+    command = shlex.join(command_of("ppo_atari.py", *SHORT["ppo"], *PLAIN, "--device", "cpu"))
+    command = f"ulimit -f {limit}; {command}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=ENV, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_which_no_file_can_grow_is_refused(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(UsageError, match=r"--out .*: File too large; choose a folder one can"):
+            require_writable(tmp_path / "new", "--out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    require_writable(tmp_path / "new", "--out")
+    assert list(tmp_path.iterdir()) == []

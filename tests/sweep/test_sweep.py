@@ -7,6 +7,7 @@ import signal
 import time
 import types
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,6 +226,21 @@ def test_a_run_that_crashes_is_tried_three_times_and_the_others_go_on(monkeypatc
     assert "2 runs: 1 done, 1 given up" in out
 
 
+@pytest.mark.parametrize("log", ["/dev/full", "no/such/folder/log"])
+def test_a_run_whose_log_cannot_be_written_is_given_up_alone(log, monkeypatch, tmp_path, capfd):
+    """A full disk is a failed try of that run."""
+    good = Stub("(here / 'done').touch()", tmp_path, "good")
+    unlucky = Stub("sys.exit('started')", tmp_path, "unlucky")
+    pool, jobs = run_stubs(monkeypatch, tmp_path, unlucky, good, at_once=1)
+    jobs[0].log = Path(log)
+    assert pool.run() == pool_room.GIVEN_UP
+    assert [job.state for job in jobs] == ["given up", "done"]
+    what = "No space left on device" if log == "/dev/full" else "No such file or directory"
+    said = capfd.readouterr().out
+    assert said.count(f"unlucky cannot be started: {what}") == pool_room.TRIES
+    assert f"3 times without getting further: given up, see {log}" in said
+
+
 def test_a_run_that_gets_further_each_time_is_not_given_up(monkeypatch, tmp_path):
     """It crashes ten times, each time after another checkpoint."""
     code = """
@@ -299,6 +315,14 @@ def test_a_job_of_a_cluster_waits_for_another_process_only_so_long(monkeypatch, 
         assert pool.run() == pool_room.GIVEN_UP
     assert job.state == "given up"
     assert "is left to that process, or to the next sweep" in capfd.readouterr().out
+
+
+def test_the_table_is_cleared_from_its_first_column(capfd):
+    """Ctrl-C shows as ^C on a terminal: behind it two characters of the table would stay."""
+    table = pool_room.Table()
+    table.lines = 3
+    table.event("stopping 1 run")
+    assert capfd.readouterr().out == "\r\x1b[3A\x1b[Jstopping 1 run\n"
 
 
 def test_every_gpu_gets_its_share(monkeypatch, tmp_path):

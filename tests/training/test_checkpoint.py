@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab.common import files
 from lab.common.cli import UsageError
 from lab.common.files import atomic_write
 from lab.training import checkpoint, replay
+from lab.training.board import Board
 from lab.training.checkpoint import (
     Checkpoints,
     Damaged,
@@ -393,3 +395,34 @@ def test_footers_have_one_length_and_come_back(tmp_path_factory, version, step, 
         path.write_bytes(line)
         with pytest.raises(Damaged, match="cut off or damaged"):
             checkpoint.read_footer(path)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
+def test_a_file_system_that_does_not_sync_is_no_failure(number, tmp_path, monkeypatch):
+    """Of folders or of anything, as some of networks and containers; a broken disk is one."""
+
+    def fsync(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints = Checkpoints(tmp_path)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            checkpoints.save(1, {"a": 2})
+        assert list(tmp_path.iterdir()) == []
+        return
+    checkpoints.save(1, {"a": 2})
+    assert Checkpoints(tmp_path).load() == ({"a": 2}, [])
+    board = Board(tmp_path)
+    assert list(board.sync()) == [board.path.name]
+
+
+def test_a_folder_that_cannot_be_opened_is_no_failure(tmp_path, monkeypatch):
+    def refuse(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(files.os, "open", refuse)
+    checkpoints.save(1, {"a": 2})
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path).load() == ({"a": 2}, [])
