@@ -31,13 +31,12 @@ from lab.common.cli import (
     say,
 )
 from lab.common.device import require_memory
+from lab.common.drawing import own_style
 from lab.common.files import check_targets, replace_files, write_json
 from lab.common.provenance import record_provenance
 from lab.common.tables import format_table
 from lab.regression.claims import CLAIMS, Cell, Setting, count_claims, judge_cell
-from lab.regression.figures import draw_dying, draw_fits, draw_sweep
 from lab.regression.fitting import ARCHITECTURES, DIVERGED, POINTS, tabulate_fits, target, train
-from lab.regression.outputs import write_curves, write_summary
 from lab.regression.theory import check_all
 
 
@@ -126,6 +125,8 @@ def check(args: Args):
 
 def run_demo(args: Args) -> tuple[dict, dict, dict]:
     """Train all architectures in one setting and check the theory: figures, tables, fits."""
+    from lab.regression.figures import draw_dying, draw_fits
+
     theory = [line._asdict() | {"holds": line.holds} for line in check_all()]
     say(f"{format_table(theory)}\n")
     steps = np.unique(np.geomspace(1, args.steps, 12).round().astype(int)).tolist()
@@ -144,6 +145,8 @@ def run_demo(args: Args) -> tuple[dict, dict, dict]:
 
 def run_sweep(args: Args) -> tuple[dict, dict, dict]:
     """Train all architectures on the grid: figures, tables, and no fits to show."""
+    from lab.regression.figures import draw_sweep
+
     cells = train_grid(args)
     points = {name: torch.linspace(*ends, POINTS) for name, ends in RANGES.items()}
     variances = {name: target(x).var().item() for name, x in points.items()}
@@ -160,8 +163,11 @@ OUTPUTS = {
 }
 
 
+@own_style()
 def main(args: Args) -> int:
     """Return 0, or 1 if a line of the theory does not hold."""
+    from lab.regression.outputs import write_curves, write_summary  # matplotlib, in its own style
+
     check(args)
     name, out = "sweep" if args.sweep else "demo", Path(args.output_dir)
     earlier = any((out / f"{kind}.json").exists() for kind in OUTPUTS)

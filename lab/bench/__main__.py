@@ -25,6 +25,7 @@ from lab.bench.flags import Args, check
 from lab.bench.scaling import draw_scaling, format_scaling, measure_scaling
 from lab.common.cli import UsageError, describe_os, launch, say
 from lab.common.device import pick_device
+from lab.common.drawing import own_style
 from lab.common.files import atomic_write, write_json
 from lab.common.provenance import record_provenance
 
@@ -70,8 +71,8 @@ class Results:
             write_json(self.folder / f"{self.part}.json", self.content)
             if self.part == "scaling":
                 title = f"{self.content['processor']}, {self.device}: Breakout, Tanh (HR)"
-                with atomic_write(self.folder / "scaling.png") as file:
-                    draw_scaling(samples, title).savefig(file, dpi=80)
+                with atomic_write(self.folder / "scaling.png") as file, own_style():
+                    draw_scaling(samples, title).savefig(file, format="png", dpi=80)
             self.problem = ""
         except OSError as error:
             self.problem = describe_os(error)

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from lab.bench.timing import run_command, settle, time_emulator, time_whole_run
 from lab.common.cli import UsageError, plural, say
@@ -105,8 +104,10 @@ def format_scaling(results: dict[tuple, dict[str, list]]) -> str:
     return markdown_table(rows)
 
 
-def draw_scaling(results: dict[tuple, dict[str, list]], title: str) -> Figure:
-    """Draw a panel per group: medians, with ranges where there are several repeats."""
+def draw_scaling(results: dict[tuple, dict[str, list]], title: str):
+    """Return a figure, a panel per group: medians, with ranges where there are several repeats."""
+    from matplotlib.figure import Figure  # not before `own_style`
+
     groups = list(dict.fromkeys(group for group, *_ in results))
     rows = math.ceil(len(groups) / 3)
     figure = Figure(figsize=(12, 3.4 * rows), layout="constrained")

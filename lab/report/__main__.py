@@ -16,9 +16,9 @@ from typing import Annotated
 import tyro
 
 from lab.common.cli import UsageError, check_folder, launch, plural, say
+from lab.common.drawing import own_style
 from lab.common.files import check_targets, write_files
 from lab.common.tables import format_csv
-from lab.report.figures import draw_all, render
 from lab.report.groups import Group, group_runs, name_groups
 from lab.report.inputs import read_all, read_earlier
 from lab.report.measures import is_counted
@@ -76,6 +76,20 @@ def list_group_files(groups: list[Group]) -> list[str]:
     return [f"{name}_{part}" for name, part in itertools.product(name_groups(groups), parts)]
 
 
+@own_style()
+def draw_figures(scores: GroupStatistics) -> dict[str, dict[str, bytes]]:
+    """Return name -> {"png", "svg"} -> the figure as a file."""
+    from lab.report.figures import draw_all, render
+
+    return {
+        name: {
+            "png": render(figure, "png", dpi=110),
+            "svg": render(figure, "svg", metadata={"Date": None}),
+        }
+        for name, figure in draw_all(scores).items()
+    }
+
+
 def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[str, bytes]:
     """Return the files of a report by name: page, tables and figures."""
     groups = group_runs(runs)
@@ -84,13 +98,11 @@ def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[s
     for name, group in zip(name_groups(groups), groups, strict=True):
         scores = GroupStatistics(group, args.first, args.baseline)
         tables, drawn = tabulate_group(scores), {}
-        figures = draw_all(scores) if args.figures else {}
         for which, rows in tables.items():
             files[f"{name}_{which}.csv"] = format_csv(flatten_estimates(rows))
-        for which, figure in figures.items():
-            files[f"{name}_{which}.png"] = render(figure, "png", dpi=110)
-            drawn[which] = render(figure, "svg", metadata={"Date": None})
-            files[f"{name}_{which}.svg"] = drawn[which]
+        for which, kinds in draw_figures(scores).items() if args.figures else ():
+            files |= {f"{name}_{which}.{kind}": content for kind, content in kinds.items()}
+            drawn[which] = kinds["svg"]
         sections.append({"name": name, "scores": scores, "tables": tables, "figures": drawn})
     for name, rows in zip((RUNS_CSV, CURVES_CSV), tabulate_runs(runs), strict=True):
         files[name] = format_csv(rows)

@@ -12,15 +12,13 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from lab.common import tags
 from lab.common.cli import UsageError, launch
+from lab.common.drawing import own_style
 from lab.common.events import Curve, read_scalars
 from lab.common.files import check_stem, write_files
 from lab.common.tables import format_csv, format_number
-from lab.report.figures import render
 from lab.report.runs import REPORTED_TAGS, WINDOW, RunRecord, read_run
 
 TABULATED = (
@@ -61,8 +59,14 @@ class Args:
     """what the names of the two files begin with, such as results/NAME"""
 
 
-def draw_run(run: RunRecord, curves: dict[str, Curve]) -> Figure:
-    """Draw every game's return, the mean of the newest 100, and the measures of the layers."""
+@own_style()
+def draw_run(run: RunRecord, curves: dict[str, Curve]) -> bytes:
+    """Draw every game's return, the mean of the newest 100, and the measures; return a PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    from lab.report.figures import render
+
     figure = Figure(figsize=(14, 4), layout="constrained")
     score, *others = figure.subplots(1, 1 + len(PANELS))
     steps, returns = curves[tags.RETURN]
@@ -84,7 +88,7 @@ def draw_run(run: RunRecord, curves: dict[str, Curve]) -> Figure:
         axes.grid(alpha=0.3)
     commits = f"commit {' and '.join(run.commits)}"
     figure.suptitle(f"{run.game}, {run.algorithm}, {run.variant}, seed {run.seed}, {commits}")
-    return figure
+    return render(figure, "png", dpi=90)
 
 
 def main(args: Args) -> int:
@@ -103,7 +107,7 @@ def main(args: Args) -> int:
         for tag, curve in curves.items()
         for step, value in zip(*curve, strict=True)
     ]
-    files = {table: format_csv(rows), picture: render(draw_run(run, curves), "png", dpi=90)}
+    files = {table: format_csv(rows), picture: draw_run(run, curves)}
     write_files(stem.parent, files, "STEM")
     return 0
 

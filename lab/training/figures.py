@@ -1,16 +1,35 @@
 """The figure that a run writes to TensorBoard: densities of single neurons."""
 
+import functools
+import sys
+
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from lab.common.cli import say
+from lab.common.drawing import own_style
 from metrics import dead_neurons, kernel_density
 
 NEURONS = 16  # of each layer
 
 
+def try_draw_kde(layers: dict[str, Tensor]) -> np.ndarray | None:
+    """Return the picture of `draw_kde`, or None, with a warning, where it cannot be drawn."""
+    try:
+        return draw_kde(layers)
+    except Exception as error:  # of whatever kind: no picture is worth a run
+        warn_once(f"{error}".split("\n")[0] or type(error).__name__)
+        return None
+
+
+@functools.cache
+def warn_once(why: str):
+    """Say that there is no picture, once for each reason."""
+    say(f"warning: no picture of single neurons: {why}; training goes on", sys.stderr)
+
+
+@own_style()
 def draw_kde(layers: dict[str, Tensor]) -> np.ndarray:
     """Draw the densities of 16 fixed neurons of each layer (v1 Fig. 4 and 10).
 
@@ -18,6 +37,10 @@ def draw_kde(layers: dict[str, Tensor]) -> np.ndarray:
     neuron, each over the range of its layer and scaled to its own peak, whose height stands in it;
     a dead neuron is framed in red.
     """
+    # Not before: what is wrong with matplotlib here is no reason that nothing can be trained.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.2 * len(layers), 4.4), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     columns = figure.subplots(1, len(layers), squeeze=False)[0]

@@ -31,7 +31,7 @@ from lab.training.checkpoint import (
     restore,
 )
 from lab.training.checks import check_memory
-from lab.training.figures import draw_kde
+from lab.training.figures import try_draw_kde
 from lab.training.logger import Logger, start_tracking
 from lab.training.measure import hidden_layers, measure_representation, measurement_due
 from lab.training.progress import Progress
@@ -98,7 +98,7 @@ def _measure(
     values = measure_representation(layers, head, algorithm)
     if not is_drawn:
         return values, None
-    return values, draw_kde({name: z for name, z in layers.items() if "conv" not in name})
+    return values, try_draw_kde({name: z for name, z in layers.items() if "conv" not in name})
 
 
 class Run:
