@@ -5,7 +5,6 @@ threads the emulator alone, too; of memory a process that fills a replay memory.
 """
 
 import math
-import os
 import statistics
 import sys
 from collections import defaultdict
@@ -18,6 +17,7 @@ import torch
 from lab.bench.timing import run_command, settle, time_emulator, time_whole_run
 from lab.common.cli import UsageError, plural, say
 from lab.common.device import free_memory
+from lab.common.limits import count_cores
 from lab.common.tables import format_range, markdown_table
 from lab.training.algorithms import ALGORITHMS
 from lab.training.atari import AtariEnvs
@@ -45,7 +45,7 @@ def measure_scaling(repeats: int, seconds: float, device: str) -> Iterator[dict]
     Yields what there is after each repeat.
     """
     results = defaultdict(lambda: defaultdict(list))
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
 
     def add_rate(repeat: int, group: str, algorithm: str, x: int, *flags: str):
         say(f"{repeat + 1} of {repeats}: {group} {algorithm} {x}")

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import math
+import os
 import platform
 import resource
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lab.common.cli import UsageError, one_of
+from lab.common.limits import count_cores, free_in_groups
 
 
 def check_device(args):
@@ -56,6 +58,9 @@ def pick_device(name: str, precision: str = "fp32") -> torch.device:
         m_trim_threshold, m_mmap_threshold = -1, -3  # names and values from malloc.h
         libc.mallopt(m_mmap_threshold, 2**30)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # More threads than a quota on CPU time, which torch does not look at, stop one another.
+        torch.set_num_threads(min(count_cores(), torch.get_num_threads()))
     if device.type == "cuda":
         # The host copies and draws. Threads that wait for more would take cores from the games.
         torch.set_num_threads(1)
@@ -84,19 +89,7 @@ def free_memory(device: torch.device) -> float:
         with contextlib.suppress(OSError, ValueError):
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             free = min(free, limit - pages * resource.getpagesize())
-    # Containers and batch systems limit a job's control group or one above it.
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        group = next(line[3:] for line in lines if line.startswith("0::"))
-        folder = Path("/sys/fs/cgroup") / group.strip("/")
-        for level in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # ValueError: no limit, "max"
-                limit = int((level / "memory.max").read_text())
-                counts = dict(line.split() for line in (level / "memory.stat").open())
-                used = int((level / "memory.current").read_text())
-                # Page cache counts as used, though the system drops it when memory is short.
-                free = min(free, limit - used + int(counts["inactive_file"]))
-    return free
+    return min(free, free_in_groups())
 
 
 def require_memory(what: str, count: int, bytes_each: int, device: torch.device):

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from lab.common.cli import UsageError, describe_os, plural, say
+from lab.common.limits import count_cores
 from lab.sweep.flags import Args
 from lab.sweep.mps import share_gpus
 from lab.sweep.plan import PlannedRun, plan_runs
@@ -27,11 +28,6 @@ LOOK_EVERY = 0.5  # seconds
 TRIES = 3  # without a new checkpoint in between
 STARTED = "---"  # begins the line that the sweep itself writes into a log
 GIVEN_UP = 1  # exit status where a run was given up
-
-
-def count_cores() -> int:
-    """Return the cores that this process may use: of its job on Slurm, or of the machine."""
-    return int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) or len(os.sched_getaffinity(0))
 
 
 def list_gpus() -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lab.common import cli, tags
 from lab.common.cli import UsageError, describe_os, say
 from lab.common.files import atomic_write, write_json
+from lab.common.limits import count_cores
 from lab.training.atari import AtariEnvs
 from lab.training.board import Board, start_board
 from lab.training.checkpoint import (
@@ -84,7 +85,7 @@ def make_envs(args) -> tuple[AtariEnvs, np.ndarray]:
         args.num_envs,
         args.seed,
         sticky_actions=args.sticky_actions,
-        num_threads=args.env_threads,
+        num_threads=args.env_threads or min(count_cores(), args.num_envs),
     )
     if args.resume:
         return envs, np.zeros(envs.observation_space.shape, np.uint8)
