@@ -96,7 +96,7 @@ def load(folder: Path, device: torch.device) -> Player:
     if footer is not None and footer.format != FORMAT:
         raise UsageError(
             f"{folder}: its checkpoint was {describe_version(footer)}; play it with that one, "
-            f"commit {config.get('git_commit')}"
+            f"commit {config.get('git_commit') or 'unknown'}"
         )
     flags = load_flags(load_script(algorithm).Args, folder, config, {}, "")
     _, content, problems = find_newest_whole(folder, select_checkpoint_flags(config["flags"]))

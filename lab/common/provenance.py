@@ -36,10 +36,14 @@ def record_provenance(args) -> dict:
 
 def run_git(*command: str) -> str | None:
     """Return what git says of this project's own repository; None where there is none."""
-    if not (ROOT / ".git").exists():  # installed somewhere, perhaps inside another repository
-        return None
+    # Named, not searched for: what lies around an installed or unpacked copy is another repository,
+    # and so is what a caller's GIT_DIR and the like name. Nor does git then ask who owns it.
+    named = (f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}", "--no-optional-locks")
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
     with contextlib.suppress(OSError):
-        done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", *named, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         return done.stdout.strip() if done.returncode == 0 else None
     return None
 

@@ -62,7 +62,7 @@ def load_flags(args_class, folder: Path, config: dict, overrides: dict, asked: s
     except TypeError as error:
         raise UsageError(
             f"{asked}{folder}: its flags are not those of this version ({error}); resume it with "
-            f"commit {config.get('git_commit')}"
+            f"commit {config.get('git_commit') or 'unknown'}"
         ) from None
     for field in dataclasses.fields(args_class):
         value = getattr(saved, field.name)
@@ -92,7 +92,7 @@ def require_resumable(folder: Path, config: dict, algorithm: str):
     if footer.format != FORMAT:
         raise UsageError(
             f"--resume {folder}: it was {describe_version(footer)}; resume it with that one, "
-            f"commit {config.get('git_commit')}"
+            f"commit {config.get('git_commit') or 'unknown'}"
         )
 
 
