@@ -7,6 +7,7 @@ François-Lavet, arXiv 2406.09079: Eq. 2 of v1, where the layer is called LaN; H
 Nothing in here knows about reinforcement learning.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "selu": F.selu,
     "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),  # flax's gelu
     "elu": F.elu,
     "silu": F.silu,
     "identity": lambda x: x,
@@ -31,8 +33,8 @@ INITS = ("torch", "orthogonal", "he_normal")
 LAYER_NORM_EPS = 1e-6
 
 
-def init_parameters(weight: Tensor, bias: Tensor, init: str = "torch", gain: float = 2**0.5):
-    """Initialise one weight (out, in, ...) and its bias (out,) in place.
+def init_parameters(weight: Tensor, bias: Tensor | None, init: str = "torch", gain: float = 2**0.5):
+    """Initialise one weight (out, in, ...) and its bias (out,), if it has one, in place.
 
     `torch`: what nn.Linear and nn.Conv2d do, drawn in their order (DQN). `orthogonal`: orthogonal
     rows scaled by `gain`, bias 0 (PPO). `he_normal`: normal of variance gain^2 / fan_in, cut off at
@@ -44,17 +46,18 @@ def init_parameters(weight: Tensor, bias: Tensor, init: str = "torch", gain: flo
     fan_in = weight[0].numel()
     if init == "torch":
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-        nn.init.uniform_(bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
     elif init == "orthogonal":
         nn.init.orthogonal_(weight, gain)
-        nn.init.zeros_(bias)
     elif init == "he_normal":
         # A unit normal cut off at +-2 has standard deviation 0.8796: divide to restore it.
         std = gain / math.sqrt(fan_in) / 0.87962566103423978
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-        nn.init.zeros_(bias)
     else:
         raise ValueError(f"unknown init {init!r}: choose one of {', '.join(INITS)}")
+    if bias is not None and init == "torch":
+        nn.init.uniform_(bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+    elif bias is not None:
+        nn.init.zeros_(bias)
 
 
 def features(maps: Tensor) -> Tensor:
@@ -73,11 +76,14 @@ class _HadamardLayer(nn.Module):
     one matrix product or convolution serves all branches.
     """
 
-    def __init__(self, width, weight_shape, activation, branches, combine, layer_norm):
+    def __init__(self, plain, width, activation, branches, combine, layer_norm, device, dtype):
+        """Make the parameters; `plain` is torch's layer of one branch, on the meta device."""
         super().__init__()
-        if activation not in ACTIVATIONS:
+        is_function = callable(activation) and not isinstance(activation, type)
+        if not is_function and activation not in ACTIVATIONS:
             raise ValueError(
-                f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}"
+                f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}, or a "
+                "function such as nn.LeakyReLU()"
             )
         if combine not in COMBINES:
             raise ValueError(f"unknown combine {combine!r}: choose one of {', '.join(COMBINES)}")
@@ -85,11 +91,16 @@ class _HadamardLayer(nn.Module):
             raise ValueError(f"branches must be an integer of at least 1, not {branches!r}")
         self.width, self.branches = width, branches
         self.activation, self.combine, self.layer_norm = activation, combine, layer_norm
-        self.weight = nn.Parameter(torch.empty(branches * width, *weight_shape))
-        self.bias = nn.Parameter(torch.empty(branches * width))
+        self._plain_repr = plain.extra_repr()
+
+        def make(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight = make(branches * width, *plain.weight.shape[1:])
+        self.register_parameter("bias", None if plain.bias is None else make(branches * width))
         if layer_norm:
-            self.norm_weight = nn.Parameter(torch.empty(branches, width))
-            self.norm_bias = nn.Parameter(torch.empty(branches, width))
+            self.norm_weight = make(branches, width)
+            self.norm_bias = make(branches, width)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -98,9 +109,9 @@ class _HadamardLayer(nn.Module):
 
         Drawn branch by branch, so the branches equal separately built layers drawn in turn.
         """
-        for weight, bias in zip(
-            self.weight.split(self.width), self.bias.split(self.width), strict=True
-        ):
+        no_bias = [None] * self.branches
+        biases = no_bias if self.bias is None else self.bias.split(self.width)
+        for weight, bias in zip(self.weight.split(self.width), biases, strict=True):
             init_parameters(weight, bias, init, gain)
         if self.layer_norm:
             nn.init.ones_(self.norm_weight)
@@ -111,7 +122,9 @@ class _HadamardLayer(nn.Module):
         if self.layer_norm:
             normed = F.layer_norm(branches, (self.width,), eps=LAYER_NORM_EPS)
             branches = torch.addcmul(self.norm_bias, normed, self.norm_weight)
-        return ACTIVATIONS[self.activation](branches)
+        if isinstance(self.activation, str):
+            return ACTIVATIONS[self.activation](branches)
+        return self.activation(branches)
 
     def _branches(self, x: Tensor, axis: int) -> tuple[Tensor, ...]:
         """Return the branches one by one, taken off this axis."""
@@ -131,8 +144,8 @@ class _HadamardLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.weight.shape[1]}, {self.width}, activation={self.activation}, "
-            f"branches={self.branches}, combine={self.combine}, layer_norm={self.layer_norm}"
+            f"{self._plain_repr}, activation={self.activation}, branches={self.branches}, "
+            f"combine={self.combine}, layer_norm={self.layer_norm}"
         )
 
 
@@ -141,6 +154,9 @@ class HadamardLinear(_HadamardLayer):
 
     `branches=1` is the plain layer, 2 the paper's HR, 3 its 2xHR; `combine="sum"` adds the branches
     instead. With `layer_norm` each branch is normalised over its features before its activation.
+    `activation`: a name in ACTIVATIONS, or a function of a tensor that works element by element,
+    such as nn.LeakyReLU(0.1); parameters of its own are shared by the branches. `bias`, `device`
+    and `dtype` as in nn.Linear.
 
     `forward`: x (..., in_features) -> z (..., out_features).
     Raises ValueError for an unknown activation or combine and for fewer than 1 branch.
@@ -150,12 +166,18 @@ class HadamardLinear(_HadamardLayer):
         self,
         in_features: int,
         out_features: int,
-        activation: str = "tanh",
+        activation: str | Callable[[Tensor], Tensor] = "tanh",
         branches: int = 2,
         combine: str = "product",
         layer_norm: bool = False,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
-        super().__init__(out_features, (in_features,), activation, branches, combine, layer_norm)
+        plain = nn.Linear(in_features, out_features, bias, device="meta")
+        layer = (activation, branches, combine, layer_norm, device, dtype)
+        super().__init__(plain, out_features, *layer)
         self.in_features, self.out_features = in_features, out_features
 
     def _activations(self, x: Tensor) -> Tensor:
@@ -173,11 +195,12 @@ class HadamardLinear(_HadamardLayer):
 class HadamardConv2d(_HadamardLayer):
     """A convolutional hidden layer whose feature maps are the product of those of its branches.
 
-    Arguments as for `HadamardLinear`. With `layer_norm` each branch is normalised over the channel
-    axis of each pixel (as in the PQN authors' Atari network), before its activation.
+    Arguments as for `HadamardLinear`; those of the convolution as in nn.Conv2d, which pads with
+    zeros. With `layer_norm` each branch is normalised over the channel axis of each pixel (as in
+    the PQN authors' Atari network), before its activation.
 
-    `forward`: x (batch, in_channels, height, width) -> z (batch, out_channels, height', width').
-    Raises ValueError as `HadamardLinear` does.
+    `forward`: x (batch, in_channels, height, width) -> z (batch, out_channels, height', width'),
+    or both without batch. Raises ValueError as `HadamardLinear` and nn.Conv2d do.
     """
 
     def __init__(
@@ -187,29 +210,42 @@ class HadamardConv2d(_HadamardLayer):
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] = 1,
         padding: int | tuple[int, int] | str = 0,
-        activation: str = "tanh",
+        activation: str | Callable[[Tensor], Tensor] = "tanh",
         branches: int = 2,
         combine: str = "product",
         layer_norm: bool = False,
+        *,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        super().__init__(
-            out_channels, (in_channels, *kernel), activation, branches, combine, layer_norm
-        )
+        window = (kernel_size, stride, padding, dilation, groups, bias)
+        plain = nn.Conv2d(in_channels, out_channels, *window, device="meta")
+        layer = (activation, branches, combine, layer_norm, device, dtype)
+        super().__init__(plain, out_channels, *layer)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride, self.padding = kernel, stride, padding
+        self.kernel_size, self.stride, self.padding = plain.kernel_size, plain.stride, plain.padding
+        self.dilation, self.groups = plain.dilation, plain.groups
 
     def _activations(self, x: Tensor) -> Tensor:
-        maps = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        groups = self.groups
+        if groups > 1 and self.branches > 1:
+            # The rows of the weight lie branch by branch: each branch reads all groups.
+            x = torch.cat([x] * self.branches, dim=-3)
+            groups *= self.branches
+        window = (self.stride, self.padding, self.dilation, groups)
+        maps = F.conv2d(x, self.weight, self.bias, *window)
         if not self.layer_norm:
-            return self._activate(maps).unflatten(1, (self.branches, self.width))
+            return self._activate(maps).unflatten(-3, (self.branches, self.width))
         # Channels last for the norm: no copy where the maps lie in that memory format already.
-        pixels = maps.movedim(1, -1).unflatten(-1, (self.branches, self.width))
-        return self._activate(pixels).movedim((-2, -1), (1, 2))  # (batch, branches, C, H, W)
+        pixels = maps.movedim(-3, -1).unflatten(-1, (self.branches, self.width))
+        return self._activate(pixels).movedim((-2, -1), (-4, -3))  # (..., branches, C, H, W)
 
     def branch_activations(self, x: Tensor) -> Tensor:
         """Return the factors of z (branches, batch, out_channels, H', W'), for maps x."""
-        return self._activations(x).movedim(1, 0)
+        return self._activations(x).movedim(-4, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.combine_branches(self._branches(x, 1))
+        return self.combine_branches(self._branches(x, -4))

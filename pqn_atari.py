@@ -44,8 +44,8 @@ class Args:
     total_timesteps: int = 10_000_000
     """steps of the run, summed over the parallel games (the paper: 10M, which are 40M frames)"""
     activation: str = "tanh"
-    """of the hidden layers that --apply-to names: relu, tanh, sigmoid, selu, gelu, elu, silu,
-    identity"""
+    """of the hidden layers that --apply-to names: relu, tanh, sigmoid, selu, gelu,
+    gelu_tanh, elu, silu, identity"""
     branches: int = 2
     """factors of the product: 1 is the plain layer, 2 the paper's HR, 3 its 2xHR"""
     combine: str = "product"

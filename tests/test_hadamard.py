@@ -18,6 +18,7 @@ from dqn_atari import Args, QNetwork
 from hadamard import (
     ACTIVATIONS,
     COMBINES,
+    INITS,
     LAYER_NORM_EPS,
     HadamardConv2d,
     HadamardLinear,
@@ -32,6 +33,7 @@ FORMULAS = {  # the activations written out, from their papers
         1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * (x.exp() - 1))
     ),
     "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: x / 2 * (1 + ((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)).tanh()),
     "elu": lambda x: torch.where(x > 0, x, x.exp() - 1),
     "silu": lambda x: x / (1 + torch.exp(-x)),
     "identity": lambda x: x,
@@ -111,6 +113,109 @@ def test_conv_equals_separate_layers(config, seed, n_in, n_out, stride, padding)
     torch.testing.assert_close(layer(x), combined(expected, config["combine"]))
     channels_last = x.to(memory_format=torch.channels_last)
     torch.testing.assert_close(layer(channels_last), layer(x))
+
+
+def separate(torch_layer, layer, **arguments):
+    """The branches of a layer as torch's own layers with its parameters."""
+    separate_layers = []
+    for i in range(layer.branches):
+        one = torch_layer(bias=layer.bias is not None, dtype=layer.weight.dtype, **arguments)
+        rows = slice(i * layer.width, (i + 1) * layer.width)
+        one.load_state_dict({name: of[rows] for name, of in layer.state_dict().items()})
+        separate_layers.append(one)
+    return separate_layers
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 3),
+    st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 4)]),  # groups, input channels of each
+    st.integers(1, 2),
+    st.sampled_from(["same", "valid", 0, (1, 2)]),
+    st.sampled_from([1, 2, (2, 1)]),
+    st.booleans(),
+    st.booleans(),
+    seeds,
+)
+def test_conv_takes_what_torchs_takes(n, channels, each, padding, dilation, bias, batched, seed):
+    groups, read = channels
+    torch.manual_seed(seed)
+    window = {"kernel_size": 3, "padding": padding, "dilation": dilation, "groups": groups}
+    shape = {"in_channels": groups * read, "out_channels": groups * each, **window}
+    layer = HadamardConv2d(**shape, branches=n, bias=bias, dtype=torch.float64)
+    x = torch.randn(2, groups * read, 7, 9, dtype=torch.float64)
+    x = x if batched else x[0]
+    expected = [torch.tanh(one(x)) for one in separate(nn.Conv2d, layer, **shape)]
+    torch.testing.assert_close(layer.branch_activations(x), torch.stack(expected))
+    torch.testing.assert_close(layer(x), combined(expected, "product"))
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_conv_of_one_image_is_that_of_a_batch_of_one(layer_norm):
+    layer = HadamardConv2d(2, 3, 3, layer_norm=layer_norm)
+    random_norm(layer)
+    x = torch.randn(2, 6, 5)
+    torch.testing.assert_close(layer(x), layer(x[None])[0])
+    torch.testing.assert_close(layer.branch_activations(x), layer.branch_activations(x[None])[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"groups": 3}, "divisible by groups"),
+        ({"padding": "some"}, "padding"),
+        ({"padding": "same", "stride": 2}, "strided"),
+    ],
+)
+def test_what_torchs_conv_refuses_is_refused(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        HadamardConv2d(4, 4, 3, **arguments)
+
+
+@pytest.mark.parametrize("branches", [1, 2, 3])
+def test_linear_without_bias_and_of_any_dtype_draws_what_torchs_draw(branches):
+    arguments = {"bias": False, "dtype": torch.float64}
+    torch.manual_seed(0)
+    layer = HadamardLinear(5, 4, branches=branches, **arguments)
+    torch.manual_seed(0)
+    weights = [nn.Linear(5, 4, **arguments).weight for _ in range(branches)]
+    assert layer.bias is None
+    assert list(layer.state_dict()) == ["weight"]
+    assert torch.equal(layer.weight, torch.cat(weights))
+    x = torch.randn(3, 5, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), combined([(x @ w.T).tanh() for w in weights], "product"))
+    for init in INITS:
+        layer.reset_parameters(init)
+        assert layer(x).isfinite().all()
+
+
+@pytest.mark.parametrize("make", [HadamardLinear, HadamardConv2d])
+def test_device_and_dtype_hold_for_every_parameter(make):
+    shape = (4, 3) if make is HadamardLinear else (4, 3, 3)
+    layer = make(*shape, layer_norm=True, device="meta", dtype=torch.bfloat16)
+    kinds = {(of.device.type, of.dtype) for of in layer.parameters()}
+    assert kinds == {("meta", torch.bfloat16)}
+    before = torch.get_rng_state()
+    make(*shape, device="meta")  # nothing is drawn that other layers would miss
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("function", [nn.PReLU(), F.softplus, lambda x: x.clamp(-1, 2)])
+def test_activation_may_be_any_function(function, layer_norm):
+    for make, shape, x in (
+        (HadamardLinear, (5, 4), torch.randn(3, 5)),
+        (HadamardConv2d, (2, 4, 3), torch.randn(3, 2, 5, 5)),
+    ):
+        layer = make(*shape, activation=function, layer_norm=layer_norm)
+        without = make(*shape, activation="identity", layer_norm=layer_norm)
+        without.load_state_dict(layer.state_dict(), strict=False)
+        expected = function(without.branch_activations(x))
+        torch.testing.assert_close(layer.branch_activations(x), expected)
+        torch.testing.assert_close(layer(x), expected[0] * expected[1])
+        # A module among the activations is trained and saved with the layer.
+        is_module = isinstance(function, nn.Module)
+        assert ("activation.weight" in layer.state_dict()) == is_module
 
 
 @settings(deadline=None, max_examples=40)
@@ -238,7 +343,9 @@ def test_gradients_reach_every_branch():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"activation": "tahn"}, "relu, tanh, sigmoid, selu, gelu, elu, silu, identity"),
+        ({"activation": "tahn"}, "relu, tanh, .*, identity, or a function"),
+        ({"activation": nn.Tanh}, "or a function such as"),
+        ({"activation": None}, "or a function such as"),
         ({"combine": "mean"}, "product, sum"),
         ({"branches": 0}, "at least 1"),
         ({"branches": 1.5}, "at least 1"),
