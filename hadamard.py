@@ -69,12 +69,23 @@ def features(maps: Tensor) -> Tensor:
     return maps.movedim(1, -1).flatten(1)
 
 
+def _is_orthogonal(matrix: Tensor) -> bool:
+    """Return whether the rows, or the columns if they are fewer, are orthogonal and of one norm."""
+    rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    rows = rows[:8].cpu().double()  # by accident that many never are
+    gram = rows @ rows.T
+    norm = gram.trace() / len(gram)
+    return torch.allclose(gram, norm * torch.eye(len(gram)).to(gram), rtol=0, atol=1e-3 * norm)
+
+
 class _HadamardLayer(nn.Module):
     """What the linear and the convolutional layer share: the fused parameters of all branches.
 
     The parameters of branch i are rows i * width to (i + 1) * width of `weight` and `bias`, so that
     one matrix product or convolution serves all branches.
     """
+
+    _is_checked = False  # whether `_check_draw` has passed
 
     def __init__(self, plain, width, activation, branches, combine, layer_norm, device, dtype):
         """Make the parameters; `plain` is torch's layer of one branch, on the meta device."""
@@ -107,7 +118,9 @@ class _HadamardLayer(nn.Module):
     def reset_parameters(self, init: str = "torch", gain: float = 2**0.5):
         """Initialise each branch as if it were a layer alone; see `init_parameters`.
 
-        Drawn branch by branch, so the branches equal separately built layers drawn in turn.
+        Drawn branch by branch, so the branches equal separately built layers drawn in turn. A
+        function of nn.init must be called likewise, on each of `weight.detach().split(width)`:
+        over the whole `weight` it takes the branches for one layer of `branches * width` features.
         """
         no_bias = [None] * self.branches
         biases = no_bias if self.bias is None else self.bias.split(self.width)
@@ -117,8 +130,33 @@ class _HadamardLayer(nn.Module):
             nn.init.ones_(self.norm_weight)
             nn.init.zeros_(self.norm_bias)
 
+    def _check_draw(self):
+        """Raise ValueError if nn.init.orthogonal_ drew all branches as one, not each by itself.
+
+        That makes each branch smaller than a layer alone where the weight has more rows than
+        columns, which nothing else would tell. Looked at once, in the first forward pass.
+        """
+        weight = self.weight
+        # Nothing can be asked of weights without values, or swapped in by torch.func.
+        if weight.is_meta or not isinstance(weight, nn.Parameter):
+            return
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        weight = weight.detach().flatten(1)
+        drawn_as_one = weight.shape[0] > weight.shape[1] and _is_orthogonal(weight)
+        if drawn_as_one and not _is_orthogonal(weight[: self.width]):
+            raise ValueError(
+                f"orthogonal_ drew the weights of all {self.branches} branches as one matrix, and "
+                'each is too small: call layer.reset_parameters("orthogonal", gain) instead'
+            )
+        self._is_checked = True
+
     def _activate(self, branches: Tensor) -> Tensor:
         """Normalise the last axis of (..., branches, width), if asked for; apply the activation."""
+        if not self._is_checked:
+            self._check_draw()
         if self.layer_norm:
             normed = F.layer_norm(branches, (self.width,), eps=LAYER_NORM_EPS)
             branches = torch.addcmul(self.norm_bias, normed, self.norm_weight)

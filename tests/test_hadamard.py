@@ -377,3 +377,65 @@ def test_features_are_the_maps_pixel_by_pixel_without_a_copy():
     for i, y, x, channel in itertools.product(range(2), range(4), range(5), range(3)):
         assert taken[i, (y * 5 + x) * 3 + channel] == maps[i, channel, y, x]
     assert torch.equal(features(maps.contiguous()), taken)
+
+
+# Where a weight has more rows than columns: all features of each branch, or only of all branches.
+TALL = [
+    lambda n: HadamardLinear(4, 64, branches=n),
+    lambda n: HadamardLinear(48, 32, branches=n),
+    lambda n: HadamardLinear(64, 64, branches=n, bias=False, dtype=torch.float64),
+    lambda n: HadamardConv2d(2, 16, 3, branches=n),
+    lambda n: HadamardConv2d(8, 8, 3, branches=n, groups=8),
+]
+
+
+def pass_through(layer):
+    linear = isinstance(layer, HadamardLinear)
+    shape = (2, layer.in_features) if linear else (2, layer.in_channels, 5, 5)
+    return layer(torch.randn(shape, dtype=layer.weight.dtype))
+
+
+@pytest.mark.parametrize("make", TALL)
+@pytest.mark.parametrize("branches", [2, 3])
+def test_orthogonal_drawn_over_all_branches_at_once_is_told(make, branches):
+    """As CleanRL's layer_init does it. Every way to draw each branch alone is taken as it is."""
+    torch.manual_seed(0)
+    layer = make(branches)
+    nn.init.orthogonal_(layer.weight, 2**0.5)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r'each is too small: .*reset_parameters\("orthogonal"'
+        ):
+            pass_through(layer)
+    for init in INITS:
+        layer.reset_parameters(init)
+        pass_through(layer)
+    for draw in (nn.init.orthogonal_, nn.init.xavier_uniform_, nn.init.zeros_):
+        layer = make(branches)
+        for weight in layer.weight.detach().split(layer.width):
+            draw(weight)
+        pass_through(layer)
+    layer = make(1)
+    nn.init.orthogonal_(layer.weight)  # one branch: all there is
+    pass_through(layer)
+
+
+def test_orthogonal_over_all_branches_is_right_where_the_weight_is_wide():
+    layer = HadamardLinear(64, 32)
+    nn.init.orthogonal_(layer.weight, 3)
+    for weight in layer.weight.detach().split(32):
+        torch.testing.assert_close(weight @ weight.T, 9 * torch.eye(32), atol=1e-4, rtol=1e-4)
+    pass_through(layer)
+
+
+def test_weights_that_torch_func_swaps_in_are_not_looked_at():
+    layers = [HadamardLinear(4, 64) for _ in range(3)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight)
+    parameters, _ = torch.func.stack_module_state(layers)
+    skeleton = copy.deepcopy(layers[0]).to("meta")
+
+    def forward(own, x):
+        return torch.func.functional_call(skeleton, own, (x,))
+
+    assert torch.func.vmap(forward, (0, None))(parameters, torch.randn(2, 4)).shape == (3, 2, 64)
