@@ -60,7 +60,8 @@ class Args:
     apply_to: str = "last"
     """hidden layers that get activation, branches and norm: last or all; the others are ReLU"""
     init: str = "torch"
-    """of the head and of each branch, as if it were a layer alone: torch, orthogonal, he_normal"""
+    """of the head and of each branch, as if it were a layer alone: torch, orthogonal, he_normal,
+    gated (orthogonal, but all branches save the first start nearly constant)"""
     num_envs: int = 4
     """games played in parallel; 1 is the original loop. Gradient steps per step stay the same"""
     env_threads: int = 0

@@ -27,7 +27,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
 }
 COMBINES = ("product", "sum")
-INITS = ("torch", "orthogonal", "he_normal")
+INITS = ("torch", "orthogonal", "he_normal", "gated")
+# Of the biases that `gated` starts with. tanh(2) = 0.96, and 2 + u seldom changes its sign.
+GATE_BIAS = 2.0
 
 # The value of the PQN authors' code (flax's default); torch's own default is 1e-5.
 LAYER_NORM_EPS = 1e-6
@@ -39,14 +41,14 @@ def init_parameters(weight: Tensor, bias: Tensor | None, init: str = "torch", ga
     `torch`: what nn.Linear and nn.Conv2d do, drawn in their order (DQN). `orthogonal`: orthogonal
     rows scaled by `gain`, bias 0 (PPO). `he_normal`: normal of variance gain^2 / fan_in, cut off at
     two standard deviations before scaling, bias 0 (PQN; flax's `he_normal`, and its `lecun_normal`
-    where the gain is 1).
+    where the gain is 1). `gated`: the same as `orthogonal`; see `reset_parameters` of the layers.
 
     Raises ValueError for another name.
     """
     fan_in = weight[0].numel()
     if init == "torch":
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-    elif init == "orthogonal":
+    elif init in ("orthogonal", "gated"):
         nn.init.orthogonal_(weight, gain)
     elif init == "he_normal":
         # A unit normal cut off at +-2 has standard deviation 0.8796: divide to restore it.
@@ -118,6 +120,10 @@ class _HadamardLayer(nn.Module):
     def reset_parameters(self, init: str = "torch", gain: float = 2**0.5):
         """Initialise each branch as if it were a layer alone; see `init_parameters`.
 
+        `gated` then sets the biases of all branches but the first to 2 (with `layer_norm` those of
+        the norm): these start as nearly constant factors, which pass the first branch on, so that z
+        and its gradient start as large as those of a plain layer. For products of tanh or sigmoid.
+
         Drawn branch by branch, so the branches equal separately built layers drawn in turn. A
         function of nn.init must be called likewise, on each of `weight.detach().split(width)`:
         over the whole `weight` it takes the branches for one layer of `branches * width` features.
@@ -129,6 +135,11 @@ class _HadamardLayer(nn.Module):
         if self.layer_norm:
             nn.init.ones_(self.norm_weight)
             nn.init.zeros_(self.norm_bias)
+        if init == "gated" and self.branches > 1 and self.combine == "product":
+            bias = self.norm_bias.flatten() if self.layer_norm else self.bias
+            if bias is None:
+                raise ValueError('init "gated" needs a bias: choose bias=True or layer_norm=True')
+            bias[self.width :] = GATE_BIAS
 
     def _check_draw(self):
         """Raise ValueError if nn.init.orthogonal_ drew all branches as one, not each by itself.

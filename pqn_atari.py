@@ -60,7 +60,8 @@ class Args:
     apply_to: str = "all"
     """hidden layers that get activation, branches and norm: last or all; the others are ReLU"""
     init: str = "he_normal"
-    """of the heads and of each branch, as if it were a layer alone: torch, orthogonal, he_normal"""
+    """of the heads and of each branch, as if it were a layer alone: torch, orthogonal,
+    he_normal, gated (orthogonal, but all branches save the first start nearly constant)"""
     num_envs: int = 128
     """games played in parallel"""
     env_threads: int = 0

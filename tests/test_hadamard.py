@@ -185,8 +185,9 @@ def test_linear_without_bias_and_of_any_dtype_draws_what_torchs_draw(branches):
     x = torch.randn(3, 5, dtype=torch.float64)
     torch.testing.assert_close(layer(x), combined([(x @ w.T).tanh() for w in weights], "product"))
     for init in INITS:
-        layer.reset_parameters(init)
-        assert layer(x).isfinite().all()
+        if init != "gated" or branches == 1:
+            layer.reset_parameters(init)
+            assert layer(x).isfinite().all()
 
 
 @pytest.mark.parametrize("make", [HadamardLinear, HadamardConv2d])
@@ -285,6 +286,54 @@ def test_init_statistics_hold_in_each_branch(branches, make):
     for weight in layer.weight.detach().flatten(1).split(width):
         assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
         assert weight.abs().max().item() <= bound
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("branches", [1, 2, 3])
+@pytest.mark.parametrize("make", ["linear", "conv"])
+def test_gated_is_orthogonal_with_all_branches_but_the_first_held_open(make, branches, layer_norm):
+    options = {"branches": branches, "layer_norm": layer_norm}
+    layer = (
+        HadamardLinear(9, 4, **options) if make == "linear" else HadamardConv2d(3, 4, 3, **options)
+    )
+    torch.manual_seed(0)
+    layer.reset_parameters("orthogonal", 1.5)
+    expected = copy.deepcopy(layer.state_dict())
+    name = "norm_bias" if layer_norm else "bias"
+    assert not expected[name].any()
+    expected[name].view(branches, 4)[1:] = 2.0
+    torch.manual_seed(0)
+    layer.reset_parameters("gated", 1.5)
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, expected[key])
+
+
+@pytest.mark.parametrize("branches", [2, 3])
+def test_gated_keeps_the_second_moment_of_a_plain_layer(branches):
+    """E z² = E tanh(u)² E tanh(2 + u)² ^ (branches - 1): most of that of a plain layer."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    for inputs in (0.1, 0.5):
+        u = rng.normal(0, math.sqrt(2 * inputs), 1_000_000)
+        plain, gate = np.tanh(u) ** 2, np.tanh(2 + u) ** 2
+        expected = plain.mean() * gate.mean() ** (branches - 1)
+        layer = HadamardLinear(1024, 512, branches=branches)
+        layer.reset_parameters("gated")
+        measured = layer(math.sqrt(inputs) * torch.randn(512, 1024)).square().mean().item()
+        assert measured == pytest.approx(expected, rel=0.03)
+        assert 0.6 < measured / plain.mean() < 1
+        layer.reset_parameters("orthogonal")
+        measured = layer(math.sqrt(inputs) * torch.randn(512, 1024)).square().mean().item()
+        assert measured == pytest.approx(plain.mean() ** branches, rel=0.03)
+
+
+def test_gated_needs_a_bias_and_holds_no_summand_open():
+    with pytest.raises(ValueError, match="bias=True or layer_norm=True"):
+        HadamardLinear(3, 4, bias=False).reset_parameters("gated")
+    HadamardLinear(3, 4, bias=False, layer_norm=True).reset_parameters("gated")
+    layer = HadamardLinear(3, 4, combine="sum")
+    layer.reset_parameters("gated")
+    assert not layer.bias.any()
 
 
 def trunk_parameters(network):
@@ -407,7 +456,7 @@ def test_orthogonal_drawn_over_all_branches_at_once_is_told(make, branches):
             ValueError, match=r'each is too small: .*reset_parameters\("orthogonal"'
         ):
             pass_through(layer)
-    for init in INITS:
+    for init in ("torch", "orthogonal", "he_normal"):
         layer.reset_parameters(init)
         pass_through(layer)
     for draw in (nn.init.orthogonal_, nn.init.xavier_uniform_, nn.init.zeros_):

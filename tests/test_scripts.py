@@ -66,7 +66,7 @@ def test_the_wide_control_has_the_parameters_of_hr(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
-@pytest.mark.parametrize("init", ["torch", "orthogonal", "he_normal"])
+@pytest.mark.parametrize("init", ["torch", "orthogonal", "he_normal", "gated"])
 def test_the_init_is_that_of_the_flag(init, algorithm):
     """Standard deviations of the weights of z, per branch, and the heads of PPO and PQN."""
     torch.manual_seed(0)
@@ -76,10 +76,17 @@ def test_the_init_is_that_of_the_flag(init, algorithm):
         "torch": (1 / fan_in) ** 0.5 / 3**0.5,  # uniform within 1 / sqrt(fan_in)
         "orthogonal": 2**0.5 / fan_in**0.5,  # rows of norm sqrt(2)
         "he_normal": (2 / fan_in) ** 0.5,
+        "gated": 2**0.5 / fan_in**0.5,
     }[init]
     for branch in network.latent.weight.split(512):
         assert branch.std().item() == pytest.approx(std, rel=0.02)
-    if init == "orthogonal":
+    latent = network.latent
+    biases = (latent.norm_bias if latent.layer_norm else latent.bias.view(2, 512)).tolist()
+    if init == "gated":
+        assert biases == [[0.0] * 512, [2.0] * 512]
+    elif init != "torch":
+        assert biases == [[0.0] * 512] * 2
+    if init in ("orthogonal", "gated"):
         gram = network.latent.weight[512:] @ network.latent.weight[512:].T
         assert torch.allclose(gram, 2 * torch.eye(512), atol=1e-4)
         if algorithm == "ppo":
@@ -88,7 +95,7 @@ def test_the_init_is_that_of_the_flag(init, algorithm):
             assert network.critic.weight.norm().item() == pytest.approx(1.0, abs=1e-4)
     if algorithm == "pqn":
         head = network.head.weight
-        if init == "orthogonal":
+        if init in ("orthogonal", "gated"):
             assert torch.allclose(head @ head.T, torch.eye(4), atol=1e-4)
         else:  # 2,048 weights: a standard error of a standard deviation is 1.6 % of it
             std = {"torch": (1 / 512) ** 0.5 / 3**0.5, "he_normal": (1 / 512) ** 0.5}[init]

@@ -1,17 +1,19 @@
 """The paper's theory, predicted against measured, in float64, on the layer of hadamard.py.
 
-Theorem 4.1 (constant units act as a bias), the gradients of a product at saturation, and the
-probability that a product of branches is dead (v1 Table 1 and Fig. 13). Every prediction is a
+Theorem 4.1 (constant units act as a bias), the gradients of a product at saturation, the
+probability that a product of branches is dead (v1 Table 1 and Fig. 13), and how large z and its
+gradient start. Every prediction is a
 closed form; every measurement comes from a network or from drawn units.
 """
 
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hadamard import HadamardLinear
+from hadamard import GATE_BIAS, HadamardLinear
 
 # Far enough out that tanh and ReLU are exactly constant in float64 and sigmoid is to 1e-25.
 FAR_OUT = 60.0
@@ -19,6 +21,8 @@ CONSTANT = 1e-12  # a unit that varies by no more over the samples is constant
 UNITS = 100_000  # drawn per probability
 STANDARD_ERRORS = 5.0  # of sampling that a measured probability may be off
 PAPER_RATES = {"tanh": 0.4, "sigmoid": 0.4, "relu": 0.6}  # of dead units in DQN, v1 Section 4.1
+START_WIDTH = 512  # of the layers whose start is measured
+START_TOLERANCE = 0.1  # of the prediction: that width is not infinite
 LEVELS = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "relu": (0.0,)}  # where they saturate
 
 
@@ -276,6 +280,64 @@ def check_deaths(units: int = UNITS, seed: int = 0) -> list[Check]:
     return checks
 
 
+def predict_start(init: str, branches: int, inputs: float = 1.0) -> tuple[float, float]:
+    """Return how large z and its gradient start in two wide layers of tanh, on E x² = `inputs`.
+
+    The first: E z² of the second layer. With u normal of variance v = gain² E x² (gain² is 2, and
+    1/3 for `torch`, whose biases add 1/3 of 1/width), it is q^n of one layer, q = E tanh(u)²; for
+    `gated` it is q h^(n-1), h = E tanh(2 + u)². The second: E (dL/dx)² / E (dL/dz)², the product
+    over both layers of gain² n d q^(n-1), d = E tanh'(u)²; for `gated` of gain² (d h^(n-1) + (n-1)
+    q e h^(n-2)), e = E tanh'(2 + u)².
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+    weights = weights / weights.sum()
+    gain, centre = 1 / 3 if init == "torch" else 2.0, GATE_BIAS if init == "gated" else 0.0
+    z, gradient = inputs, 1.0
+    for _ in range(2):
+        variance = gain * z + (gain / START_WIDTH if init == "torch" else 0.0)
+        u = math.sqrt(variance) * nodes
+        q, h = weights @ np.tanh(u) ** 2, weights @ np.tanh(centre + u) ** 2
+        d, e = weights @ np.cosh(u) ** -4, weights @ np.cosh(centre + u) ** -4
+        z = q * h ** (branches - 1)
+        own, others = d * h ** (branches - 1), (branches - 1) * q * e * h ** (branches - 2)
+        gradient *= gain * (own + others)
+    return float(z), float(gradient)
+
+
+def measure_start(init: str, branches: int, inputs: float = 1.0) -> tuple[float, float]:
+    """Return what `predict_start` predicts, of a drawn network. Seeds torch's global generator."""
+    torch.manual_seed(0)
+    x = math.sqrt(inputs) * torch.randn(256, START_WIDTH, dtype=torch.float64)
+    z = x.requires_grad_()
+    for _ in range(2):
+        layer = HadamardLinear(START_WIDTH, START_WIDTH, branches=branches, dtype=torch.float64)
+        layer.reset_parameters(init)
+        z = layer(z)
+    upstream = torch.randn_like(z)
+    (z * upstream).sum().backward()
+    return z.square().mean().item(), (x.grad.square().mean() / upstream.square().mean()).item()
+
+
+def check_start() -> list[Check]:
+    """Check how large z and its gradient are before anything is learned, through two layers."""
+    cases = [(init, n, 1.0) for init in ("torch", "orthogonal", "he_normal") for n in (1, 2, 3)]
+    cases += [("gated", 2, 1.0), ("gated", 3, 1.0)]
+    cases += [("orthogonal", 1, 0.1), ("orthogonal", 2, 0.1), ("gated", 2, 0.1)]
+    checks = []
+    for init, branches, inputs in cases:
+        name = f"{layer_name('tanh', branches)} twice, init {init}, E x² = {inputs:g}"
+        both = zip(
+            ("E z²", "(dL/dx)² per (dL/dz)²"),
+            predict_start(init, branches, inputs),
+            measure_start(init, branches, inputs),
+            strict=True,
+        )
+        for quantity, predicted, measured in both:
+            tolerance = START_TOLERANCE * predicted
+            checks.append(Check("start", name, quantity, predicted, measured, tolerance))
+    return checks
+
+
 def check_all() -> list[Check]:
     """Return all lines of the table."""
-    return check_theorem() + check_gradients() + check_deaths()
+    return check_theorem() + check_gradients() + check_deaths() + check_start()

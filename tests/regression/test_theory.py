@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 
 import pytest
+import scipy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,8 +77,31 @@ def test_every_line_of_the_table_holds():
     assert [line for line in checks if not line.holds] == []
     # 6 layers x 3 lines; 13 cases at one branch, of which 3 have no other, and 3 at both; 3 x 7.
     parts = collections.Counter(line.part for line in checks)
-    assert parts == {"Theorem 4.1": 18, "gradients": 13 + 10 + 3, "dying": 21}
-    assert all(line.tolerance <= 0.01 for line in checks)
+    assert parts == {"Theorem 4.1": 18, "gradients": 13 + 10 + 3, "dying": 21, "start": 28}
+    assert all(line.tolerance <= 0.01 for line in checks if line.part != "start")
+
+
+def second_moments(function, variance, centre):
+    """E function(centre + u)², u normal: the integral, by scipy."""
+    sd = math.sqrt(variance)
+    return scipy.integrate.quad(
+        lambda u: function(centre + sd * u) ** 2 * scipy.stats.norm.pdf(u), -12, 12
+    )[0]
+
+
+@pytest.mark.parametrize("branches", BRANCHES)
+@pytest.mark.parametrize(("init", "gain", "centre"), [("orthogonal", 2, 0), ("gated", 2, 2)])
+@pytest.mark.parametrize("inputs", [0.1, 1.0])
+def test_the_predicted_start_is_that_of_independent_branches(init, gain, centre, branches, inputs):
+    """Each branch by itself: z is the product of all; a gradient is f' of one, f of the others."""
+    z, gradient = inputs, 1.0
+    for _ in range(2):
+        centres = [0, *[centre] * (branches - 1)]
+        of_f = [second_moments(math.tanh, gain * z, c) for c in centres]
+        of_slope = [second_moments(lambda a: math.cosh(a) ** -2, gain * z, c) for c in centres]
+        each = [of_slope[i] * math.prod(of_f) / of_f[i] for i in range(branches)]
+        z, gradient = math.prod(of_f), gradient * gain * sum(each)
+    assert theory.predict_start(init, branches, inputs) == pytest.approx((z, gradient), rel=1e-3)
 
 
 def test_a_line_that_is_off_does_not_hold():
