@@ -205,7 +205,10 @@ def select_actions(log_probs: Tensor, actions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def act(agent: nn.Module, obs: Tensor, clocks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return obs (envs, 4, 84, 84) channels last; actions, log-probabilities, values (envs,)."""
+    """Return obs as the rollout keeps them; actions, log-probabilities and values (envs,).
+
+    obs uint8 (envs, 4, 84, 84), as the games give them; channels last where they are kept.
+    """
     obs = channels_last(obs)
     logits, values = agent(obs)
     log_probs = logits.log_softmax(dim=1)

@@ -185,7 +185,10 @@ def draw_exploration(
 def act(
     q_network: nn.Module, obs: Tensor, explore: Tensor, random_actions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return obs (envs, 4, 84, 84) channels last, epsilon-greedy actions and max_a Q (envs,)."""
+    """Return obs as the rollout keeps them, epsilon-greedy actions and max_a Q (envs,).
+
+    obs uint8 (envs, 4, 84, 84), as the games give them; channels last where they are kept.
+    """
     obs = channels_last(obs)
     q_values = q_network(obs)
     actions = torch.where(explore, random_actions, q_values.argmax(dim=1))

@@ -199,10 +199,10 @@ def main(args: Args) -> int:
     say(f"\n{seconds:.0f} s; in {args.output_dir}: {', '.join(OUTPUTS[name])}, tensorboard/")
     if "theory" not in tables:
         return 0
-    return say_theory(tables["theory"])
+    return report_theory(tables["theory"])
 
 
-def say_theory(rows: list[dict]) -> int:
+def report_theory(rows: list[dict]) -> int:
     """Say whether every prediction held; return the exit status, 1 if one did not."""
     failed = [
         f"{row['part']}, {row['case']}: {row['quantity']}" for row in rows if not row["holds"]

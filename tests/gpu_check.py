@@ -1,6 +1,6 @@
 """What a machine with a GPU is asked in one call: are the CUDA graphs right, and how fast?
 
-    python tests/gpu_check.py --out FOLDER [--limit 230] [--sections equal kernels ...]
+    python tests/gpu_check.py --out FOLDER [--limit 460] [--sections equal kernels ...]
 
 Writes FOLDER/gpu_check.json anew after every section, so that what was found stays when time runs
 out; a section that fails is noted in it and the next one begins. `--device cpu --quick` runs the
@@ -253,7 +253,9 @@ class Check:
         updates = 25 if self.args.quick else 100
         for algorithm in self.args.algorithms:
             for precision, variant, deterministic in EQUAL:
-                name = f"{algorithm} {variant} {precision}" + " deterministic" * deterministic
+                name = f"{algorithm} {variant} {precision}"
+                if deterministic:
+                    name += " deterministic"
                 torch.backends.cudnn.deterministic = deterministic
                 with self.noted(found, name):
                     found[name] = self.equal_updates(algorithm, precision, variant, updates)
@@ -359,7 +361,7 @@ class Check:
         planned = [run for _ in range(REPEATS) for run in RUNS] + list(ONCE)
         for algorithm, flags, warm, measured in QUICK_RUNS if self.args.quick else planned:
             name = f"{algorithm} {flags}".strip()
-            given = flags + f" {QUICK_FLAGS}" * self.args.quick
+            given = f"{flags} {QUICK_FLAGS}" if self.args.quick else flags
             games = _flag(flags, "--num-envs", GAMES[algorithm])
             entry = found.setdefault(name, {"rates": [], "emulator": []})
             try:
@@ -379,7 +381,7 @@ class Check:
             print("  ", name, {k: v for k, v in entry.items() if k != "traceback"}, flush=True)
             self.found["sections"]["speed"] = {"found": found}
             self.write()
-            if self.left() < 10:
+            if self.left() < 15:
                 break
 
     def phases(self, found):
@@ -788,24 +790,24 @@ def _comparisons(graphed):
         del graphed._compare
 
 
-SECTIONS = {  # in the order of their worth, with the seconds that each needs
+SECTIONS = {  # in the order of their worth, with the seconds that each needs; speed takes the rest
     "machine": 1,
-    "equal": 20,
+    "equal": 45,
     "equal_acting": 5,
-    "speed": 60,
-    "phases": 30,
     "fallback": 3,
     "memory": 12,
     "resume": 60,
+    "phases": 40,
     "kernels": 15,
     "measure": 25,
+    "speed": 60,
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--limit", type=float, default=230)
+    parser.add_argument("--limit", type=float, default=460)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--sections", nargs="*", default=list(SECTIONS), choices=list(SECTIONS))

@@ -116,7 +116,7 @@ class StandIn:
         self.problems, self.static, self.recorded = Problems(strict), list(static), 0
 
     @contextlib.contextmanager
-    def aside(self):
+    def on_own_stream(self):
         yield
 
     def record(self, function, inputs, held):

@@ -13,6 +13,7 @@ import torch
 from lab.bench.timing import make_kernels, settle, time_call, time_emulator, time_whole_run
 from lab.common import tags
 from lab.common.cli import UsageError, say
+from lab.common.device import pick_device
 from lab.common.tables import format_range, markdown_table
 from lab.training.algorithms import load_script, script_args
 from lab.training.atari import AtariEnvs
@@ -58,6 +59,7 @@ def measure_bound(args, device: torch.device) -> Iterator[dict]:
             algorithm, precision, variant = name
             flags = (*VARIANTS[variant], "--precision", precision, "--env-id", args.env_id)
             of_script = script_args(algorithm, *flags)
+            pick_device(args.device, precision)
             if name not in ready:
                 ready[name] = make_kernels(algorithm, of_script, device)
             for count in (0, 1):
@@ -84,6 +86,12 @@ def measure_bound(args, device: torch.device) -> Iterator[dict]:
         yield results
 
 
+def measure_now(run: Run, recent: RecentObs, head: torch.nn.Linear):
+    """Measure z, and wait for it, as a run on a GPU does not."""
+    run.measure(recent, head)
+    run.write_measurement()
+
+
 def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float) -> Samples:
     """Measure the seconds of what is not training: a log, a measurement of z, a checkpoint.
 
@@ -92,6 +100,7 @@ def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float
     minutes bring at this rate.
     """
     algorithm, precision, variant = name
+    pick_device(args.device, precision)
     results = defaultdict(list)
     # In the working directory, as run folders are: /tmp may lie in memory, where writing is free.
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=".") as folder:
@@ -122,7 +131,10 @@ def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float
                             part.zero_()  # touch the pages, which the system allocates only now
                 calls = (
                     ("logging", lambda: run.log(losses)),
-                    ("metrics", lambda: run.measure(recent, kernel.head)),
+                    (
+                        "metrics",
+                        lambda: (run.measure(recent, kernel.head), run.write_measurement()),
+                    ),
                     ("checkpoint", lambda: run.checkpoint(parts, now=True)),
                 )
                 run.count_step()

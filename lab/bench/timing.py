@@ -105,28 +105,31 @@ def make_rollout_kernels(script, args, parts: dict, num_actions: int) -> tuple:
     choose, learn = script.make_graphs(network, optimizer, args)
     seen = make_random_obs(args.num_envs).contiguous()  # as the games give them
 
+    def draw() -> tuple[Tensor, ...]:
+        if hasattr(script, "draw_exploration"):
+            return script.draw_exploration(args.num_envs, num_actions, 0.0, generator)
+        return (torch.ones(args.num_envs, num_actions),)  # PPO: clocks
+
     @torch.no_grad()
     def act():
         with network.autocast(device.type):
             for _ in range(args.num_steps):
-                if script.__name__ == "ppo_atari":
-                    drawn = (torch.ones(args.num_envs, num_actions),)
-                else:
-                    drawn = script.draw_exploration(args.num_envs, num_actions, 0.0, generator)
-                choose(seen, *drawn)[1].cpu()
+                choose(seen, *draw())[1].cpu()
 
     steps = args.num_envs * args.num_steps
     return act, steps, functools.partial(script.update, learn, rollout, args, generator), steps
 
 
 def time_call(call: Callable, at_least: float, device, clock=time.perf_counter) -> float:
-    """Return the mean seconds of a call, over `at_least` seconds, after one to warm up."""
+    """Return the mean seconds of a call, over `at_least` seconds, after some to warm up."""
 
     def wait():
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    call()
+    # On a GPU the first calls are recorded as graphs and compared.
+    for _ in range(1 if device.type == "cpu" else 12):
+        call()
     wait()
     count, start = 0, clock()
     while count < 2 or clock() - start < at_least:

@@ -30,7 +30,7 @@ def resolve_device(name: str) -> torch.device:
 
 def set_tf32(allowed: bool):
     """Let a GPU round the factors of products in fp32 to 10 bits, or not."""
-    # By default torch does so in convolutions, and where the environment says so in matrix
+    # By default torch rounds them in convolutions, and where the environment says so in matrix
     # products: fp32 is to be fp32.
     torch.backends.cudnn.allow_tf32 = allowed
     torch.set_float32_matmul_precision("high" if allowed else "highest")
@@ -48,7 +48,7 @@ def exact_fp32():
 
 
 def pick_device(name: str, precision: str = "fp32") -> torch.device:
-    """Return the device for auto, cpu or cuda, made ready for a precision, with memory kept."""
+    """Return the device, and set torch up for it: precision, memory and threads of the host."""
     set_tf32(precision == "tf32")
     device = resolve_device(name)
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":

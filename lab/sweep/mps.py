@@ -43,19 +43,14 @@ def share_gpus(wanted: bool) -> Iterator[dict[str, str]]:
     folder, environment = "", {}
     try:
         folder = tempfile.mkdtemp(prefix="mps-")  # short, as a socket's path has to be
-        environment = {PIPES: folder, LOGS: folder}
-        started = subprocess.run(
-            [CONTROL, "-d"],
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-        why = started.stderr.strip().split("\n")[-1] if started.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = str(error)
+    except OSError as error:
+        say(f"warning: runs take turns on a GPU, as MPS does not start: {error}", sys.stderr)
+        yield {}
+        return
+    environment = {PIPES: folder, LOGS: folder}
+    why = None  # it did not start; not known if that was broken off
     try:
+        why = start_mps(environment)
         if why:
             say(f"warning: runs take turns on a GPU, as MPS does not start: {why}", sys.stderr)
             yield {}
@@ -66,3 +61,21 @@ def share_gpus(wanted: bool) -> Iterator[dict[str, str]]:
         if not why:
             ask_mps("quit", environment)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_mps(environment: dict[str, str]) -> str:
+    """Start the service in the background; return why it did not, or an empty string."""
+    # It sees all GPUs: it would number those of CUDA_VISIBLE_DEVICES anew, and not as runs do.
+    own = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    try:
+        started = subprocess.run(
+            [CONTROL, "-d"],
+            env=own | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return started.stderr.strip().split("\n")[-1] if started.returncode else ""

@@ -104,7 +104,7 @@ def check_memory(args):
     copies = 5 * 4
     unit = copies * (64 * 7 * 7 + 1)
     if args.width != 1:
-        what = f"--width {args.width} of --latent-dim {args.latent_dim} and "
+        what = f"--width {args.width} with --latent-dim {args.latent_dim} and "
         what += f"--branches {args.branches}"
         hidden = count_hidden_parameters(args, widths, args.branches)
         require_memory(what, 1, copies * hidden, device)

@@ -1,10 +1,11 @@
-"""CUDA graphs: what the host launches as one thing, instead of kernel by kernel.
+"""CUDA graphs: launch the kernels of an update together, instead of one by one.
 
 A GPU computes an update of these networks in less time than Python takes to launch its hundred
 kernels. `Graphed` has the GPU record them once and replays the record. On the CPU, and wherever a
 replay is not what the function does, the function itself runs.
 """
 
+import collections
 import contextlib
 import math
 import sys
@@ -19,12 +20,12 @@ from lab.common.device import upload
 
 WARM_UP = 3  # calls of the function itself before the one that is recorded
 TOLERANCE = 0.05  # how far a replay may be from the function, as a share of what the function does
-NEAR_ZERO = 1e-3  # numbers of a result below this count as this large in that share
-BAKED = ("betas", "eps", "weight_decay")  # numbers of an optimizer that kernels have in them
+NEAR_ZERO = 1e-3  # smaller results are compared as if they had this size
+FIXED_NUMBERS = ("betas", "eps", "weight_decay")  # of an optimizer, that its kernels have in them
 
 
 class CudaRecorder:
-    """Records functions on a GPU. All that comes before a replay runs on one stream of its own.
+    """Records functions on a GPU, on a stream of its own, on which they run before, too.
 
     Autograd remembers the stream on which a weight was first used, and a recording breaks off that
     waits for another one.
@@ -36,7 +37,7 @@ class CudaRecorder:
         self.device, self.stream = device, torch.cuda.Stream(device)
 
     @contextlib.contextmanager
-    def aside(self):
+    def on_own_stream(self):
         """Run the block on the stream of recordings, in order with all that is around it."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
@@ -46,8 +47,8 @@ class CudaRecorder:
     def record(self, function: Callable, inputs: list[Tensor], held: list[Tensor]):
         """Record a function of these inputs; return what replays it, and its results' tensors.
 
-        `held` is what it reads and changes besides. Raises RuntimeError for what a graph cannot
-        hold.
+        `held`, what it reads and changes besides, is for the stand-in of the tests. Raises
+        RuntimeError for what a graph cannot hold.
         """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
@@ -67,8 +68,7 @@ class Staging:
 
     def __init__(self, static: Tensor):
         self.static = static
-        self.slots: list[tuple[Tensor, torch.cuda.Event]] = []
-        self.turn = 0
+        self.slots: collections.deque[tuple[Tensor, torch.cuda.Event]] = collections.deque()
 
     def fetch(self, tensor: Tensor):
         """Copy a tensor, of the host or of the device, to where the kernels read it."""
@@ -77,12 +77,13 @@ class Staging:
             return
         if len(self.slots) < self.SLOTS:
             pinned = torch.empty_like(self.static, device="cpu", pin_memory=True)
-            self.slots.append((pinned, torch.cuda.Event()))
-        self.turn = (self.turn + 1) % self.SLOTS
-        pinned, fetched = self.slots[min(self.turn, len(self.slots) - 1)]
-        fetched.synchronize()  # the GPU has taken what was in it before
+            fetched = torch.cuda.Event()
+        else:
+            pinned, fetched = self.slots.popleft()
+            fetched.synchronize()  # the GPU has taken what was in it before
         self.static.copy_(pinned.copy_(tensor), non_blocking=True)
         fetched.record()
+        self.slots.append((pinned, fetched))
 
 
 class Graphed:
@@ -124,11 +125,11 @@ class Graphed:
     def __call__(self, *given: Tensor):
         if self.recorder is None:
             return self.function(*(upload(tensor, self.device) for tensor in given))
+        self._load(given)
         with contextlib.ExitStack() as stack:
             for optimizer in self.optimizers:
                 if hasattr(optimizer, "count_step"):  # which a replay of its step would not do
                     stack.enter_context(optimizer.count_step())
-            self._load(given)
             return self._call()
 
     def _call(self):
@@ -137,7 +138,7 @@ class Graphed:
         if self.replay is None:
             self.calls += 1
             if self.calls <= WARM_UP:
-                with self.recorder.aside():
+                with self.recorder.on_own_stream():
                     return self.function(*self.inputs)
             if not self._record():
                 return self.function(*self.inputs)
@@ -166,7 +167,7 @@ class Graphed:
 
     def _memory(self) -> list:
         """Return what a record has in it for good: numbers of optimizers, and where tensors lie."""
-        numbers = [[group.get(name) for name in BAKED] for group in self._groups()]
+        numbers = [[group.get(name) for name in FIXED_NUMBERS] for group in self._groups()]
         states = [id(optimizer.state) for optimizer in self.optimizers]
         weights = [weight for by_name in self.weights for weight in by_name.values()]
         places = [x.data_ptr() for x in (*weights, *self.read) if x is not None]
@@ -196,14 +197,16 @@ class Graphed:
             self.replay, outputs = self.recorder.record(self.function, self.inputs, held)
             self.results, self.form = tree_flatten(outputs)
         except RuntimeError as error:
-            self._give_up(f"it cannot be recorded ({str(error).splitlines()[0]})")
+            # Torch ends a recording that failed with an error of its own, which hides the first.
+            cause = error.__context__ or error
+            self._give_up(f"it cannot be recorded ({str(cause).splitlines()[0]})")
         finally:
             torch.set_autocast_cache_enabled(cached)
-            counted = [_count(group) for group in groups] != [_count(was) for was in before]
+            plain = [[_plain_numbers(group) for group in either] for either in (groups, before)]
             for group, was in zip(groups, before, strict=True):
                 group.clear()
                 group |= was
-        if counted and self.replay is not None:
+        if plain[0] != plain[1] and self.replay is not None:
             self._give_up("it changes numbers of its optimizer, which a replay would not")
         return self.replay is not None
 
@@ -232,7 +235,7 @@ class Graphed:
         say(f"warning: {self.name} runs without a CUDA graph: {why}", sys.stderr)
 
 
-def _count(group: dict) -> dict:
+def _plain_numbers(group: dict) -> dict:
     """Return the numbers of a group of an optimizer, but for its learning rate."""
     plain = {name: value for name, value in group.items() if isinstance(value, int | float)}
     return {name: value for name, value in plain.items() if name not in ("lr", "capturable")}

@@ -64,12 +64,16 @@ class Logger:
     def write_finite(self, values: dict[str, float], step: int):
         """Write scalars by tag. Raise UsageError if one of them, or a weight, is not finite."""
         self.write(values, step)
+        self.require_finite_values(values, step)
+        # The losses were computed before the last step of the optimizer, which may break a weight.
+        self.require_finite(self.network.named_parameters(), step)
+
+    def require_finite_values(self, values: dict[str, float], step: int):
+        """Raise UsageError if one of these scalars by tag is not finite."""
         self._newest |= values
         for tag, value in values.items():
             if not math.isfinite(value):
                 self._report_divergence(f"{tag} is {value}", step)
-        # The losses were computed before the last step of the optimizer, which may break a weight.
-        self.require_finite(self.network.named_parameters(), step)
 
     def require_finite(self, named: Iterable[tuple[str, Tensor]], step: int):
         """Raise UsageError for the first of these (name, tensor) that holds NaN or inf."""

@@ -1,7 +1,11 @@
 """What a run measures of its network: the hidden layers, when, and by which tags."""
 
 import collections
+import copy
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +13,7 @@ from hadamard import features
 from lab.common import tags
 from lab.common.device import exact_fp32
 from lab.training.encoder import NatureEncoder
+from lab.training.figures import try_draw_kde
 from metrics import dead_neurons, measure_layer, q_contribution
 
 
@@ -72,3 +77,56 @@ def measure_representation(
     for part, contribution in parts.items():
         values[tags.contribution(part, algorithm)] = contribution.mean().item()
     return values
+
+
+class Measured(NamedTuple):
+    """What was measured of the hidden layers at an agent step."""
+
+    step: int
+    values: dict[str, float]  # by TensorBoard tag
+    picture: np.ndarray | None  # uint8 (height, width, 3), where it was asked for
+
+
+class Measurer:
+    """Measure hidden layers: at once, or `aside`, in a thread that works on copies.
+
+    A measurement takes half a second of a core, for which a GPU would have to wait. One is under
+    way at a time.
+    """
+
+    def __init__(self, aside: bool):
+        self.aside = aside
+        self._thread = ThreadPoolExecutor(1)
+        self._under_way: Future | None = None
+
+    def submit(self, step: int, layers: dict[str, Tensor], head: nn.Linear, *how):
+        """Measure as `measure` does; `collect` has the result."""
+        if not self.aside:
+            self._under_way = Future()
+            self._under_way.set_result(measure(step, layers, head, *how))
+            return
+        # On the host, where the thread does not wait for the GPU, nor the GPU for it.
+        layers = {name: layer.to("cpu", copy=True) for name, layer in layers.items()}
+        self._under_way = self._thread.submit(
+            measure, step, layers, copy.deepcopy(head).cpu(), *how
+        )
+
+    def collect(self, wait: bool = True) -> Measured | None:
+        """Return what was measured, once; None where there is nothing, or not yet without wait."""
+        if self._under_way is None or not (wait or self._under_way.done()):
+            return None
+        measured, self._under_way = self._under_way.result(), None
+        return measured
+
+    def close(self):
+        """End the thread."""
+        self._thread.shutdown()
+
+
+def measure(
+    step: int, layers: dict[str, Tensor], head: nn.Linear, algorithm: str, is_drawn: bool
+) -> Measured:
+    """Measure the hidden layers and their head, and draw them, if that is asked for."""
+    values = measure_representation(layers, head, algorithm)
+    shown = {name: layer for name, layer in layers.items() if "conv" not in name}
+    return Measured(step, values, try_draw_kde(shown) if is_drawn else None)

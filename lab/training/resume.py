@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from lab.common.cli import UsageError, flag, parse_flags, say
+from lab.common.variants import FREE_FLAGS
 from lab.training.atari import resolve_game
 from lab.training.checkpoint import (
     FORMAT,
@@ -136,7 +137,7 @@ def resolve_resume(args, algorithm: str):
         overrides["device"] = "cpu" if config.get("device", "cpu") == "cpu" else "cuda"
     saved = load_flags(type(args), folder, config, overrides)
     if is_auto:
-        changeable = ("checkpoint_every", "track", "env_threads")
+        changeable = set(FREE_FLAGS) - {"resume", "runs_dir"}
         given = dataclasses.replace(saved, **{name: getattr(args, name) for name in changeable})
     else:
         given = parse_flags(type(args), default=saved)
@@ -159,7 +160,7 @@ def add_resumption(folder: Path, now: dict, step: int) -> dict:
     config = read_config(folder)
     config["flags"]["total_timesteps"] = now["flags"]["total_timesteps"]
     config.pop("finished", None)
-    kept = ("command", "git_commit", "git_has_changes", "device", "processor", "torch_threads")
-    kept += ("versions", "started")
+    kept = ("command", "git_commit", "git_has_changes", "device", "cuda_graphs", "processor")
+    kept += ("torch_threads", "versions", "started")
     config.setdefault("resumed", []).append({"step": step} | {name: now[name] for name in kept})
     return config

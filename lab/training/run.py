@@ -5,17 +5,16 @@ The x axis of every curve is agent steps; one agent step is 4 emulator frames.
 
 import collections
 import contextlib
-import copy
 import datetime
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lab.common import cli, tags
 from lab.common.cli import UsageError, describe_os, say
@@ -32,9 +31,8 @@ from lab.training.checkpoint import (
     restore,
 )
 from lab.training.checks import check_memory
-from lab.training.figures import try_draw_kde
 from lab.training.logger import Logger, start_tracking
-from lab.training.measure import hidden_layers, measure_representation, measurement_due
+from lab.training.measure import Measurer, hidden_layers, measurement_due
 from lab.training.progress import Progress
 from lab.training.resume import add_resumption, resolve_resume
 from lab.training.runfolder import (
@@ -92,16 +90,6 @@ def make_envs(args) -> tuple[AtariEnvs, np.ndarray]:
     return envs, envs.reset()[0]
 
 
-def _measure(
-    layers: dict[str, Tensor], head: nn.Linear, algorithm: str, is_drawn: bool
-) -> tuple[dict[str, float], np.ndarray | None]:
-    """Measure the hidden layers and their head; return values by tag, and the picture if any."""
-    values = measure_representation(layers, head, algorithm)
-    if not is_drawn:
-        return values, None
-    return values, try_draw_kde({name: z for name, z in layers.items() if "conv" not in name})
-
-
 class Run:
     """One training run from outside; a context manager that leaves its files complete.
 
@@ -121,13 +109,11 @@ class Run:
         self._previous = 0  # the agent step before the newest step of the games
         self._looked = 0  # the agent step at which a measurement was last considered
         self._measurements = 0
-        self._measurer = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
-        self._measuring: tuple[Future, int] | None = None  # under way, and its agent step
         self._elapsed, self._start = 0.0, time.monotonic()  # earlier sessions; this one
         self._next_checkpoint = 0.0  # a run can be resumed from its first step on
 
         device = next(network.parameters()).device
-        self._measures_aside = device.type == "cuda"
+        self._measurer = Measurer(aside=device.type == "cuda")
         self.config = describe(args, algorithm, network)
         if args.resume:
             self.folder = Path(args.resume)
@@ -186,7 +172,7 @@ class Run:
         Raises UsageError if one of them, or a weight of the network, is NaN or inf: the run has
         diverged.
         """
-        self._take_measurement(wait=False)
+        self.write_measurement(wait=False)
         self._logger.write_finite(values, self.step)
         rate = self._progress.show(self.step, self.returns)
         shown = {tags.SPS: rate}
@@ -206,33 +192,25 @@ class Run:
         obs = recent.newest(self.args.metrics_samples) if due else None
         if obs is None:
             return
-        self._take_measurement()  # the one before
+        self.write_measurement()  # the one before
         layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
         self._logger.require_finite(layers.items(), self.step)
         is_drawn = self._measurements % FIGURE_EVERY == 0
         self._measurements += 1
-        # Half a second of a core. A GPU is not kept waiting for it: what the thread works on are
-        # copies, and it is waited for before the next checkpoint.
-        if self._measures_aside:
-            layers = {name: layer.cpu() for name, layer in layers.items()}
-            given = (layers, copy.deepcopy(head).cpu(), self.config["algorithm"], is_drawn)
-            self._measuring = self._measurer.submit(_measure, *given), self.step
-        else:
-            self._write_measurement(
-                *_measure(layers, head, self.config["algorithm"], is_drawn), self.step
-            )
+        self._measurer.submit(self.step, layers, head, self.config["algorithm"], is_drawn)
+        self.write_measurement(wait=False)
 
-    def _take_measurement(self, wait: bool = True):
-        """Write what the thread has measured, by the step at which it was asked to."""
-        if self._measuring is not None and (wait or self._measuring[0].done()):
-            (future, step), self._measuring = self._measuring, None
-            self._write_measurement(*future.result(), step)
-
-    def _write_measurement(self, values: dict[str, float], image: np.ndarray | None, step: int):
-        self._logger.write_finite(values, step)
-        self._progress.layer = f"  dead {values[tags.dead()]:.0%}  rank {values[tags.rank()]}"
-        if image is not None:
-            self._logger.board.image(tags.of_layer("kde"), image, step)
+    def write_measurement(self, wait: bool = True):
+        """Write what was measured, by the step at which it was asked for, if there is any."""
+        measured = self._measurer.collect(wait)
+        if measured is None:
+            return
+        self._logger.write(measured.values, measured.step)
+        self._logger.require_finite_values(measured.values, measured.step)
+        dead, rank = measured.values[tags.dead()], measured.values[tags.rank()]
+        self._progress.layer = f"  dead {dead:.0%}  rank {rank}"
+        if measured.picture is not None:
+            self._logger.board.image(tags.of_layer("kde"), measured.picture, measured.step)
         self._logger.board.flush()
 
     def resume(self, parts: dict) -> bool:
@@ -292,7 +270,7 @@ class Run:
         if not now and time.monotonic() < self._next_checkpoint:
             return
         self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
-        self._take_measurement()
+        self.write_measurement()
         content = capture(parts)
         self._logger.require_finite(iterate_tensors(content), self.step)
         try:
@@ -316,7 +294,7 @@ class Run:
 
         Raises UsageError if they cannot be written.
         """
-        self._take_measurement()
+        self.write_measurement()
         self._progress.close()
         self._logger.require_finite(self.network.named_parameters(), self.step)
         problem = None
@@ -357,8 +335,9 @@ class Run:
         return self
 
     def __exit__(self, *exception):
-        self._measurer.shutdown()
-        self._stop.close()
-        self._progress.close()
-        self._logger.close(failed=exception[0] is not None)
-        self._lock.close()
+        with contextlib.ExitStack() as closing:  # whatever is interrupted, the others are closed
+            closing.callback(self._lock.close)
+            closing.callback(self._logger.close, failed=exception[0] is not None)
+            closing.callback(self._progress.close)
+            closing.callback(self._stop.close)
+            closing.callback(self._measurer.close)

@@ -215,6 +215,6 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path, refused):
 def test_a_prediction_that_does_not_hold_is_told_at_the_end(capsys):
     lines = [check_all()[0], Check("Theorem 4.1", "tanh", "outputs", 1.0, 2.0, 0.5)]
     rows = [line._asdict() | {"holds": line.holds} for line in lines]
-    assert demo.say_theory(rows) == 1
+    assert demo.report_theory(rows) == 1
     said = capsys.readouterr().out
     assert said == "1 of 2 predictions did not hold: Theorem 4.1, tanh: outputs\n"

@@ -12,7 +12,7 @@ CONTROL_PROGRAM = """#!/bin/sh
 daemon="${CUDA_MPS_PIPE_DIRECTORY:-FOLDER}/daemon"
 if [ "$1" = -d ]; then
   BROKEN
-  touch "$daemon"; exit 0
+  touch "$daemon"; echo "${CUDA_VISIBLE_DEVICES-all}" > FOLDER/seen; exit 0
 fi
 read -r command
 echo "$command" >> FOLDER/asked
@@ -46,6 +46,13 @@ def test_it_runs_for_the_block_alone(install, capfd):
     assert not pipes.exists()
     assert (install() / "asked").read_text().split() == ["get_server_list", "quit"]
     assert capfd.readouterr().out.count("\n") == 1
+
+
+def test_it_sees_all_gpus_as_runs_are_given_theirs_by_number(install, monkeypatch):
+    folder = install()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with share_gpus(True):
+        assert (folder / "seen").read_text() == "all\n"
 
 
 def test_it_ends_with_a_block_that_fails(install):

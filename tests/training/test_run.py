@@ -14,6 +14,7 @@ import pqn_atari
 from dqn_atari import Args, QNetwork
 from lab.common.cli import UsageError
 from lab.training import board
+from lab.training import measure as measuring
 from lab.training import run as training
 from lab.training.frames import RecentObs
 from lab.training.progress import Progress
@@ -106,14 +107,19 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(error, tmp_path, monkeypa
 @pytest.fixture
 def aside(monkeypatch):
     """Layers are measured in a thread, as on a GPU."""
-    monkeypatch.setattr(Run, "__enter__", lambda run: setattr(run, "_measures_aside", True) or run)
+
+    def enter(run):
+        run._measurer.aside = True
+        return run
+
+    monkeypatch.setattr(Run, "__enter__", enter)
 
 
 def test_a_run_goes_on_while_its_layer_is_measured(make_run, aside, events, monkeypatch):
     """The values are those of the network and the step at which they were asked for."""
     recent = RecentObs(512, torch.device("cpu"))
     recent.add(torch.randint(0, 255, (1, 512, 4, 84, 84), dtype=torch.uint8))
-    may_end, measure = threading.Event(), training._measure
+    may_end, measure = threading.Event(), measuring.measure
 
     def slow(*given):
         assert may_end.wait(60)
@@ -122,8 +128,8 @@ def test_a_run_goes_on_while_its_layer_is_measured(make_run, aside, events, monk
     flags = {"metrics_samples": 512, "metrics_every": 1, "num_envs": 512}
     with make_run(**flags) as run:
         layers = training.hidden_layers(run.network, recent.newest(512))
-        expected, _ = measure(layers, run.network.head, "dqn", False)
-        monkeypatch.setattr(training, "_measure", slow)
+        expected = measure(0, layers, run.network.head, "dqn", False).values
+        monkeypatch.setattr(measuring, "measure", slow)
         run.count_step()
         run.measure(recent, run.network.head)
         with torch.no_grad():
@@ -131,10 +137,10 @@ def test_a_run_goes_on_while_its_layer_is_measured(make_run, aside, events, monk
                 weight.zero_()
         run.count_step()
         run.log({"losses/td_loss": 1.0})
-        assert run._measuring is not None
+        assert not run._measurer._under_way.done()
         may_end.set()
         run.checkpoint({"network": run.network}, now=True)
-        assert run._measuring is None
+        assert run._measurer._under_way is None
     log = events(run.folder)
     for tag, value in expected.items():
         (point,) = log.Scalars(tag)
@@ -148,11 +154,11 @@ def test_a_run_killed_while_it_measures_goes_on_to_the_same_curves(aside, tmp_pa
     assert pqn_atari.main(parse("pqn", *flags, "--runs-dir", tmp_path / "whole")) == 0
     (whole,) = (tmp_path / "whole").iterdir()
 
-    killed, measure, take = tmp_path / "killed", Run.measure, Run._take_measurement
+    killed, measure, take = tmp_path / "killed", Run.measure, Run.write_measurement
 
     def snapshot(run, *given):
         measure(run, *given)
-        if run._measuring is not None and run.step >= 512 and not killed.exists():
+        if run._measurer._under_way is not None and run.step >= 512 and not killed.exists():
             run._logger.board.flush()
             shutil.copytree(run.folder, killed)
 
@@ -160,7 +166,7 @@ def test_a_run_killed_while_it_measures_goes_on_to_the_same_curves(aside, tmp_pa
         patch.setattr(Run, "measure", snapshot)
         # Nothing is taken before it has to be: as if each measurement took long.
         patch.setattr(
-            Run, "_take_measurement", lambda run, wait=True: take(run, wait) if wait else None
+            Run, "write_measurement", lambda run, wait=True: take(run, wait) if wait else None
         )
         assert pqn_atari.main(parse("pqn", *flags, "--runs-dir", tmp_path / "other")) == 0
     assert killed.exists()
