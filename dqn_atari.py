@@ -23,7 +23,7 @@ from hadamard import init_parameters
 from lab.common.cli import UsageError, above, at_least, at_most, between
 from lab.common.device import pick_device
 from lab.training.checks import check_shared_flags
-from lab.training.encoder import NatureEncoder
+from lab.training.encoder import Encoder
 from lab.training.graphs import Graphed
 from lab.training.logger import Means
 from lab.training.replay import Batch, ReplayBuffer
@@ -59,6 +59,8 @@ class Args:
     """normalise inside each branch, before its activation"""
     apply_to: str = "last"
     """hidden layers that get activation, branches and norm: last or all; the others are ReLU"""
+    encoder: str = "nature"
+    """nature (the paper's), or hadamax: its successor (arXiv 2505.15345), with max-pooling"""
     init: str = "torch"
     """of the head and of each branch, as if it were a layer alone: torch, orthogonal, he_normal,
     gated (orthogonal, but all branches save the first start nearly constant)"""
@@ -138,7 +140,7 @@ def check(args: Args):
         )
 
 
-class QNetwork(NatureEncoder):
+class QNetwork(Encoder):
     """Map obs uint8 (batch, 4, 84, 84) to Q-values (batch, actions), linear in z."""
 
     def __init__(self, num_actions: int, args: Args):

@@ -23,7 +23,7 @@ from lab.common.cli import UsageError, above, at_least, between
 from lab.common.device import pick_device, upload
 from lab.training.atari import AtariEnvs
 from lab.training.checks import check_rollout_flags, check_shared_flags
-from lab.training.encoder import NatureEncoder
+from lab.training.encoder import Encoder
 from lab.training.frames import RecentObs, channels_last, empty_obs, take_steps
 from lab.training.graphs import Graphed
 from lab.training.run import Run, launch, make_envs
@@ -65,6 +65,8 @@ class Args:
     """normalise inside each branch, before its activation"""
     apply_to: str = "last"
     """hidden layers that get activation, branches and norm: last or all; the others are ReLU"""
+    encoder: str = "nature"
+    """nature (the paper's), or hadamax: its successor (arXiv 2505.15345), with max-pooling"""
     init: str = "orthogonal"
     """of the heads and of each branch, as if it were a layer alone: torch, orthogonal,
     he_normal, gated (orthogonal, but all branches save the first start nearly constant)"""
@@ -143,7 +145,7 @@ def check(args: Args):
         )
 
 
-class Agent(NatureEncoder):
+class Agent(Encoder):
     """Map obs uint8 (batch, 4, 84, 84) to logits (batch, actions) and values (batch,).
 
     Actor and critic are linear in z.

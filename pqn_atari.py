@@ -24,7 +24,7 @@ from lab.common.cli import above, at_least, at_most, between
 from lab.common.device import pick_device, upload
 from lab.training.atari import AtariEnvs
 from lab.training.checks import check_rollout_flags, check_shared_flags
-from lab.training.encoder import NatureEncoder
+from lab.training.encoder import Encoder
 from lab.training.frames import RecentObs, channels_last, empty_obs, take_steps
 from lab.training.graphs import Graphed
 from lab.training.radam import RAdam
@@ -59,6 +59,8 @@ class Args:
     """normalise inside each branch, before its activation"""
     apply_to: str = "all"
     """hidden layers that get activation, branches and norm: last or all; the others are ReLU"""
+    encoder: str = "nature"
+    """nature (the paper's), or hadamax: its successor (arXiv 2505.15345), with max-pooling"""
     init: str = "he_normal"
     """of the heads and of each branch, as if it were a layer alone: torch, orthogonal,
     he_normal, gated (orthogonal, but all branches save the first start nearly constant)"""
@@ -124,7 +126,7 @@ def check(args: Args):
     at_most(args, 1, "exploration_fraction")
 
 
-class QNetwork(NatureEncoder):
+class QNetwork(Encoder):
     """Map obs uint8 (batch, 4, 84, 84) to Q-values (batch, actions), linear in z."""
 
     def __init__(self, num_actions: int, args: Args):

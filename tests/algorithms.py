@@ -9,6 +9,7 @@ from lab.training.algorithms import script_args
 
 SCRIPTS = {"dqn": dqn_atari, "ppo": ppo_atari, "pqn": pqn_atari}
 NETWORKS = {"dqn": dqn_atari.QNetwork, "ppo": ppo_atari.Agent, "pqn": pqn_atari.QNetwork}
+HADAMAX = {"encoder": "hadamax", "activation": "gelu_tanh", "layer_norm": True, "apply_to": "all"}
 VARIANTS = {
     "relu": {"activation": "relu", "branches": 1},
     "tanh": {"branches": 1},
@@ -23,6 +24,8 @@ VARIANTS = {
     "tanh-3hr": {"branches": 3},
     "tanh-match": {"branches": 1, "width": "match"},
     "relu-match": {"activation": "relu", "branches": 1, "width": "match"},
+    "hadamax": HADAMAX,
+    "hadamax-plain": HADAMAX | {"branches": 1},
 }
 # Where --width match comes out, of the sizes that a run has by default: channels and z.
 MATCHED = {"dqn": ((32, 64, 64), 1024), "ppo": ((32, 64, 64), 1024), "pqn": ((45, 91, 91), 721)}

@@ -9,10 +9,11 @@ from lab.common.cli import UsageError
 PAPER_VARIANTS = (
     *("relu", "tanh", "sigmoid", "selu", "tanh-hr", "sigmoid-hr", "relu-hr"),
     *("tanh-ln", "tanh-wide", "tanh-sum", "tanh-3hr", "tanh-match", "relu-match"),
+    *("hadamax", "hadamax-plain"),  # of arXiv 2505.15345
 )
 # Flags that a variant's name stands for.
 VARIANT_FLAGS = ("activation", "branches", "combine", "latent_dim", "width", "layer_norm")
-VARIANT_FLAGS += ("apply_to",)
+VARIANT_FLAGS += ("apply_to", "encoder")
 # Flags that change no number that a run computes: the emulator's threads and CUDA graphs change its
 # speed alone.
 FREE_FLAGS = ("resume", "checkpoint_every", "runs_dir", "track", "env_threads", "cuda_graphs")
@@ -26,8 +27,12 @@ def variant_name(args) -> str:
     what the paper does with that algorithm.
     """
     default = {field.name: field.default for field in dataclasses.fields(args)}
+    is_hadamax = args.encoder == "hadamax"
     name = args.activation
-    if args.branches > 1:
+    if is_hadamax:  # which has GELU and LayerNorm in all layers, and by itself two branches
+        name = "hadamax-plain" if args.branches == 1 else "hadamax"
+        default |= {"layer_norm": True, "apply_to": "all"}
+    if args.branches > 1 and (args.branches, args.combine, is_hadamax) != (2, "product", True):
         count = "" if args.branches == 2 else str(args.branches)
         name += f"-{count}{'hr' if args.combine == 'product' else 'sum'}"
     if args.latent_dim != 512:
@@ -53,15 +58,18 @@ def variant_flags(name: str, activations: Collection[str]) -> list[str]:
     number = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
     parts = (r"(?:-(\d*)(hr|sum))?", r"(?:-(wide)|-z(\d+))?", f"(?:-(match)|-w({number}))?")
     parts += ("(?:-(ln|noln))?", "(?:-(last|all))?")
-    pattern = f"({'|'.join(activations)}){''.join(parts)}"
+    pattern = f"(hadamax-plain|hadamax|{'|'.join(activations)}){''.join(parts)}"
     if (match := re.fullmatch(pattern, name)) is None:
         raise UsageError(
             f"unknown variant {name!r}: choose one of the paper's ({', '.join(PAPER_VARIANTS)}) or "
             "one of their pattern, such as silu-3hr-z256-ln"
         )
     activation, count, combined, wide, latent_dim, matched, width, norm, apply_to = match.groups()
-    branches = str(count or 2) if combined else "1"
+    branches = str(count or 2) if combined or activation == "hadamax" else "1"
     flags = ["--activation", activation, "--branches", branches]
+    if activation.startswith("hadamax"):
+        flags = ["--encoder", "hadamax", "--activation", "gelu_tanh", "--branches", branches]
+        norm, apply_to = norm or "ln", apply_to or "all"
     if combined:
         flags += ["--combine", "product" if combined == "hr" else "sum"]
     if wide or latent_dim:

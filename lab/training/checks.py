@@ -7,7 +7,13 @@ from hadamard import ACTIVATIONS, COMBINES, INITS
 from lab.common.cli import UsageError, above, at_least, below, between, check_folder, one_of
 from lab.common.device import check_device, require_memory, resolve_device
 from lab.training.atari import resolve_game
-from lab.training.encoder import SIDES, count_hidden_parameters, resolve_widths
+from lab.training.encoder import (
+    ENCODERS,
+    HADAMAX_FLAGS,
+    count_hidden_parameters,
+    map_sides,
+    resolve_widths,
+)
 from lab.training.frames import OBS_SHAPE
 from lab.training.replay import TRANSITION_BYTES
 
@@ -31,6 +37,7 @@ def check_shared_flags(args):
     between(args, 0, 2**31 - 1 - args.num_envs, "seed")
     at_least(args, 0, "sticky_actions", "checkpoint_every")
     below(args, 1, "sticky_actions")
+    check_encoder(args)
     check_width(args)
     smallest = max(512, resolve_widths(args).z)
     if args.metrics_samples < smallest:
@@ -42,6 +49,18 @@ def check_shared_flags(args):
         raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
     if not args.resume:
         check_folder(args, "runs_dir")
+
+
+def check_encoder(args):
+    """Raise UsageError for an unknown --encoder, or flags that make it another network."""
+    one_of(args, ENCODERS, "encoder")
+    if args.encoder == "hadamax":
+        for name, value in HADAMAX_FLAGS.items():
+            if getattr(args, name) != value:
+                raise UsageError(
+                    "--encoder hadamax has GELU and LayerNorm in all layers: it needs --activation "
+                    "gelu_tanh --layer-norm --apply-to all"
+                )
 
 
 def check_width(args):
@@ -115,7 +134,7 @@ def check_memory(args):
         require_memory(f"--latent-dim {args.latent_dim}", args.latent_dim, bytes_each, device)
     obs = math.prod(OBS_SHAPE)
     # Of the convolutions, for one observation.
-    maps = zip(widths.channels, SIDES, strict=True)
+    maps = zip(widths.channels, map_sides(args)[0], strict=True)
     activations = sum(channels * side**2 for channels, side in maps)
     if args.apply_to == "all":
         activations *= args.branches

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hadamard import features
 from lab.common import tags
 from lab.common.device import exact_fp32
-from lab.training.encoder import NatureEncoder
+from lab.training.encoder import Encoder
 from lab.training.figures import try_draw_kde
 from metrics import dead_neurons, measure_layer, q_contribution
 
@@ -31,9 +31,7 @@ def measurement_due(args, previous: int, step: int) -> bool:
 
 @exact_fp32()
 @torch.no_grad()
-def hidden_layers(
-    network: NatureEncoder, obs: Tensor, convolutions: bool = False
-) -> dict[str, Tensor]:
+def hidden_layers(network: Encoder, obs: Tensor, convolutions: bool = False) -> dict[str, Tensor]:
     """Return the activations of a network's hidden layers, in fp32 whatever its precision.
 
     obs uint8 (samples, 4, 84, 84) -> (samples, features) of "z", of "branch_0" ... where z has
