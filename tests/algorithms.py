@@ -62,7 +62,7 @@ def saved_weights(folder):
 
 
 def parameters_by_hand(algorithm, num_actions, flags):
-    """Every weight, bias and norm of the Nature network, counted layer by layer."""
+    """Every weight, bias and norm of the network, counted layer by layer."""
     branches = flags.get("branches", 2)
     channels, width = (32, 64, 64), flags.get("latent_dim", 512)
     if flags.get("width") == "match":
@@ -76,6 +76,10 @@ def parameters_by_hand(algorithm, num_actions, flags):
         return each * (branches if changed else 1)
 
     total = layer(4 * 8 * 8, first, everywhere) + layer(first * 4 * 4, second, everywhere)
-    total += layer(second * 3 * 3, third, everywhere) + layer(third * 7 * 7, width, True)
+    total += layer(second * 3 * 3, third, everywhere)
+    if flags.get("encoder") == "hadamax":  # whose z is plain, over maps of 11 x 11
+        total += third * 11 * 11 * width + 3 * width
+    else:
+        total += layer(third * 7 * 7, width, True)
     heads = (num_actions, 1) if algorithm == "ppo" else (num_actions,)
     return total + sum(width * out + out for out in heads)

@@ -324,7 +324,7 @@ BAD_FLAGS = [
     ),
     (
         *(("ppo", "pqn"), "--width 100000 --metrics-samples 51200000"),
-        r"--width 100000.0 of --latent-dim 512 and --branches 2 needs \d+\.\d GB .* choose less",
+        r"--width 100000.0 with --latent-dim 512 and --branches 2 needs \d+\.\d GB .* choose less",
     ),
     (ALL, "--num-envs 0", r"--num-envs must be between 1 and 4096, not 0"),
     (ALL, "--num-envs 100000", r"--num-envs must be between 1 and 4096, not 100000"),

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from lab.common.cli import UsageError
 
-PAPER_VARIANTS = (
+NAMED_VARIANTS = (
     *("relu", "tanh", "sigmoid", "selu", "tanh-hr", "sigmoid-hr", "relu-hr"),
     *("tanh-ln", "tanh-wide", "tanh-sum", "tanh-3hr", "tanh-match", "relu-match"),
     *("hadamax", "hadamax-plain"),  # of arXiv 2505.15345
@@ -61,7 +61,7 @@ def variant_flags(name: str, activations: Collection[str]) -> list[str]:
     pattern = f"(hadamax-plain|hadamax|{'|'.join(activations)}){''.join(parts)}"
     if (match := re.fullmatch(pattern, name)) is None:
         raise UsageError(
-            f"unknown variant {name!r}: choose one of the paper's ({', '.join(PAPER_VARIANTS)}) or "
+            f"unknown variant {name!r}: choose one of {', '.join(NAMED_VARIANTS)}, or "
             "one of their pattern, such as silu-3hr-z256-ln"
         )
     activation, count, combined, wide, latent_dim, matched, width, norm, apply_to = match.groups()

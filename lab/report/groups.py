@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lab.common.stats import Scores, normalise, reference_scores
-from lab.common.variants import FREE_FLAGS, PAPER_VARIANTS, VARIANT_FLAGS
+from lab.common.variants import FREE_FLAGS, NAMED_VARIANTS, VARIANT_FLAGS
 from lab.report.measures import final_value, is_counted
 from lab.report.runs import SCORE, RunRecord
 
@@ -46,7 +46,7 @@ class Group:
         self.cells = defaultdict(list)  # (variant, game) -> runs, by seed
         for run in sorted(self.runs, key=lambda run: run.seed):
             self.cells[run.variant, run.game].append(run)
-        order = {name: i for i, name in enumerate(PAPER_VARIANTS)}
+        order = {name: i for i, name in enumerate(NAMED_VARIANTS)}
         names = {run.variant for run in self.runs}
         self.variants = sorted(names, key=lambda name: (order.get(name, len(order)), name))
         self.games = sorted({run.game for run in self.runs})

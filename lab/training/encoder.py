@@ -97,8 +97,9 @@ def _match(args) -> Widths:
     twin = count_hidden_parameters(args, _scale(args, 1), TWIN_BRANCHES)
     # Between two layers that are widened the weights grow with the square of the width.
     widths = _scale(args, math.sqrt(TWIN_BRANCHES))
-    without, one = (count_hidden_parameters(args, widths._replace(z=z), 1) for z in (0, 1))
-    return widths._replace(z=round((twin - without) / (one - without)))
+    base = count_hidden_parameters(args, widths._replace(z=0), 1)
+    per_unit = count_hidden_parameters(args, widths._replace(z=1), 1) - base
+    return widths._replace(z=round((twin - base) / per_unit))
 
 
 def pad(maps: Tensor, window: int, stride: int, value: float) -> Tensor:

@@ -12,7 +12,7 @@ import ppo_atari
 import pqn_atari
 from hadamard import ACTIVATIONS
 from lab.common.cli import parse_flags
-from lab.common.variants import PAPER_VARIANTS, variant_flags, variant_name
+from lab.common.variants import NAMED_VARIANTS, variant_flags, variant_name
 
 
 def test_names_of_the_settings_beyond():
@@ -34,7 +34,7 @@ def test_names_of_the_settings_beyond():
 def test_the_papers_variants_have_their_flags_by_name(variant, algorithm):
     """The same as the table of flags, which tests/algorithms.py has."""
     args_class = SCRIPTS[algorithm].Args
-    assert set(VARIANTS) == set(PAPER_VARIANTS)
+    assert set(VARIANTS) == set(NAMED_VARIANTS)
     args = parse_flags(args_class, argv=variant_flags(variant, ACTIVATIONS))
     assert args == args_class(**VARIANTS[variant])
 

@@ -66,7 +66,7 @@ def test_flags_of_one_algorithm_reach_that_one_alone():
     ("flags", "message"),
     [
         (["--algorithms", "a2c"], "unknown algorithm 'a2c': choose of dqn, ppo, pqn"),
-        (["--variants", "tanh-xr"], "unknown variant 'tanh-xr': choose one of the paper's"),
+        (["--variants", "tanh-xr"], "unknown variant 'tanh-xr': choose one of relu, tanh, "),
         (["--variants", "tanh-ln"], "pqn calls 'tanh-ln' 'tanh': name that one in --variants"),
         (["--variants", "tanh-hr-match"], "dqn: --width match makes .*: it needs --branches 1"),
         (["--variants", "tanh-w1"], "dqn calls 'tanh-w1' 'tanh': name that one in --variants"),
