@@ -124,7 +124,7 @@ class GroupStatistics:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of nan: drawn as gaps
                 values = [
-                    stats.estimate([of[:, i] for of in curves], stats.iqm, repeats=400)
+                    stats.estimate([of[:, i] for of in curves], stats.iqm, repeats=2_000)
                     for i in range(len(steps))
                 ]
             bands[variant] = Band(steps, *np.array(values).T)
@@ -137,7 +137,7 @@ class GroupStatistics:
         every = np.concatenate([of for games in scores.values() for of in games])
         thresholds = np.linspace(min(0.0, every.min()), every.max() * 1.02 + 1e-3, 101)
         return {
-            variant: Band(thresholds, *stats.performance_profile(games, thresholds, repeats=1_000))
+            variant: Band(thresholds, *stats.performance_profile(games, thresholds))
             for variant, games in scores.items()
         }
 

@@ -2,12 +2,13 @@
 
 A claim is supported or contradicted where the 95 % interval of what was measured lies wholly within
 or beyond what the claim asks; else there is not enough data, and what is missing is said. That one
-variant scores higher than another is decided by a permutation test at 5 %, as a bootstrap over few
-seeds is too narrow. Nothing is decided with fewer than MIN_SEEDS seeds in any of the games
+variant scores higher than another is decided by a permutation test at 5 %, which is right for any
+number of seeds. Nothing is decided with fewer than MIN_SEEDS seeds in any of the games
 (BOOTSTRAP_SEEDS where nothing but a bootstrap gives an interval), nor corrected for the number of
 claims: of 20 that are not true one will seem so.
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from lab.report.groups import Group
 from lab.report.measures import DEAD, dead_part, final_value, predict_share
 from lab.report.runs import SCORE
 
+ALPHA = 0.05  # below which a p decides
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough data"
 
 
@@ -58,8 +60,16 @@ def format_games(games: list[str], numbers: Iterable[float]) -> str:
 def measure_wins(claim: Claim, group: Group, games: list[str]) -> Measured:
     """Test that a run of the first variant scores higher than one of the second more often."""
     found, words = _probability(claim, group, games)
-    p = stats.improvement_p(*(group.values(name, games, SCORE) for name in claim.variants))
-    return Measured(found, f"{words}; p = {p:.3f}", above=0.5, p=p)
+    both = [group.values(name, games, SCORE) for name in claim.variants]
+    p, lowest = stats.improvement_p(*both), stats.lowest_p(*both)
+    undecided = ""
+    if lowest >= ALPHA:
+        enough = next(n for n in itertools.count(2) if 2 / math.comb(2 * n, n) < ALPHA)
+        undecided = (
+            f"undecidable: so few runs cannot give a p below {lowest:.2f}: takes {enough} seeds of "
+            "each in a game, or more games"
+        )
+    return Measured(found, f"{words}; p = {p:.3f}", above=0.5, p=p, undecided=undecided)
 
 
 def measure_alike(claim: Claim, group: Group, games: list[str]) -> Measured:
@@ -206,9 +216,9 @@ def reach_verdict(measured: Measured, seeds: int) -> tuple[str, str]:
     if measured.undecided:
         return OPEN, measured.undecided
     if measured.p is not None:
-        if measured.p >= 0.05:
+        if measured.p >= ALPHA:
             deviation = max(norm.isf(measured.p / 2), 1e-9)
-            short = norm.isf(0.05 / 2) / deviation
+            short = norm.isf(ALPHA / 2) / deviation
             return OPEN, f"p = {measured.p:.3f}: {format_seeds_needed(seeds, short)}"
         return (SUPPORTED if value > measured.above else CONTRADICTED), ""
     if math.isnan(low):
