@@ -22,10 +22,19 @@ def final_value(run: RunRecord, measure: str) -> float:
     return float(values[-1] if measure == SCORE else np.mean(values[-(POINTS // 10) :]))
 
 
-def first_dead_share(run: RunRecord) -> float:
-    """Return the share of dead neurons at the first point of the run that has one."""
-    values = run.measures.get(DEAD, np.array([math.nan]))
-    return float(values[np.argmax(~np.isnan(values))])
+def first_point(runs: list[RunRecord]) -> int | None:
+    """Return the first of the POINTS at which all runs that measure dead neurons have done so.
+
+    Runs of different versions measure for the first time at different agent steps; at this point
+    they can be compared. None where no run measures them.
+    """
+    measured = (~np.isnan(run.measures[DEAD]) for run in runs if DEAD in run.measures)
+    return max((int(np.argmax(there)) for there in measured), default=None)
+
+
+def dead_share_at(run: RunRecord, point: int) -> float:
+    """Return the newest share of dead neurons at one of the POINTS."""
+    return float(run.measures[DEAD][point]) if DEAD in run.measures else math.nan
 
 
 def is_counted(run: RunRecord) -> bool:

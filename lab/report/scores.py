@@ -43,10 +43,11 @@ class GroupStatistics:
         """Return per game and variant: seeds, score at the end, measures of z, over the seeds."""
         group, rows = self.group, []
         part = f"dead part of {'the value' if group.algorithm == 'ppo' else 'Q'}, %"
-        numbers = {
-            "score": SCORE,
-            "mean score over the run": measures.mean_score,
-            "dead at first, %": measures.first_dead_share,
+        numbers = {"score": SCORE, "mean score over the run": measures.mean_score}
+        if (point := measures.first_point(group.runs)) is not None:
+            early = f"dead at {group.runs[0].steps[point]:,} steps, %"
+            numbers[early] = functools.partial(measures.dead_share_at, point=point)
+        numbers |= {
             "dead, %": measures.DEAD,
             "rank": measures.RANK,
             "saturated, %": measures.SATURATED,

@@ -59,10 +59,24 @@ def test_tables_tell_the_dead_part_and_the_saturation_of_branches(
     (row,) = GroupStatistics(group).by_game
     assert row[column] == pytest.approx((37.5, *stats.t.interval(0.95, 1, loc=37.5, scale=12.5)))
     assert row["branches saturated, %"] == pytest.approx((15, 15, 15))
-    assert (row["dead at first, %"].value, row["dead, %"].value) == pytest.approx((25, 50))
+    assert (row["dead at 40 steps, %"].value, row["dead, %"].value) == pytest.approx((25, 50))
     for row in GroupStatistics(group).predictions:
         assert row["branch 0 saturated, %"] == pytest.approx(10)
         assert row["branch 1 saturated, %"] == pytest.approx(20)
+
+
+def test_dead_at_first_is_that_of_one_agent_step_in_all_runs(tmp_path):
+    """One measured at 40, 200 and 900, one at 200 and 900 alone, and one never."""
+    points = {1: [(40, 0.9), (195, 0.3), (900, 0.5)], 2: [(195, 0.1), (900, 0.5)]}
+    for seed, own in points.items():
+        make_run(tmp_path / f"run{seed}", measures={DEAD: own}, flags={"seed": seed})
+    (row,) = GroupStatistics(read_group(tmp_path)).by_game
+    assert row["dead at 200 steps, %"].value == pytest.approx(20)
+    assert not any(name.startswith("dead at 40") for name in row)
+    make_run(tmp_path / "run3", game="Pong")
+    rows = GroupStatistics(read_group(tmp_path)).by_game
+    assert np.isnan(rows[1]["dead at 200 steps, %"].value)
+    assert rows[0]["dead at 200 steps, %"].value == pytest.approx(20)
 
 
 def test_scores_over_games_are_normalised_by_humans_and_by_the_baseline(tmp_path):
