@@ -1,9 +1,10 @@
 """The environment boundary: parallel Atari games under the paper's protocol, exact and countable.
 
 Frame skip 4 with the maximum over the last two frames, 84 x 84 grey, 4 frames stacked (zeros before
-a game's first), up to 30 no-ops, FIRE pressed at the start of a game and after a life loss where a
-game has it, a life loss ends the bootstrap but not the game, rewards clipped to [-1, 1], no sticky
-actions unless asked for. Emulation, preprocessing and threads are ale-py's `AtariVectorEnv`.
+a game's first), FIRE pressed at the start of a game and after a life loss where a game has it, up
+to 28 no-ops after the first FIRE or 29 without one, a life loss ends the bootstrap but not the
+game, rewards clipped to [-1, 1], no sticky actions unless asked for. Emulation, preprocessing and
+threads are ale-py's `AtariVectorEnv`.
 
 Units: a step here is an agent step, which is 4 emulator frames.
 """
@@ -93,7 +94,9 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
 
     - obs: uint8 (num_envs, 4, 84, 84), the newest frame last; of the next game where one ended
     - rewards: float32 (num_envs,), clipped to [-1, 1]
-    - terminations: bool (num_envs,), True at a life loss and at the end of a game: do not bootstrap
+    - terminations: bool (num_envs,), True at a life loss and at the end of a game: no bootstrap.
+      The last life counts as lost when the game ends: in some (BankHeist, Frogger, ...) it goes on
+      for a while with 0 lives
     - truncations: bool (num_envs,), the game was cut off: bootstrap from `infos["final_obs"]`
     - infos: `executed_actions`, int64 (num_envs,): what was played, FIRE after a life loss in place
       of the action asked for; `game_over`, bool (num_envs,): a game ended or was truncated, obs is

@@ -98,6 +98,38 @@ def test_one_game_against_the_bare_emulator(rom):
     assert total == score or rom == "seaquest"  # 20 points a fish there, clipped to 1
 
 
+@pytest.mark.parametrize(
+    "rom",
+    ["bank_heist", "atlantis", "donkey_kong", "frogger", "turmoil"],
+)
+def test_the_fall_to_no_life_is_no_termination_while_the_game_goes_on(rom):
+    """It goes on for some steps with 0 lives; other losses, and its end, are terminations."""
+    envs = AtariEnvs(rom, 1, seed=1)
+    lives = envs.reset()[1]["lives"][0]
+    fell = False
+    for _, _, _, (terminated,), _, infos in play(envs, random_policy(envs), 5_000):
+        if infos["game_over"][0]:
+            break
+        assert terminated == (0 < infos["lives"][0] < lives)
+        fell |= infos["lives"][0] == 0
+        lives = infos["lives"][0]
+    assert fell
+    assert terminated
+
+
+@pytest.mark.parametrize(
+    ("rom", "frames"), [("breakout", [1, 1, 28, 29]), ("freeway", [0, 1, 28, 29])]
+)
+def test_no_ops_are_at_most_28_after_fire_and_29_without(rom, frames):
+    """The emulator's frames before the first obs, of seeds that draw 0, 1, 28 and 29."""
+    envs = AtariEnvs(rom, 1, seed=0)
+    played = []
+    for seed in (9, 34, 24, 4):
+        envs.reset(seed=seed)
+        played.append(envs._games.step(np.zeros(1, int))[-1]["frame_number"][0] - 4)
+    assert played == frames
+
+
 @pytest.mark.parametrize("rom", ["breakout", "seaquest", "pong", "freeway"])
 def test_returns_lives_and_fire_over_many_games(rom):
     """ale-py's own environment, given the executed actions, shows the same games."""
