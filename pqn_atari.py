@@ -42,7 +42,7 @@ class Args:
     seed: int = 1
     """seed of the network, the actions, the minibatches and the games"""
     total_timesteps: int = 10_000_000
-    """steps of the run, summed over the parallel games (the paper: 10M, which are 40M frames)"""
+    """steps of the run, summed over the parallel games (10M, as the paper's DQN and PPO)"""
     activation: str = "tanh"
     """of the hidden layers that --apply-to names: relu, tanh, sigmoid, selu, gelu,
     gelu_tanh, elu, silu, identity"""
