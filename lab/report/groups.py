@@ -59,17 +59,20 @@ class Group:
         """Return the games in which there is a run of each of these variants."""
         return [game for game in self.games if all((v, game) in self.cells for v in variants)]
 
-    def comparable(self) -> tuple[list[str], list[str]]:
+    def comparable(self, first: str) -> tuple[list[str], list[str]]:
         """Return variants and games to compare over games: as many as have a run of every pair.
 
-        Variants that lack games are left out, rather than these games, unless fewer pairs would be
-        left.
+        `first` is among them, if there are runs of it: without it there is nothing to compare with.
+        Other variants that lack games are left out, rather than these games, unless fewer pairs
+        would be left.
         """
+        wanted = [first] if first in self.variants else []
         found = ([], [])
-        for fewest in range(len(self.games), 0, -1):
-            kept = [name for name in self.variants if len(self.common_games(name)) >= fewest]
-            games = self.common_games(*kept) if kept else []
-            if len(kept) * len(games) > len(found[0]) * len(found[1]):
+        for fewest in range(len(self.common_games(*wanted)), 0, -1):
+            kept = [v for v in self.variants if len(self.common_games(*wanted, v)) >= fewest]
+            games = self.common_games(*kept)
+            # Of as many pairs, those of more variants.
+            if len(kept) * len(games) >= len(found[0]) * len(found[1]):
                 found = (kept, games)
         return found
 

@@ -34,9 +34,9 @@ class GroupStatistics:
 
     def __init__(self, group: Group, first: str = "tanh-hr", baseline: str = "relu"):
         self.group, self.first, self.baseline = group, first, baseline
-        # Variants and games to compare over games on human-normalised scores.
-        self.variants, games = group.comparable()
-        self.games = [game for game in games if game in stats.reference_scores()]
+        # Variants and games to compare over games; those games that have a human score.
+        self.variants, self.shared_games = group.comparable(first)
+        self.games = [game for game in self.shared_games if game in stats.reference_scores()]
 
     @functools.cached_property
     def by_game(self) -> list[dict]:
@@ -69,15 +69,14 @@ class GroupStatistics:
     @functools.cached_property
     def over_games(self) -> list[dict]:
         """Return per scale and variant: median, IQM and mean over all comparable games."""
-        variants, games = self.group.comparable()
         known, rows = stats.reference_scores(), []
         scales = {"human-normalised": {game: known[game] for game in self.games}}
-        if self.baseline in variants:
-            scales["baseline-normalised"] = self._ranges(self.baseline, games)
+        if self.baseline in self.variants:
+            scales["baseline-normalised"] = self._ranges(self.baseline, self.shared_games)
         for scale, ranges in scales.items():
             if not ranges:
                 continue
-            for variant in variants:
+            for variant in self.variants:
                 scores = []
                 for game, (low, high) in ranges.items():
                     (of_game,) = self.group.values(variant, [game], SCORE)

@@ -110,6 +110,19 @@ def test_a_stray_run_takes_no_game_from_the_others(tmp_path):
     assert {(row["variant"], row["games"]) for row in rows} == {("relu", 4), ("tanh-hr", 4)}
 
 
+def test_the_variant_that_is_compared_stays_where_it_has_fewer_games(tmp_path):
+    """relu and selu in two games, tanh-hr in one of them: all three, in the game they share."""
+    make_runs(tmp_path, "dqn", {"relu": 2.0, "selu": 4.0}, games=("Breakout", "Pong"), seeds=1)
+    make_runs(tmp_path, "dqn", {"tanh-hr": 3.0}, games=("Pong",), seeds=1)
+    group = read_group(tmp_path)
+    rows = GroupStatistics(group, first="tanh-hr").over_games
+    assert {(row["variant"], row["games"]) for row in rows} == {
+        (variant, 1) for variant in ("relu", "selu", "tanh-hr")
+    }
+    rows = GroupStatistics(group, first="selu").over_games
+    assert {(row["variant"], row["games"]) for row in rows} == {("relu", 2), ("selu", 2)}
+
+
 def test_tables_without_a_row_are_left_out(tmp_path):
     make_runs(tmp_path, "dqn", {"selu": 2.0}, games=("Adventure",))
     assert list(tabulate_group(GroupStatistics(read_group(tmp_path)))) == ["games"]
