@@ -322,10 +322,12 @@ def test_figure_shows_each_layer_and_marks_the_dead():
     assert image.dtype == np.uint8
     assert image.ndim == 3
     assert image.shape[2] == 3
-    left, right = np.array_split(image.astype(int), 2, axis=1)
+    # One below the other, as wide as TensorBoard shows a picture.
+    assert image.shape[1] == 350
+    upper, lower = np.array_split(image.astype(int), 2)
 
     def reddish(part):
         return (part[..., 0] > part[..., 2] + 80).sum()
 
-    assert reddish(right) > 1000  # constants: dead, framed in red
-    assert reddish(left) == 0
+    assert reddish(lower) > 1000  # constants: dead, framed in red
+    assert reddish(upper) == 0

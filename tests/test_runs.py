@@ -146,16 +146,12 @@ def test_what_tensorboard_is_told_about_the_run(algorithm, logged, events):
     extra = [path.name for path in folder.iterdir() if path.is_dir()]
     assert extra == (["replay"] if algorithm == "dqn" else [])  # no further runs in it
     log = events(folder)
-    hparams = {}
-    for tag in ("_hparams_/experiment", "_hparams_/session_start_info"):
-        content = log.SummaryMetadata(tag).plugin_data.content
-        hparams[tag] = plugin_data_pb2.HParamsPluginData.FromString(content)
-    values = hparams["_hparams_/session_start_info"].session_start_info.hparams
+    content = log.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert values["activation"].string_value == "tanh"
     assert values["branches"].number_value == 2
     assert values["variant"].string_value == "tanh-hr-z64"
-    metrics = hparams["_hparams_/experiment"].experiment.metric_infos
-    assert "charts/mean_return_100" in {metric.name.tag for metric in metrics}
+    assert values["layer_norm"].string_value == ("on" if algorithm == "pqn" else "off")
     text = log.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "|learning_rate|0.0001|" in text
     layout = log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0].decode("latin1")

@@ -123,9 +123,15 @@ def start_board(folder: Path, config: dict, losses: tuple[str, ...]) -> Board:
     columns = config["flags"] | {key: config[key] for key in ("game", "algorithm", "variant")}
     rows = "\n".join(f"|{key}|{value}|" for key, value in columns.items())
     board.text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-    # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
-    measured = [tags.MEAN_RETURN, *map(tags.of_layer, MEASURES)]
-    for part in summary.hparams(columns, dict.fromkeys(measured, 0.0)):
+    # Written into this run itself: SummaryWriter.add_hparams would open a second run folder. Without
+    # the list of columns, which TensorBoard would take from one run for all; so it takes what any
+    # run has. In words, as it cannot sort out bools beside strings.
+    shown = {
+        key: ("on" if value else "off") if isinstance(value, bool) else value
+        for key, value in columns.items()
+    }
+    _columns, *session = summary.hparams(shown, {})
+    for part in session:
         board.add(part)
     # Title -> tag, or a pattern of tags: z and its branches lie in one chart.
     charts = {

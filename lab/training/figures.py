@@ -41,10 +41,11 @@ def draw_kde(layers: dict[str, Tensor]) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(layers), 4.4), dpi=100, layout="constrained")
+    # One below the other, 350 pixels wide: at this width TensorBoard shows a picture.
+    figure = Figure(figsize=(3.5, 3.6 * len(layers)), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    columns = figure.subplots(1, len(layers), squeeze=False)[0]
-    for axes, (title, z) in zip(columns, layers.items(), strict=True):
+    rows = figure.subplots(len(layers), squeeze=False)[:, 0]
+    for axes, (title, z) in zip(rows, layers.items(), strict=True):
         neurons = torch.linspace(0, z.shape[1] - 1, min(NEURONS, z.shape[1])).long()
         z = z[:, neurons].double().cpu()
         low, high = z.min().item(), z.max().item()
@@ -71,7 +72,7 @@ def draw_kde(layers: dict[str, Tensor]) -> np.ndarray:
                 color=color if dead[i] else "0.75",
                 lw=1.2,
             )
-            axes.text(x0 + 0.07, y0 + 0.84, f"{neuron}  peak {peak:.3g}", fontsize=6.5)
+            axes.text(x0 + 0.07, y0 + 0.84, f"{neuron}  peak {peak:.2g}", fontsize=7)
         axes.set_title(f"{title}: values from {low + pad:.2g} to {high - pad:.2g}", fontsize=9)
         axes.set(xlim=(0, 4), ylim=(0, 4))
         axes.set_axis_off()

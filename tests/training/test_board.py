@@ -2,7 +2,11 @@
 
 import numpy as np
 import pytest
+from tensorboard import context
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import backend_context
 
 from lab.training import board as room
 from lab.training.board import Board, start_board
@@ -22,6 +26,33 @@ def write_past_a_checkpoint(folder):
     board.scalar("x", 2.0, 20)
     board.flush()
     return sizes
+
+
+def test_hparams_has_the_columns_and_measures_of_all_runs(tmp_path):
+    """As TensorBoard's plugin finds them: what only one of two algorithms has is there, too."""
+    named = {"game": "Pong", "variant": "tanh-hr"}
+    flags = {"apply_to": "last", "seed": 1}
+    own = {"dqn": {"double_dqn": True}, "pqn": {"q_lambda": 0.65, "layer_norm": False}}
+    for algorithm, extra in own.items():
+        (tmp_path / algorithm).mkdir()
+        config = named | {"algorithm": algorithm, "flags": flags | extra}
+        board = start_board(tmp_path / algorithm, config, ())
+        board.scalar(f"losses/of_{algorithm}", 1.0, 10)
+        board.flush()
+    runs = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    runs.Reload()
+    provider = data_provider.MultiplexerDataProvider(runs, str(tmp_path))
+    plugin = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    request = context.RequestContext()
+    found = plugin.experiment_from_metadata(
+        request, "", True, plugin.hparams_metadata(request, ""), []
+    )
+    columns = {column.name: column for column in found.hparam_infos}
+    assert {"double_dqn", "q_lambda", "layer_norm", "seed", "game", "variant"} <= columns.keys()
+    assert list(columns["double_dqn"].domain_discrete) == ["on"]
+    assert list(columns["layer_norm"].domain_discrete) == ["off"]
+    measured = {metric.name.tag for metric in found.metric_infos}
+    assert measured >= {"losses/of_dqn", "losses/of_pqn"}
 
 
 def test_what_came_after_the_checkpoint_is_written_anew_once(tmp_path):
