@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lab.common.cli import UsageError, describe_os, say
 from lab.common.files import atomic_write, write_json
 from lab.training.board import Board
+from lab.training.tracking import Tracker
 
 
 class Means:
@@ -49,7 +50,13 @@ class Logger:
     `board` is None until a resumed run goes on; `tracked` comes from `start_tracking`.
     """
 
-    def __init__(self, folder: Path, board: Board | None, network: nn.Module, tracked=None):
+    def __init__(
+        self,
+        folder: Path,
+        board: Board | None,
+        network: nn.Module,
+        tracked: Tracker | None = None,
+    ):
         self.folder, self.board, self.network, self.tracked = folder, board, network, tracked
         self.warned = False  # whether the newest attempt to write something has failed
         self._newest: dict[str, float] = {}  # of every tag, for the report of a divergence
@@ -59,7 +66,7 @@ class Logger:
         for tag, value in values.items():
             self.board.scalar(tag, value, step)
         if self.tracked is not None:
-            self.tracked.log(values | {"global_step": step})
+            self.tracked.send(values, step)
 
     def write_finite(self, values: dict[str, float], step: int):
         """Write scalars by tag. Raise UsageError if one of them, or a weight, is not finite."""
@@ -121,27 +128,4 @@ class Logger:
         if self.board is not None:
             self.board.flush()
         if self.tracked is not None:
-            self.tracked.finish(exit_code=int(failed))
-
-
-def start_tracking(name: str, config: dict):
-    """Start a run of Weights & Biases, if --track asks for it; return it, or None.
-
-    Raises UsageError if it does not take the run.
-    """
-    if not config["flags"]["track"]:
-        return None
-    import wandb  # optional: only who asks for it needs it
-
-    try:
-        tracked = wandb.init(
-            project="hadamard-rl", name=name, id=name, config=config, resume="allow"
-        )
-        tracked.define_metric("global_step")
-        tracked.define_metric("*", step_metric="global_step")
-    except Exception as error:  # of many kinds, and no fault of the run
-        raise UsageError(
-            f"--track: Weights & Biases does not take the run ({error}); log in, set "
-            "WANDB_MODE=offline, or leave --track out"
-        ) from None
-    return tracked
+            self.tracked.finish(failed)

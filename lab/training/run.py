@@ -31,7 +31,7 @@ from lab.training.checkpoint import (
     restore,
 )
 from lab.training.checks import check_memory
-from lab.training.logger import Logger, start_tracking
+from lab.training.logger import Logger
 from lab.training.measure import Measurer, hidden_layers, measurement_due
 from lab.training.progress import Progress
 from lab.training.resume import add_resumption, resolve_resume
@@ -43,6 +43,7 @@ from lab.training.runfolder import (
     select_checkpoint_flags,
 )
 from lab.training.signals import CAN_RESUME, StopSignals
+from lab.training.tracking import start_tracking
 
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
 FIGURE_EVERY = 10
@@ -118,13 +119,13 @@ class Run:
         if args.resume:
             self.folder = Path(args.resume)
             self._lock, board = lock(self.folder), None  # the curves go on in `resume`
-            tracked = start_tracking(self.folder.name, self.config)
+            tracked = start_tracking(self.folder, self.config)
         else:
             with fresh_folder(args, self.config) as self.folder:
                 self._lock = lock(self.folder)
                 write_json(self.folder / "config.json", self.config)
                 board = start_board(self.folder, self.config, losses)
-                tracked = start_tracking(self.folder.name, self.config)
+                tracked = start_tracking(self.folder, self.config)
         self._logger = Logger(self.folder, board, network, tracked)
         self._checkpoints = Checkpoints(self.folder, select_checkpoint_flags(self.config["flags"]))
         graphs = " with CUDA graphs" if self.config["cuda_graphs"] else ""
