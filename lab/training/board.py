@@ -123,9 +123,9 @@ def start_board(folder: Path, config: dict, losses: tuple[str, ...]) -> Board:
     columns = config["flags"] | {key: config[key] for key in ("game", "algorithm", "variant")}
     rows = "\n".join(f"|{key}|{value}|" for key, value in columns.items())
     board.text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-    # Written into this run itself: SummaryWriter.add_hparams would open a second run folder. Without
-    # the list of columns, which TensorBoard would take from one run for all; so it takes what any
-    # run has. In words, as it cannot sort out bools beside strings.
+    # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
+    # Without the list of columns: TensorBoard would take that of one run for all, and so takes what
+    # any run has. Bools in words, as it cannot sort them out beside strings.
     shown = {
         key: ("on" if value else "off") if isinstance(value, bool) else value
         for key, value in columns.items()
