@@ -6,6 +6,7 @@ Bad input ends in one line that says what is wrong and what would be right, and 
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import re
@@ -17,6 +18,10 @@ from pathlib import Path
 
 import tyro
 
+# Also what ends a line or reverses it, and halves of characters, which cannot be encoded.
+CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 LARGEST_FLAG = 1e18  # no flag takes a number beyond
 
 
@@ -29,10 +34,19 @@ def describe_os(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def escape_controls(text: str, keep: str = "") -> str:
+    """Return a text in which what could steer a terminal or turn its lines around is written out.
+
+    Names of files and what stands in them may hold anything. `keep` has characters to leave.
+    """
+    return CONTROLS.sub(lambda m: m[0] if m[0] in keep else ascii(m[0])[1:-1], text)
+
+
 def say(text: str, file=None):
     """Print at once; a reader that has gone away (a closed pipe or terminal) ends no run."""
     # RuntimeError: a signal came in the middle of another print.
     with contextlib.suppress(OSError, RuntimeError):
+        text = escape_controls(text, keep="\n\t")
         print(text, file=file or sys.stdout, flush=True)
 
 
@@ -62,7 +76,13 @@ def launch(main: Callable, args_class: type):
         require_temporary_folder()
         sys.exit(main(parse_flags(args_class)))
     except UsageError as error:
-        say(f"{program_name()}: error: {error}", sys.stderr)
+        say(f"{program_name()}: error: {escape_controls(str(error))}", sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        path = escape_controls(str(error.filename)[:80])
+        say(f"{program_name()}: error: {path}: {describe_os(error)}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

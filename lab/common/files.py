@@ -4,13 +4,19 @@ import contextlib
 import errno
 import json
 import os
+import re
+import secrets
 import stat
 import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 from lab.common.cli import UsageError, explain_unwritable, require_writable
+
+# Time, host and process, as TensorBoard's writers name them: a copy called .bak is none.
+EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\..+\.\d+")
 
 
 class ChecksumFile:
@@ -55,17 +61,43 @@ def sync_folder(folder: Path):
             os.close(descriptor)
 
 
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> IO[bytes]:
+    """Open a file for bytes, to read unless the flags of `os.open` say otherwise.
+
+    Raise OSError for what is no regular file: a pipe would be waited for, a device has no end.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "r+b")
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file that holds an object. Raise OSError, or ValueError if it is damaged."""
+    with open_regular(path) as file:
+        content = file.read()
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it holds no object")
+    return value
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path):
     """Open a `ChecksumFile` that takes its place at `path` if the block ends well.
 
-    Then it is on the disk; if the block raises, what was at `path` before stays.
+    Then it is on the disk; if the block raises, what was at `path` before stays. Its temporary name
+    is drawn and must be free: nothing is written over, nor through a link or into a pipe.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    summed = None
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    file = temporary.open("xb")
+    summed = ChecksumFile(file)
     try:
-        with temporary.open("wb") as file:
-            summed = ChecksumFile(file)
+        with file:
             yield summed
             file.flush()
             sync(file.fileno())
@@ -73,7 +105,7 @@ def atomic_write(path: Path):
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and summed is not None and summed.problem is not None:
+        if isinstance(error, RuntimeError) and summed.problem is not None:
             raise summed.problem from None
         raise
 
@@ -119,7 +151,7 @@ def check_stem(stem: Path) -> tuple[str, str]:
 def replace_files(folder: Path, flag: str, outdated: Iterable[str] = ()):
     """Give a new folder, whose files take their places in `folder` if the block ends well.
 
-    TensorBoard files, whose names hold the time, replace those beside them. Files that are
+    TensorBoard's files, whose names hold the time, replace those beside them. Files that are
     `outdated` and not written anew are removed. If the block does not end well, nothing there has
     changed. Raise UsageError if something cannot be written; `flag` is the one that named the
     folder.
@@ -134,9 +166,10 @@ def replace_files(folder: Path, flag: str, outdated: Iterable[str] = ()):
             for path in written:
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if path.name.startswith("events.out.tfevents"):
-                    for old in target.parent.glob("events.out.tfevents*"):
-                        old.unlink()
+                if EVENT_FILE.fullmatch(path.name):
+                    for old in target.parent.iterdir():
+                        if EVENT_FILE.fullmatch(old.name):
+                            old.unlink()
                 (staged / path).replace(target)
             for old in {*outdated} - {*map(str, written)}:
                 (folder / old).unlink(missing_ok=True)

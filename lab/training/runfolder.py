@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import fcntl
 import functools
-import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from lab.common.cli import UsageError, describe_os
+from lab.common.files import open_regular
 from lab.common.provenance import record_provenance
+from lab.common.runconfig import read_run_config
 from lab.common.variants import FREE_FLAGS, variant_name
 from lab.training.atari import game_title, resolve_game
 from lab.training.checkpoint import Footer, read_newest_footer
@@ -75,7 +77,7 @@ def lock(folder: Path) -> IO:
     Raises UsageError if another process holds it, or it cannot be held.
     """
     try:
-        file = (folder / "lock").open("a")
+        file = open_regular(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
@@ -89,7 +91,7 @@ def lock(folder: Path) -> IO:
 
 def in_use(folder: Path) -> bool:
     """Return whether another process holds this run folder."""
-    with contextlib.suppress(OSError), (folder / "lock").open() as file:
+    with contextlib.suppress(OSError), open_regular(folder / "lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -103,15 +105,12 @@ def read_config(folder: Path, asked: str = "--resume ") -> dict:
         if not folder.is_dir():
             what = "it is no folder" if folder.exists() else "there is no such folder"
             raise UsageError(f"{asked}{folder}: {what}; name one below runs/")
-        config = json.loads((folder / "config.json").read_text())
-        if not {"algorithm", "flags", "started"} <= config.keys():
-            raise ValueError
-        dict(**config["flags"])
-        if not isinstance(config.get("finished", 0), int):
-            raise ValueError
-    except (OSError, ValueError, AttributeError, TypeError):
-        raise UsageError(f"{asked}{folder}: it is no run, as it has no whole config.json") from None
-    return config
+        return read_run_config(folder / "config.json")
+    except (OSError, ValueError) as error:
+        what = describe_os(error) if isinstance(error, OSError) else error
+        raise UsageError(
+            f"{asked}{folder}: it is no run, as it has no whole config.json ({what})"
+        ) from None
 
 
 @functools.lru_cache(maxsize=10_000)

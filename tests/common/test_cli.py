@@ -13,6 +13,10 @@ from conftest import ENV, command_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dqn_atari
+import lab.report.__main__ as report
+import lab.sweep.__main__ as sweep
+from lab import evaluate
 from lab.common.cli import (
     UsageError,
     above,
@@ -22,8 +26,12 @@ from lab.common.cli import (
     between,
     one_of,
     require_writable,
+    say,
 )
+from lab.report import curve
 from lab.training.checkpoint import read_state
+
+PATH = "x" * 10_000
 
 REAL = st.floats(-1e6, 1e6)
 ANY = st.one_of(
@@ -197,3 +205,43 @@ def test_a_folder_in_which_no_file_can_grow_is_refused(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     require_writable(tmp_path / "new", "--out")
     assert list(tmp_path.iterdir()) == []
+
+
+EVIL = "a\x1b[2J\x07\r\x9bx\u202edcba\u2028\x00\udcff"
+
+
+def test_nothing_that_is_said_steers_the_terminal(capsys):
+    """Line ends and tabs stay, and letters, spaces and signs of any script."""
+    say(f"{EVIL}\n\té日本 \u3000👩‍🔬")
+    assert capsys.readouterr().out == (
+        r"a\x1b[2J\x07\r\x9bx\u202edcba\u2028\x00\udcff" + "\n\té日本 \u3000👩‍🔬\n"
+    )
+
+
+def test_a_complaint_is_one_line_whatever_a_file_is_called(launched, tmp_path):
+    done = launched(report, [tmp_path / "a\n\x1b[31mb"])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert r"a\n\x1b[31mb: no run folder there" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tool", "flags"),
+    [
+        (report, (PATH,)),
+        (report, (PATH, "--out", PATH)),
+        (curve, (PATH, "out")),
+        (curve, ("run", PATH)),
+        (curve, ("run", f"{PATH}/out")),
+        (evaluate, (PATH,)),
+        (evaluate, ("run", "--gif", f"{PATH}/x.gif")),
+        (dqn_atari, ("--runs-dir", PATH)),
+        (dqn_atari, ("--resume", PATH)),
+        (sweep, ("--runs-dir", PATH, "--dry-run")),
+    ],
+)
+def test_a_path_that_is_too_long_is_refused_in_one_line(tool, flags, launched):
+    done = launched(tool, flags)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert ": error: " in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,9 +1,12 @@
 """Outputs of a comparison: all of them or none, and what was there before is replaced."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from lab.common.cli import UsageError
-from lab.common.files import check_targets, replace_files, write_files
+from lab.common.files import check_targets, read_json, replace_files, write_files, write_json
 
 
 def files(folder):
@@ -29,13 +32,15 @@ def test_new_files_take_the_place_of_old_ones_and_leave_others_alone(tmp_path):
 def test_event_files_are_replaced_whatever_their_names(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "events.out.tfevents.1.host").write_text("old")
+        (tmp_path / folder / "events.out.tfevents.1.host.9").write_text("old")
+    (tmp_path / "a" / "events.out.tfevents.1.host.9.bak").write_text("mine")
     with replace_files(tmp_path, "--out") as folder:
         (folder / "a").mkdir()
-        (folder / "a" / "events.out.tfevents.2.host").write_text("new")
+        (folder / "a" / "events.out.tfevents.2.host.9").write_text("new")
     assert sorted(files(tmp_path)) == [
-        "a/events.out.tfevents.2.host",
-        "b/events.out.tfevents.1.host",  # of something else
+        "a/events.out.tfevents.1.host.9.bak",
+        "a/events.out.tfevents.2.host.9",
+        "b/events.out.tfevents.1.host.9",  # of something else
     ]
 
 
@@ -77,3 +82,52 @@ def test_targets_are_checked_before_any_work(tmp_path):
     for name, message in (("folder", "is a folder"), ("file/", "is a file"), ("x" * 300, "long")):
         with pytest.raises(UsageError, match=message):
             check_targets(tmp_path, (name,), "--out")
+
+
+def test_a_temporary_file_is_written_over_nothing(tmp_path, monkeypatch):
+    """Whatever lies at its name, even if somebody knows it: it stays, and so does the target."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    monkeypatch.setattr("lab.common.files.secrets.token_hex", lambda size: "known")
+    (tmp_path / "out.json").write_text("old")
+    temporary = tmp_path / "out.json.known.tmp"
+    for put in (
+        lambda: temporary.symlink_to(elsewhere),
+        lambda: temporary.symlink_to("nowhere"),
+        lambda: os.mkfifo(temporary),
+        lambda: temporary.write_text("mine"),
+        lambda: os.link(elsewhere, temporary),
+    ):
+        put()
+        before = temporary.lstat()
+        with pytest.raises(FileExistsError):
+            write_json(tmp_path / "out.json", {"a": 1})
+        assert temporary.lstat() == before
+        assert elsewhere.read_text() == "mine"
+        assert (tmp_path / "out.json").read_text() == "old"
+        assert not (tmp_path / "nowhere").exists()
+        temporary.unlink()
+    write_json(tmp_path / "out.json", {"a": 1})
+    assert files(tmp_path) == {"elsewhere": b"mine", "out.json": b'{\n  "a": 1\n}\n'}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to a device"])
+def test_what_is_no_regular_file_is_refused_and_not_read(tmp_path, kind):
+    path = tmp_path / "config.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path = Path("/dev/zero")
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="it is no regular file"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "null", "{", "[" * 100_000, '{"a": ' * 100_000])
+def test_json_without_an_object_is_damaged(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"(?i)expecting|object|nested"):
+        read_json(tmp_path / "config.json")
