@@ -2,7 +2,11 @@
 
 import csv
 import io
+import re
 import statistics
+
+# What a spreadsheet would take for a formula, perhaps behind marks that we have put there.
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def format_number(value: float) -> str:
@@ -25,13 +29,42 @@ def format_table(rows: list[dict]) -> str:
     )
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def format_csv(rows: list[dict]) -> bytes:
-    """Format rows as CSV with a header; the first row names the columns of all."""
+    """Format rows as CSV with a header; the first row names the columns of all.
+
+    A text that a spreadsheet would take for a formula has a ' before it, which `read_csv` takes
+    away; numbers stay as they are.
+    """
+
+    def protect(cell):
+        is_formula = isinstance(cell, str) and FORMULA.match(cell) and not _is_number(cell)
+        return f"'{cell}" if is_formula else cell
+
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text)
+    writer.writerow(map(protect, rows[0]))
+    for row in rows:
+        writer.writerow([protect(row.get(column, "")) for column in rows[0]])
     return text.getvalue().encode()
+
+
+def read_csv(content: bytes) -> list[dict[str, str]]:
+    """Read rows as `format_csv` writes them. Raise ValueError or csv.Error if they are damaged."""
+
+    def unprotect(cell):
+        marked = isinstance(cell, str) and cell.startswith("'") and FORMULA.match(cell)
+        return cell[1:] if marked else cell
+
+    rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
+    return [{unprotect(name): unprotect(cell) for name, cell in row.items()} for row in rows]
 
 
 def markdown_table(rows: list[tuple[str, ...]]) -> str:

@@ -3,7 +3,11 @@
 import csv
 import io
 
-from lab.common.tables import format_csv, format_number, format_table
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab.common.tables import format_csv, format_number, format_table, read_csv
 
 ROWS = [{"name": "a", "value": 1.23456789, "count": 3}, {"name": "bcd", "value": 1e-9, "count": 40}]
 
@@ -28,3 +32,26 @@ def test_numbers_have_six_digits():
         "1.23457e+06",
         "nan",
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+cmd|' /C calc'!A0", "-x", "@SUM(A1)", "\t=1", "\r=1", "=", "'=1", "''+x"]
+)
+def test_no_text_is_a_formula_in_a_spreadsheet(text):
+    """Which takes a cell for one by its first character, and a ' before it for text."""
+    content = format_csv([{text: text, "b": "'plain"}])
+    for row in csv.reader(io.StringIO(content.decode(), newline="")):
+        assert row[0] == f"'{text}"
+        assert row[1] in ("b", "'plain")
+    assert read_csv(content) == [{text: text, "b": "'plain"}]
+
+
+@pytest.mark.parametrize("number", ["-1.5", "+2", "-inf", "-1e-09", -3, -0.5])
+def test_numbers_stay_numbers_in_a_spreadsheet(number):
+    assert format_csv([{"a": number}]).decode() == f"a\r\n{number}\r\n"
+
+
+@given(st.lists(st.text(alphabet="'=+-@ax1\t\r\n,\"", min_size=1), min_size=1, max_size=9))
+def test_every_text_reads_back(texts):
+    rows = [{"name": text, "n": "1"} for text in texts]
+    assert read_csv(format_csv(rows)) == rows
