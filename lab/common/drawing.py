@@ -25,5 +25,6 @@ def own_style():
             os.environ["MPLBACKEND"] = backend
     defaults = dict(matplotlib.rcParamsDefault)
     del defaults["backend"]
-    with matplotlib.rc_context(defaults):
+    # A name may hold $ signs: it is no formula.
+    with matplotlib.rc_context(defaults | {"text.parse_math": False}):
         yield

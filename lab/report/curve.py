@@ -6,6 +6,7 @@ Writes STEM.csv (scores, measures, losses, epsilon and learning rate: tag, agent
 STEM.png.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ import numpy as np
 import tyro
 
 from lab.common import tags
-from lab.common.cli import UsageError, launch
+from lab.common.cli import UsageError, launch, say
 from lab.common.drawing import own_style
 from lab.common.events import Curve, read_scalars
 from lab.common.files import check_stem, write_files
@@ -98,6 +99,8 @@ def main(args: Args) -> int:
     folder, stem = Path(args.run), Path(args.stem)
     table, picture = check_stem(stem)
     run = read_run(folder)
+    for loss in run.losses:
+        say(f"warning: {loss}", sys.stderr)
     found = sorted(read_scalars(folder)[0].items())
     curves = {tag: curve for tag, curve in found if tag.startswith(TABULATED)}
     if tags.RETURN not in curves:

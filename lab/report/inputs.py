@@ -45,9 +45,10 @@ def read_all(paths: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:
         if seen[run.name] > 1:  # folders of one name at two places: in the tables a name is one run
             run.name += f"-{seen[run.name]}"
         if not run.whole:
+            why = "; ".join(run.losses) or "an event file is damaged or gone"
             remarks.append(
-                f"{run.name}: an event file is cut off, so points are missing; the last point "
-                f"there is at agent step {run.last_step:,}"
+                f"{run.name}: {why}, so points are missing; the last point there is at agent step "
+                f"{run.last_step:,}"
             )
         if run.diverged is not None:
             then = "it went on" if run.reached_total else "it counts with what it had"

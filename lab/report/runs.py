@@ -4,15 +4,18 @@ import contextlib
 import csv
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from lab.common import tags
-from lab.common.cli import UsageError
+from lab.common.cli import LARGEST_FLAG, UsageError, escape_controls
 from lab.common.events import Curve, read_scalars
-from lab.common.tables import format_number
+from lab.common.files import open_regular, read_json
+from lab.common.runconfig import check_kinds, read_run_config
+from lab.common.tables import format_number, read_csv
 
 POINTS = 100  # of a curve, evenly spaced over the agent steps that the run was to take
 WINDOW = 100  # games that a score is the mean of
@@ -47,22 +50,20 @@ class RunRecord:
     steps: np.ndarray  # (points,)
     measures: dict[str, np.ndarray] = field(repr=False)  # SCORE or a tag -> (points,)
     provenance: dict = field(default_factory=dict, repr=False)  # PROVENANCE, as far as known
-    whole: bool = True  # whether none of its event files is damaged or cut off
+    whole: bool = True  # whether none of its event files is damaged, cut off or gone
     diverged: int | None = None  # the agent step, if it did
     setting: str = ""  # the flags in which it differs from others of its algorithm
+    losses: list[str] = field(default_factory=list, repr=False)  # in words, if it is not whole
 
     def __post_init__(self):
         """List the machines, versions of torch and commits on which it was begun and went on."""
         begun = self.provenance
-        try:
-            resumed = [begun | session for session in begun.get("resumed", [])]
-            machines = {_machine(session) for session in (begun, *resumed)}
-            versions = [of["versions"] for of in (begun, *resumed) if "versions" in of]
-            self.machines: list[str] = sorted(machines - {""})
-            self.torches: list[str] = sorted({of["torch"] for of in versions})
-            self.commits: list[str] = sorted({self.commit, *map(format_commit, resumed)})
-        except (TypeError, AttributeError, LookupError):
-            raise ValueError(f"of {self.name}, made is not as a report writes it") from None
+        resumed = [begun | session for session in begun.get("resumed") or []]
+        machines = {_machine(session) for session in (begun, *resumed)}
+        torches = {(of.get("versions") or {}).get("torch") for of in (begun, *resumed)}
+        self.machines: list[str] = sorted(machines - {""})
+        self.torches: list[str] = sorted(torches - {None})
+        self.commits: list[str] = sorted({self.commit, *map(format_commit, resumed)})
 
     @property
     def complete(self) -> bool:
@@ -77,8 +78,8 @@ class RunRecord:
 
 def _machine(session: dict) -> str:
     """Return the GPU, or else the processor, of a run's provenance; "" if it is not known."""
-    device = session.get("device", "cpu")
-    return session.get("processor", "") if device == "cpu" else device
+    device = session.get("device") or "cpu"
+    return (session.get("processor") or "") if device == "cpu" else device
 
 
 def trailing_return(returns: Curve, steps: np.ndarray) -> np.ndarray:
@@ -114,37 +115,75 @@ def format_commit(provenance: dict) -> str:
     return f"{commit}+ changes" if provenance.get("git_has_changes") else commit
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON file of a run folder. Raise UsageError if it is damaged."""
+def _escape(value):
+    """Return a JSON value in which no text holds control characters."""
+    if isinstance(value, str):
+        return escape_controls(value)
+    if isinstance(value, list):
+        return [_escape(item) for item in value]
+    if isinstance(value, dict):
+        return {escape_controls(name): _escape(item) for name, item in value.items()}
+    return value
+
+
+def _read_whole(read: Callable[[Path], dict], path: Path) -> dict:
+    """Return what `read` makes of a JSON file of a run. Raise UsageError if it is damaged."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return _escape(read(path))
+    except ValueError as error:
         raise UsageError(
             f"{path} is damaged ({error}): put it back, or leave that run out"
         ) from None
 
 
+def _require_number(values: dict, name: str, low: int):
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < LARGEST_FLAG:
+        raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
+
+
+def _read_config(path: Path) -> dict:
+    """Read a config.json with all that a report needs. Raise ValueError if something is missing."""
+    config = read_run_config(path)
+    for name in ("game", "variant"):
+        if config.get(name) is None:
+            raise ValueError(f"{name} is missing")
+    _require_number(config["flags"], "total_timesteps", 1)
+    _require_number(config["flags"], "seed", 0)
+    return config
+
+
+def _read_divergence(path: Path) -> dict:
+    report = read_json(path)
+    _require_number(report, "step", 0)
+    return report
+
+
 def read_run(folder: Path) -> RunRecord:
     """Read a run folder. Raise UsageError if it is none."""
     try:
-        config = read_json(folder / "config.json")
+        config = _read_whole(_read_config, folder / "config.json")
         flags = config["flags"]
-        curves, whole = read_scalars(folder)
-        total = int(flags["total_timesteps"])
+        total, seed = flags["total_timesteps"], flags["seed"]
+        sessions = config.get("resumed") or []
+        resumed = [session["step"] for session in sessions if session.get("step") is not None]
+        curves, losses = read_scalars(folder, resumed)
         last = max((int(curve.steps[-1]) for curve in curves.values()), default=0)
         report = folder / "diverged.json"
-        diverged = int(read_json(report)["step"]) if report.exists() else None
+        diverged = None
+        if report.exists():
+            diverged = _read_whole(_read_divergence, report)["step"]
         steps = np.linspace(0, total, POINTS + 1)[1:].astype(int)
-        provenance = {name: config[name] for name in PROVENANCE if name in config}
+        provenance = {name: config[name] for name in PROVENANCE if config.get(name) is not None}
         provenance["resumed"] = [
             {name: value for name, value in session.items() if name != "command"}
-            for session in provenance.get("resumed", [])
+            for session in sessions
         ]
         measures = _measure(curves, steps, last, diverged is not None)
-        own = (str(config[name]) for name in ("algorithm", "game", "variant"))
-        about = (folder.name, *own, int(flags["seed"]), total, last, format_commit(config))
-        decided = (*about, str(config["started"]), flags)
-        return RunRecord(*decided, steps, measures, provenance, whole, diverged)
+        own = (config[name] for name in ("algorithm", "game", "variant"))
+        about = (escape_controls(folder.name), *own, seed, total, last, format_commit(config))
+        decided = (*about, config["started"], flags)
+        return RunRecord(*decided, steps, measures, provenance, not losses, diverged, losses=losses)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"{folder} is no run folder that can be read ({what})") from None
@@ -232,6 +271,10 @@ def _from_rows(row: dict[str, str], points: list[dict[str, float]]) -> RunRecord
         JSON_COLUMNS[column]: json.loads(row.pop(column))
         for column in JSON_COLUMNS.keys() & row.keys()
     }
+    try:
+        check_kinds(parsed.get("provenance", {}))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"of {name}, made is not as a report writes it ({error})") from None
     if len(points) != POINTS:
         raise ValueError(f"{name} has {len(points)} points, not {POINTS}")
     columns = {column: np.array([point[column] for point in points]) for column in points[0]}
@@ -244,15 +287,19 @@ def _from_rows(row: dict[str, str], points: list[dict[str, float]]) -> RunRecord
     return RunRecord(**row, **numbers, **parsed, flags=flags, steps=steps, measures=measures)
 
 
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    with open_regular(path) as file:
+        return _escape(read_csv(file.read()))
+
+
 def read_tables(folder: Path) -> list[RunRecord]:
     """Read the runs of the tables in a folder. Raise UsageError if they are not whole."""
     try:
-        with (folder / CURVES_CSV).open(newline="", encoding="utf-8") as file:
-            points = defaultdict(list)
-            for row in csv.DictReader(file):
-                points[row.pop("name")].append({name: float(cell) for name, cell in row.items()})
-        with (folder / RUNS_CSV).open(newline="", encoding="utf-8") as file:
-            runs = [_from_rows(row, points.pop(row["name"], [])) for row in csv.DictReader(file)]
+        points = defaultdict(list)
+        for row in _read_rows(folder / CURVES_CSV):
+            points[row.pop("name")].append({name: float(cell) for name, cell in row.items()})
+        rows = _read_rows(folder / RUNS_CSV)
+        runs = [_from_rows(row, points.pop(row["name"], [])) for row in rows]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(

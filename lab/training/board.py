@@ -1,13 +1,15 @@
 """TensorBoard files, written so that none of a run's points is lost or doubled.
 
 Points are kept until they are on the disk: while it is full they stay in memory and are written
-once there is room. A resumed run cuts the files back to where its checkpoint was taken.
+once there is room. A resumed run cuts its files back to where its checkpoint was taken; files that
+the checkpoint does not name are left alone, and readers forget points that are written anew.
 """
 
+import contextlib
 import io
 import os
-import re
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -18,11 +20,20 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 from lab.common import tags
-from lab.common.events import FILES
-from lab.common.files import sync
+from lab.common.events import find_event_files
+from lab.common.files import EVENT_FILE, open_regular, sync
 from metrics import MEASURES
 
 FLUSH_EVERY = 10.0  # seconds after which a point is on the disk, if there is room
+
+
+def _size_of_own(path: Path) -> int | None:
+    """Return the size of a file; None of a link, of a file with a second name, or without any."""
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            return found.st_size
+    return None
 
 
 class Board:
@@ -30,37 +41,43 @@ class Board:
 
     `sizes` are those of `sync` at a checkpoint: what was written after it is cut off, and from
     `purge_step` on TensorBoard forgets what it has already shown. Nothing is raised while the disk
-    is full: `problem` says what is wrong until everything has been written.
+    is full: `problem` says what is wrong until everything has been written. `removed` says so if
+    somebody removed the file while it was written.
     """
 
     def __init__(
         self, folder: Path, sizes: dict[str, int] | None = None, purge_step: int | None = None
     ):
-        self.folder, self.problem = folder, None
-        if sizes is not None:
-            for path in folder.glob(FILES):
-                if path.name not in sizes:
-                    path.unlink()
-                elif path.stat().st_size > sizes[path.name]:
-                    os.truncate(path, sizes[path.name])
+        self.folder, self.problem, self.removed = folder, None, ""
+        self.earlier = list(sizes or {})  # names
+        for name, size in (sizes or {}).items():
+            if (_size_of_own(folder / name) or 0) > size:
+                os.truncate(folder / name, size)
         # Readers take files in the order of their names: this one must come after earlier ones.
-        times = [int(re.search(r"tfevents\.(\d+)", path.name)[1]) for path in folder.glob(FILES)]
+        times = [int(EVENT_FILE.fullmatch(path.name)[1]) for path in find_event_files(folder)]
         now = max([int(time.time()), *(earlier + 1 for earlier in times)])
         name = f"events.out.tfevents.{now:010d}.{socket.gethostname()}.{os.getpid()}"
         self.path, self.size = folder / name, 0
         self.pending = bytearray()
+        self.newest = 0  # the agent step of the newest event
+        self._flushed = 0  # that of the newest one in the file
         self._next_flush = time.monotonic() + FLUSH_EVERY
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._header = bytes(self.pending)
         if purge_step is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._add(Event(wall_time=time.time(), step=purge_step, session_log=start))
+            self._start_session(purge_step)
         self.flush()
+
+    def _start_session(self, step: int):
+        """Have readers forget what earlier files have at this agent step and later."""
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(wall_time=time.time(), step=step, session_log=start))
 
     def _add(self, event: Event):
         record = io.BytesIO()
         RecordWriter(record).write(event.SerializeToString())
         self.pending += record.getvalue()
+        self.newest = event.step
 
     def add(self, content: Summary, step: int = 0):
         """Add any summary that torch.utils.tensorboard.summary makes."""
@@ -85,11 +102,13 @@ class Board:
         self._next_flush = time.monotonic() + FLUSH_EVERY
         try:
             if self.size > 0 and self.folder.is_dir() and not self.path.exists():
-                self.size = 0  # somebody removed the file: begin it again with its header
-                self.pending[:0] = self._header
-            if self.size > 0 or self.path.exists():
-                os.truncate(self.path, self.size)  # half a record, of an earlier failure
-            with self.path.open("ab") as file:
+                self._begin_again()
+            # A link or a pipe of that name is refused; what is there beyond our own size is half a
+            # record, of an earlier failure.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            with open_regular(self.path, flags) as file:
+                file.truncate(self.size)
+                file.seek(self.size)
                 file.write(self.pending)
         except OSError as error:
             self.problem = error
@@ -97,7 +116,17 @@ class Board:
         self.size += len(self.pending)
         self.pending.clear()
         self.problem = None
+        self._flushed = self.newest
         return True
+
+    def _begin_again(self):
+        """Begin a file that somebody removed, with its header and what is pending."""
+        self.removed = (
+            f"{self.path.name} was removed: its points up to agent step {self._flushed:,} are gone"
+        )
+        pending, self.pending, self.size = self.pending, bytearray(self._header), 0
+        self._start_session(self._flushed + 1)  # a reader sees that it does not begin at 0
+        self.pending += pending
 
     def sync(self) -> dict[str, int]:
         """Put everything on the disk; return the size of each event file of the folder, by name.
@@ -108,7 +137,8 @@ class Board:
             raise self.problem
         with self.path.open("rb") as file:
             sync(file.fileno())
-        return {path.name: path.stat().st_size for path in self.folder.glob(FILES)}
+        sizes = {name: _size_of_own(self.folder / name) for name in (*self.earlier, self.path.name)}
+        return {name: size for name, size in sizes.items() if size is not None}
 
 
 def start_board(folder: Path, config: dict, losses: tuple[str, ...]) -> Board:

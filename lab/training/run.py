@@ -18,6 +18,7 @@ from torch import nn
 
 from lab.common import cli, tags
 from lab.common.cli import UsageError, describe_os, say
+from lab.common.events import list_losses
 from lab.common.files import atomic_write, write_json
 from lab.common.limits import count_cores
 from lab.training.atari import AtariEnvs
@@ -115,7 +116,7 @@ class Run:
 
         device = next(network.parameters()).device
         self._measurer = Measurer(aside=device.type == "cuda")
-        self.config = describe(args, algorithm, network)
+        self.config = self._on_disk = describe(args, algorithm, network)
         if args.resume:
             self.folder = Path(args.resume)
             self._lock, board = lock(self.folder), None  # the curves go on in `resume`
@@ -251,15 +252,23 @@ class Run:
         self._measurements, self._progress.layer = run_state["measurements"], run_state["layer"]
         self._elapsed = run_state["elapsed"]
         self._logger.board = Board(self.folder, run_state["events"], purge_step=self.step + 1)
+        self._say_losses(run_state["events"])
         self._progress.start_from(self.step)
         self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
         try:
-            config = add_resumption(self.folder, self.config, self.step)
-            write_json(self.folder / "config.json", config)
+            self._on_disk = add_resumption(self.folder, self.config, self.step)
+            write_json(self.folder / "config.json", self._on_disk)
         except OSError as error:
             self._logger.warn(f"config.json stays as it was: {describe_os(error)}", self.step)
         say(f"resumed at {self.step:,} agent steps")
         return True
+
+    def _say_losses(self, sizes: dict[str, int]):
+        """Say which points from before this session are lost; `sizes` of the files by name."""
+        earlier = read_config(self.folder).get("resumed", [])
+        resumed = [session["step"] for session in earlier if "step" in session]
+        for loss in list_losses(self.folder, sizes, [*resumed, self.step]):
+            say(f"warning: {loss}; the run goes on, its curves are not whole", sys.stderr)
 
     def checkpoint(self, parts: dict, now: bool = False):
         """Save the parts and the run itself, if it is time for it or `now`.
@@ -283,6 +292,8 @@ class Run:
                 "events": self._logger.board.sync(),
             }
             content |= {"step": self.step, "run": run_state}
+            if not (self.folder / "config.json").exists():  # somebody removed it, or the folder
+                write_json(self.folder / "config.json", self._on_disk)
             self._checkpoints.save(self.step, content, find_memory(parts))
         except OSError as error:
             text = f"no checkpoint at {self.step:,} agent steps: {describe_os(error)}"

@@ -3,6 +3,8 @@
 import base64
 import csv
 import html.parser
+import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -112,6 +114,34 @@ def test_a_name_with_marks_of_html_is_text_on_the_page(tmp_path, monkeypatch):
     assert not {"b", "i"} & page.roles.keys()
 
 
+NAMES = (r"$\frac{x$", "=1+1", "-x", "a\x1b[2J\u202e", "$", r"\$", "x" * 200, "_x", "a\nb", "'=1")
+
+
+def test_names_are_text_wherever_they_are_shown(tmp_path, monkeypatch, capsys):
+    """No formula of a figure or of a spreadsheet, no command to a terminal, nothing of HTML."""
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(NAMES):
+        folder = tmp_path / "runs" / (name.replace("\n", "") if i % 2 else f"{name} {i}")
+        more = {"game": name, "variant": name, "processor": name, "git_commit": name}
+        make_run(folder, started=name, flags={"seed": i, "init": name}, **more)
+    os.rename(folder, os.path.join(b"runs", b"\xff\xfe"))
+    make_report("runs", figures=True)
+    make_report("report", out="again")
+    told = capsys.readouterr().out
+    assert all(character.isprintable() or character in "\n\t" for character in told)
+    one, two = (tmp_path / name / "runs.csv" for name in ("report", "again"))
+    assert one.read_bytes() == two.read_bytes()
+    for path in (tmp_path / "report").glob("*.csv"):
+        with path.open(newline="") as file:
+            for cell in itertools.chain.from_iterable(csv.reader(file)):
+                assert cell[:1] not in tuple("=+-@\t\r") or float(cell) <= 0, (path, cell)
+    for path in (tmp_path / "report").glob("*.svg"):
+        ET.parse(path)
+    words = Page(tmp_path / "report" / "index.html").source
+    assert r"$\frac{x$" in words
+    assert "\x1b" not in words
+
+
 def test_a_report_again_from_its_own_tables_is_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     dead = {"relu": (0.6,), "tanh-hr": (0.2, 0.3, 0.4)}
@@ -177,12 +207,34 @@ def test_damaged_event_files_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = make_run(tmp_path / "runs" / "bad")
     (path,) = folder.glob("events*")
-    path.write_bytes(path.read_bytes()[:-20])
+    whole = path.read_bytes()
+    for content, told in (
+        (whole[:-20], "is damaged, .* after agent step 900 is lost, so points .* agent step 900"),
+        (whole[:-90] + b"x" + whole[-89:], "is damaged, .* from agent step 100 to 1,000 is lost"),
+        (b"", "is empty, so points are missing; the last point there is at agent step 0"),
+        (None, "the event file of the run's beginning is gone, so points are missing"),
+    ):
+        path.unlink() if content is None else path.write_bytes(content)
+        make_report("runs")
+        words = f"^bad: .*{told}"
+        assert re.search(words, capsys.readouterr().out, re.MULTILINE)
+        assert re.search(words[1:], Page(tmp_path / "report" / "index.html").words)
+        shutil.rmtree(tmp_path / "report")
+
+
+def test_an_event_file_that_leads_nowhere_is_told_and_the_others_count(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "good")
+    for name, spoil in (("link", lambda path: path.symlink_to("nowhere")), ("pipe", os.mkfifo)):
+        (path,) = make_run(tmp_path / "runs" / name, flags={"seed": 2}).glob("events*")
+        path.unlink()
+        spoil(path)
     make_report("runs")
-    assert (
-        "bad: an event file is cut off, so points are missing; the last point there is at agent "
-        "step 900" in capsys.readouterr().out
-    )
+    told = capsys.readouterr().out
+    assert "3 runs, of which 1 count" in told or "2 runs, of which 1 count" in told
+    assert re.search("(link|pipe): .* cannot be read .*so points are missing", told)
 
 
 @pytest.mark.parametrize(

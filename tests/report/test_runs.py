@@ -1,6 +1,8 @@
 """Runs read back, from folders and tables: against slow loops; damage is refused in a line."""
 
+import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from lab.common.cli import UsageError
 from lab.common.events import Curve
 from lab.common.tables import format_csv
+from lab.report.__main__ import Args, main
 from lab.report.runs import (
     CURVES_CSV,
     IN_FINISHED_GAMES,
@@ -183,6 +186,45 @@ def test_a_cell_that_no_report_writes_is_refused(tmp_path, table, column, cell, 
         read_tables(tmp_path)
 
 
+ODD = (None, 3, 2.5, True, "text", [1], ["x"], {"x": 1}, {}, [], [None], [[]], [{"x": []}])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("algorithm", "game", "variant", "started", "flags", "device", "processor", "versions"),
+        *("git_commit", "git_has_changes", "num_parameters", "torch_threads", "resumed"),
+        *("flags seed", "flags total_timesteps", "flags gamma", "flags env_id"),
+        *("resumed step", "resumed device", "resumed versions", "resumed git_commit"),
+    ],
+)
+def test_an_entry_of_another_kind_is_named_or_unknown(tmp_path, monkeypatch, key):
+    """In config.json, whatever is there: a report, or one line with the file and the entry."""
+    monkeypatch.chdir(tmp_path)
+    for i, value in enumerate(ODD):
+        folder = make_run(tmp_path / f"run{i}", resumed=[{"step": 0}])
+        config = json.loads((folder / "config.json").read_text())
+        owner, _, name = key.rpartition(" ")
+        place = {"": config, "flags": config["flags"], "resumed": config["resumed"][0]}[owner]
+        place[name] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        problem = None
+        try:
+            read_run(folder)
+        except UsageError as error:
+            problem = str(error)
+        if problem is None:
+            for source, out in ((folder, "one"), (tmp_path / "one", "two")):
+                assert main(Args((str(source),), out=out, figures=False)) == 0
+                shutil.rmtree(tmp_path / "two", ignore_errors=True)
+            shutil.rmtree(tmp_path / "one")
+        else:
+            assert (
+                re.search(rf"run{i}/config.json is damaged \(.*{name}", problem) or name == "flags"
+            )
+            assert "\n" not in problem
+
+
 def test_curves_of_a_run_that_is_not_listed_are_refused(tmp_path):
     runs = [read_run(make_run(tmp_path / name)) for name in ("a", "b")]
     listed, points = tabulate_runs(runs)
@@ -203,10 +245,6 @@ def test_what_is_no_run_is_refused(tmp_path):
     (good / "diverged.json").write_text("")
     with pytest.raises(UsageError, match=r"good/diverged.json is damaged"):
         read_run(good)
-    made = make_run(tmp_path / "made", versions=3)
-    with pytest.raises(UsageError, match=r"made is no run folder that can be read .*made is not"):
-        read_run(made)
-    shutil.rmtree(made)
     assert find_runs([str(tmp_path), str(good)]) == [tmp_path / "broken", good]
     (tmp_path / RUNS_CSV).write_text("name\nx\n")
     (tmp_path / CURVES_CSV).write_text("name,agent_step\n")

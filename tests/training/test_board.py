@@ -1,5 +1,8 @@
 """Event files: nothing lost, nothing doubled, as TensorBoard's own reader sees it."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from tensorboard import context
@@ -8,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import backend_context
 
+from lab.common.events import read_scalars
 from lab.training import board as room
 from lab.training.board import Board, start_board
 
@@ -138,3 +142,73 @@ def test_pictures_texts_and_layout_are_read_back(tmp_path, events):
     layout = log.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0].decode("latin1")
     assert "losses/td_loss" in layout
     assert "conv_" not in layout
+
+
+def test_only_files_that_the_checkpoint_names_are_cut_back_and_none_goes(tmp_path):
+    """Not what lies beside them, nor what links lead to, nor a backup that shares its content."""
+    folder, backup = tmp_path / "run", tmp_path / "backup"
+    folder.mkdir()
+    backup.mkdir()
+    sizes = write_past_a_checkpoint(folder)
+    (name,) = sizes
+    os.link(folder / name, backup / name)
+    for other in (
+        "events.out.tfevents.bak",
+        f"{name}.bak",
+        name.replace("tfevents.1", "tfevents.2"),
+    ):
+        shutil.copy(folder / name, folder / other)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    Board(folder, sizes, purge_step=11)
+    assert {path: path.read_bytes() for path in before} == before
+    (backup / name).unlink()
+    Board(folder, sizes, purge_step=11)
+    assert (folder / name).stat().st_size == sizes[name]
+
+    (folder / name).unlink()
+    (folder / name).symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").write_bytes(bytes(10_000))
+    Board(folder, sizes, purge_step=11)
+    assert (tmp_path / "precious").stat().st_size == 10_000
+
+
+def test_points_of_a_session_without_a_checkpoint_are_forgotten_and_their_file_stays(tmp_path):
+    sizes = write_past_a_checkpoint(tmp_path)
+    lost = Board(tmp_path, sizes, purge_step=11)
+    lost.scalar("x", 2.0, 20)
+    lost.flush()
+    again = Board(tmp_path, sizes, purge_step=11)
+    again.scalar("x", 3.0, 20)
+    named = again.sync()
+    assert points(tmp_path) == [(10, 1.0), (20, 3.0)]
+    assert read_scalars(tmp_path, [10, 10])[0]["x"].values.tolist() == [1.0, 3.0]
+    assert lost.path.exists()
+    assert set(named) == {*sizes, again.path.name}
+
+
+def test_a_file_that_is_removed_while_it_is_written_is_told(tmp_path):
+    board = Board(tmp_path)
+    board.scalar("x", 1.0, 10)
+    board.flush()
+    board.path.unlink()
+    board.scalar("x", 2.0, 20)
+    board.sync()
+    assert (
+        board.removed == f"{board.path.name} was removed: its points up to agent step 10 are gone"
+    )
+    assert points(tmp_path) == [(20, 2.0)]
+    curves, losses = read_scalars(tmp_path)
+    assert curves["x"].values.tolist() == [2.0]
+    assert losses == ["the event file of the run's beginning is gone"]
+
+
+def test_a_pipe_or_a_link_in_the_place_of_the_file_is_a_problem_that_is_told(tmp_path):
+    (tmp_path / "elsewhere").write_text("mine")
+    for put in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "elsewhere")):
+        board = Board(tmp_path)
+        board.path.unlink()
+        put(board.path)
+        board.scalar("x", 1.0, 10)
+        assert not board.flush()
+        assert board.problem is not None
+    assert (tmp_path / "elsewhere").read_text() == "mine"
