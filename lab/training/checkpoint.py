@@ -3,14 +3,17 @@
 `checkpoint.pt` is the newest, `previous.pt` the one before. Each is a torch archive of tensors and
 plain values, followed by a line with its format, agent step and checksum. The replay memory, which
 is large and of which little changes, lies beside in `replay/`, in segments that are never
-overwritten: a checkpoint names those that belong to it.
+overwritten: a checkpoint names those that belong to it. Nothing is deleted but what a checkpoint
+has named, and what has the run's own mark in its name.
 """
 
 import contextlib
+import errno
 import io
 import os
 import pickle
 import re
+import secrets
 import warnings
 import zlib
 from collections.abc import Callable
@@ -21,7 +24,7 @@ import numpy as np
 import torch
 
 from lab.common.cli import UsageError, describe_os
-from lab.common.files import atomic_write, sync_folder
+from lab.common.files import atomic_write, open_regular, sync_folder
 
 # 4: all draws are made on the host, also where a GPU trains, so that a generator's state is one of
 # the host. 3: a run stops between two rollouts, so that a checkpoint holds no part of one. A run of
@@ -103,8 +106,8 @@ def iterate_tensors(value, name: str = ""):
 
 def read_footer(path: Path) -> Footer:
     """Read the last line of a checkpoint. Raise Damaged if it is not there."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - FOOTER_BYTES))
+    with open_regular(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - FOOTER_BYTES))
         match = FOOTER.fullmatch(file.read())
     if match is None or int(match[5], 16) != zlib.crc32(match[1]):
         raise Damaged(f"{path.name} is cut off or damaged at its end")
@@ -139,7 +142,8 @@ def read_state(path: Path) -> dict:
     footer = read_footer(path)
     if footer.format != FORMAT:
         raise UsageError(f"{path} was {describe_version(footer)}: resume it with that one")
-    content = path.read_bytes()[:-FOOTER_BYTES]
+    with open_regular(path) as file:
+        content = file.read()[:-FOOTER_BYTES]
     if zlib.crc32(content) != footer.checksum:
         raise Damaged(f"{path.name} does not have its checksum")
     try:
@@ -205,8 +209,10 @@ class Checkpoints:
     def __init__(self, folder: Path, flags: dict | None = None):
         self.folder, self.replay, self.flags = folder, folder / "replay", flags or {}
         self.number = 0
+        self.mark = secrets.token_hex(4)  # in the names of all files of this run's checkpoints
         self.step: int | None = None  # of the newest one
         self.segments: dict[int, list] = {}  # index -> [file name, checksum] in the newest one
+        self.named: set[str] = set()  # segments that were named so far, and may be there
 
     def save(self, step: int, state: dict, memory=None):
         """Write a checkpoint; the one before is kept as previous.pt.
@@ -218,9 +224,9 @@ class Checkpoints:
         try:
             if memory is not None:
                 self._save_segments(memory, segments, new)
-            content = {"number": self.number, "segments": segments, "flags": self.flags}
-            content["state"] = to_plain(state)
-            fresh = self.folder / "fresh.pt"
+            content = {"number": self.number, "mark": self.mark, "flags": self.flags}
+            content |= {"segments": segments, "state": to_plain(state)}
+            fresh = self.folder / f"fresh-{self.mark}.pt"
             with atomic_write(fresh) as file:
                 torch.save(content, file)
                 file.file.write(bytes(Footer(FORMAT, step, file.checksum)))
@@ -238,16 +244,29 @@ class Checkpoints:
         sync_folder(self.folder)
         if memory is not None:
             memory.dirty.clear()
-            with contextlib.suppress(OSError):
-                for path in self.replay.iterdir():
-                    if path.name not in needed:
-                        path.unlink()
+        self._remove_unneeded(needed)
+
+    def _remove_unneeded(self, needed: set[str]):
+        """Remove segments that no checkpoint needs, and what a save that was killed has left."""
+        unneeded = [self.replay / name for name in self.named - needed]
+        for folder in (self.folder, self.replay):
+            unneeded += folder.glob(f"*-{self.mark}.*")
+        self.named = needed
+        for path in unneeded:
+            if path.name not in needed and not self.replay.is_symlink():
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _save_segments(self, memory, segments: dict[int, list], new: list[Path]):
-        """Write changed segments; add their names and checksums to `segments`, paths to `new`."""
+        """Write changed segments; add their names and checksums to `segments`, paths to `new`.
+
+        Also those that are not there any more as they were written.
+        """
+        self._require_own_replay()
         self.replay.mkdir(exist_ok=True)
-        for index in sorted(memory.dirty):
-            path = self.replay / f"{index:05d}-{self.number}.bin"
+        lost = {i for i, (name, _) in segments.items() if not self._is_there(name, memory, i)}
+        for index in sorted(memory.dirty | lost):
+            path = self.replay / f"{index:05d}-{self.number}-{self.mark}.bin"
             new.append(path)
             with atomic_write(path) as file:
                 for part in memory.segment(index):
@@ -255,6 +274,23 @@ class Checkpoints:
             segments[index] = [path.name, file.checksum]
         if new:
             sync_folder(self.replay)
+
+    def _is_there(self, name: str, memory, index: int) -> bool:
+        """Return whether a segment has a file of its size; its content is not read."""
+        with contextlib.suppress(OSError):
+            size = sum(part.nbytes for part in memory.segment(index))
+            return (self.replay / name).stat().st_size == size
+        return False
+
+    def _require_own_replay(self):
+        """Raise OSError if replay/ is a link: what it leads to may belong to another run."""
+        if self.replay.is_symlink():
+            raise OSError(
+                errno.ELOOP,
+                "replay/ is a link, and its folder may not be the run's own: move the folder here, "
+                "or link the whole run folder",
+                str(self.replay),
+            )
 
     def load(self, memory=None) -> tuple[dict, list[str]]:
         """Load the newest whole state; return it and what was damaged of a newer one.
@@ -270,14 +306,18 @@ class Checkpoints:
         if problems:  # else the next checkpoint would take the place of the whole one
             os.replace(self.folder / NEWEST, self.folder / DAMAGED)
         self.number, self.segments = content["number"], content["segments"]
+        self.mark = content.get("mark", self.mark)  # older checkpoints have none
+        self.named = {name for name, _ in self.segments.values()}
         self.step = read_footer(path).step
         return content["state"], problems
 
     def _load_segments(self, segments: dict[int, list], memory):
+        if segments:
+            self._require_own_replay()
         for index, (name, checksum) in segments.items():
             if not (self.replay / name).exists():
                 raise Damaged(f"replay/{name} is missing")
-            with (self.replay / name).open("rb") as file:
+            with open_regular(self.replay / name) as file:
                 actual = 0
                 for part in memory.segment(index):
                     target = (

@@ -286,6 +286,119 @@ def test_a_save_that_fails_leaves_all_as_it_was(tmp_path, monkeypatch, number):
     assert same_memory(reloaded(tmp_path)[0], filled(35))
 
 
+def plant_others(folder):
+    """Put what a user may have beside a run's files, also under names like those of a run."""
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "notes.txt").write_text("mine")
+    (folder / "replay").mkdir(exist_ok=True)
+    for name in ("notes.txt", "00000-1.bin", "00000-99.bin", "00000-1.bin.tmp", "fresh.pt.tmp"):
+        (folder / "replay" / name).write_text("mine")
+        (folder / name).write_text("mine")
+    (folder / "replay" / "results").mkdir()
+    (folder / "replay" / "results" / "00000-1.bin").write_text("mine")
+    for name in ("checkpoint.pt.tmp", "replay/00001-2.bin.tmp", "config.json.tmp", "model.pt.tmp"):
+        (folder / name).symlink_to(elsewhere / "notes.txt")
+    os.mkfifo(folder / "previous.pt.tmp")
+    return lambda: sorted(
+        (str(path), path.lstat().st_ino, path.is_file() and path.read_text() == "mine")
+        for path in (*folder.rglob("*"), *elsewhere.rglob("*"))
+        if path.is_symlink() or not path.is_file() or path.read_bytes() == b"mine"
+    )
+
+
+def test_nothing_is_deleted_or_written_over_that_is_not_the_checkpoints_own(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    list_others = plant_others(folder)
+    before = list_others()
+    assert len(before) > 15
+    store = folder_with_two(folder)
+    buffer = ReplayBuffer(30, NUM_ENVS)
+    for _ in range(3):
+        store = Checkpoints(folder)
+        buffer.load_state_dict(store.load(buffer)[0]["buffer"])
+        for number in range(34, 47):
+            buffer.add(**step_of(number))
+            store.save(number, {"buffer": buffer.state_dict(), "at": number}, buffer)
+    assert list_others() == before
+    own = {path.name for path in (folder / "replay").glob(f"*-{store.mark}.bin")}
+    previous = checkpoint.read_state(folder / checkpoint.PREVIOUS)["segments"].values()
+    assert own == {name for name, _ in (*store.segments.values(), *previous)}  # nothing piles up
+
+
+def test_what_a_killed_save_has_left_goes_with_the_next(tmp_path, monkeypatch):
+    store, buffer = folder_with_two(tmp_path), filled(33)
+    names = {path.name for path in files_of(tmp_path)}
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments, **options):
+        raise Killed
+
+    for moment in ("replace", "fsync"):
+        for number in range(34, 37):
+            buffer.add(**step_of(number))
+        with monkeypatch.context() as broken:
+            broken.setattr(os, moment, kill)
+            broken.setattr(checkpoint.Path, "unlink", kill)  # nor does it tidy up
+            with pytest.raises(Killed):
+                store.save(36, {"buffer": buffer.state_dict(), "at": 36}, buffer)
+        assert {path.name for path in files_of(tmp_path)} > names
+        store, buffer = Checkpoints(tmp_path), ReplayBuffer(30, NUM_ENVS)
+        buffer.load_state_dict(store.load(buffer)[0]["buffer"])
+        store.save(33, {"buffer": buffer.state_dict(), "at": 33}, buffer)
+        needed = {name for name, _ in store.segments.values()}
+        assert needed == {path.name for path in (tmp_path / "replay").iterdir()}
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "checkpoint.pt",
+            "previous.pt",
+            "replay",
+        }
+        names = {path.name for path in files_of(tmp_path)}
+
+
+def test_a_replay_folder_that_is_a_link_is_refused_and_stays(tmp_path):
+    """As two runs may share it, whose files nobody could tell apart."""
+    scratch = tmp_path / "scratch"
+    folder_with_two(tmp_path)
+    (tmp_path / "replay").rename(scratch)
+    (scratch / "notes.txt").write_text("mine")
+    (tmp_path / "replay").symlink_to(scratch)
+    before = {path: path.read_bytes() for path in files_of(scratch)}
+    checkpoints = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    with pytest.raises(UsageError, match=r"replay/ is a link.* move the folder here"):
+        reloaded(tmp_path)
+    buffer = filled(40)
+    with pytest.raises(OSError, match="replay/ is a link"):
+        Checkpoints(tmp_path).save(40, {"buffer": buffer.state_dict()}, buffer)
+    assert {path: path.read_bytes() for path in files_of(scratch)} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == checkpoints
+    (tmp_path / "replay").unlink()
+    scratch.rename(tmp_path / "replay")
+    assert same_memory(reloaded(tmp_path)[0], filled(33))
+
+
+@pytest.mark.parametrize("lose", ["folder", "segment", "half a segment"])
+def test_segments_that_are_gone_are_written_again(tmp_path, lose):
+    """All is in memory while the run goes on, also what has not changed for long."""
+    store, buffer = Checkpoints(tmp_path), filled(20)
+    store.save(20, {"buffer": buffer.state_dict(), "at": 20}, buffer)
+    victim = sorted((tmp_path / "replay").iterdir())[0]
+    if lose == "folder":
+        shutil.rmtree(tmp_path / "replay")
+    elif lose == "segment":
+        victim.unlink()
+    else:
+        os.truncate(victim, 100)
+    buffer.add(**step_of(21))
+    store.save(21, {"buffer": buffer.state_dict(), "at": 21}, buffer)
+    again, state, problems = reloaded(tmp_path)
+    assert (state["at"], problems) == (21, [])
+    assert same_memory(again, buffer)
+
+
 class Payload:
     def __init__(self, path):
         self.path = path
