@@ -30,6 +30,7 @@ from lab.common.variants import variant_name
 from lab.training.algorithms import ALGORITHMS, load_script, make_network, score_actions
 from lab.training.atari import AtariEnvs, game_title, make_screen, resolve_game
 from lab.training.checkpoint import FORMAT, describe_version, find_newest_whole, read_newest_footer
+from lab.training.form import check_part
 from lab.training.measure import hidden_layers
 from lab.training.resume import load_flags
 from lab.training.runfolder import read_config, select_checkpoint_flags
@@ -108,9 +109,11 @@ def load(folder: Path, device: torch.device) -> Player:
     network = make_network(algorithm, num_actions, flags)
     try:
         state, step = content["state"], int(content["state"]["step"])
+        check_part("network", network, state["network"])
         network.load_state_dict(state["network"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"{folder}: its checkpoint does not fit: {error}") from None
+    except (KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UsageError(f"{folder}: its checkpoint does not fit: {said}") from None
     network = network.to(device, memory_format=torch.channels_last)
     return Player(network, algorithm, flags, step)
 

@@ -16,7 +16,7 @@ from typing import IO
 from lab.common.cli import UsageError, explain_unwritable, require_writable
 
 # Time, host and process, as TensorBoard's writers name them: a copy called .bak is none.
-EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\..+\.\d+")
+EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.[^/]+\.\d+")
 
 
 class ChecksumFile:

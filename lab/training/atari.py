@@ -170,6 +170,11 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
         """Return the newest observations (num_envs, 4, 84, 84)."""
         return self._obs
 
+    @property
+    def longest_log(self) -> int:
+        """Return how many actions of a game there is room for, since it was last seeded."""
+        return self._log.shape[1]
+
     @staticmethod
     def _check_seed(seed, num_envs):
         if not 0 <= seed <= 2**31 - 1 - num_envs:
@@ -344,15 +349,16 @@ class AtariEnvs(gymnasium.vector.VectorEnv):
             self._log[i, : len(log)] = log
             played[starts[i] :, i] = log
         self._finish_step()
-        obs, _ = self._games.reset(seed=self._seeds.copy())
+        obs, infos = self._games.reset(seed=self._seeds.copy())
         for t in range(last + 1):
             starting = starts == t
             if t > 0 and starting.any():
                 seeds = self._seeds[starting].copy()
-                obs, _ = self._games.reset(seed=seeds, options={"reset_mask": starting})
+                obs, infos = self._games.reset(seed=seeds, options={"reset_mask": starting})
             if t < last:
-                obs = self._games.step(played[t])[0]
-        if not np.array_equal(obs, self._obs):
+                obs, *_, infos = self._games.step(played[t])
+        same_start = np.array_equal(self._game_starts(infos), self._game_start)
+        if not (same_start and np.array_equal(obs, self._obs)):
             raise ValueError("the games did not come back: was another ale-py in use?")
         return obs
 

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import io
 import os
-import pickle
 import re
 import secrets
 import warnings
@@ -25,6 +24,7 @@ import torch
 
 from lab.common.cli import UsageError, describe_os
 from lab.common.files import atomic_write, open_regular, sync_folder
+from lab.training.form import check_content, require_plain
 
 # 4: all draws are made on the host, also where a GPU trains, so that a generator's state is one of
 # the host. 3: a run stops between two rollouts, so that a checkpoint holds no part of one. A run of
@@ -147,14 +147,17 @@ def read_state(path: Path) -> dict:
     if zlib.crc32(content) != footer.checksum:
         raise Damaged(f"{path.name} does not have its checksum")
     try:
+        require_plain(content)
         with warnings.catch_warnings(action="ignore"):  # torch says it in many lines
             saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except Exception:  # a crafted file can make them raise anything
         raise UsageError(
             f"{path} holds more than tensors and numbers, which could run code: it is not loaded"
         ) from None
-    if not isinstance(saved, dict) or not {"number", "segments", "state"} <= saved.keys():
-        raise UsageError(f"{path} is no checkpoint of a run: it is not loaded")
+    try:
+        check_content(saved)
+    except ValueError as error:
+        raise UsageError(f"{path} is no checkpoint of a run ({error}): it is not loaded") from None
     return saved
 
 
@@ -315,6 +318,11 @@ class Checkpoints:
         if segments:
             self._require_own_replay()
         for index, (name, checksum) in segments.items():
+            if memory is None or not memory.segment(index)[0].numel():
+                raise UsageError(
+                    f"{self.folder}/{NEWEST} names a segment {index} of a replay memory that has "
+                    "none: it is not loaded"
+                )
             if not (self.replay / name).exists():
                 raise Damaged(f"replay/{name} is missing")
             with open_regular(self.replay / name) as file:

@@ -2,18 +2,23 @@
 
 import contextlib
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.common.cli import UsageError, flag, parse_flags, say
 from lab.common.variants import FREE_FLAGS
-from lab.training.atari import resolve_game
+from lab.training.atari import AtariEnvs, resolve_game
 from lab.training.checkpoint import (
     FORMAT,
+    Checkpoints,
     describe_version,
+    find_memory,
     find_newest_whole,
     has_checkpoint,
     read_newest_footer,
+    restore,
 )
+from lab.training.form import check_filled, check_state
 from lab.training.runfolder import (
     find_runs_of,
     in_use,
@@ -150,6 +155,32 @@ def resolve_resume(args, algorithm: str):
     find_newest_whole(folder, select_checkpoint_flags(config["flags"]))
     overrides["env_id"] = saved.env_id  # keep the run's own spelling of the game
     return dataclasses.replace(given, **overrides)
+
+
+def load_parts(checkpoints: Checkpoints, parts: dict) -> tuple[dict, list[str]]:
+    """Bring the parts back to the newest whole checkpoint, once all in it has been checked.
+
+    Returns what is saved of the run beside them, and what was damaged of a newer checkpoint. Raises
+    UsageError if none is whole, or if it is not that of such parts.
+    """
+    memory = find_memory(parts)
+    state, problems = checkpoints.load(memory)
+    try:
+        check_state(state, parts, checkpoints.step)
+        if memory is not None:
+            games = next(part for part in parts.values() if isinstance(part, AtariEnvs))
+            num_actions = int(games.single_action_space.n)
+            name = next(name for name, part in parts.items() if part is memory)
+            check_filled(memory, state[name], checkpoints.segments, num_actions)
+        # In a thread: the emulator's calls can take long, and signals come to this one.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(restore, parts, state).result()
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"--resume {checkpoints.folder}: its checkpoint does not fit: {said}"
+        ) from None
+    return state, problems
 
 
 def add_resumption(folder: Path, now: dict, step: int) -> dict:

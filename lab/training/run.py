@@ -9,7 +9,6 @@ import datetime
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +28,13 @@ from lab.training.checkpoint import (
     find_memory,
     has_checkpoint,
     iterate_tensors,
-    restore,
 )
 from lab.training.checks import check_memory
+from lab.training.form import own_event_files
 from lab.training.logger import Logger
 from lab.training.measure import Measurer, hidden_layers, measurement_due
 from lab.training.progress import Progress
-from lab.training.resume import add_resumption, resolve_resume
+from lab.training.resume import add_resumption, load_parts, resolve_resume
 from lab.training.runfolder import (
     describe,
     fresh_folder,
@@ -234,16 +233,8 @@ class Run:
                 sys.stderr,
             )
         say("restoring the run: its games are played back")
-        saved, problems = self._checkpoints.load(find_memory(parts))
-        try:
-            # In a thread: the emulator's calls can take long, and signals come to this one.
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(restore, parts, saved).result()
-            run_state, self.step = saved["run"], saved["step"]
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise UsageError(
-                f"--resume {self.folder}: its checkpoint does not fit: {error}"
-            ) from None
+        saved, problems = load_parts(self._checkpoints, parts)
+        run_state, self.step = saved["run"], saved["step"]
         self._stop.leave_at_once = ""
         for problem in problems:
             say(f"{problem}: going on from the checkpoint before it", sys.stderr)
@@ -251,8 +242,9 @@ class Run:
         self.returns.extend(run_state["returns"])
         self._measurements, self._progress.layer = run_state["measurements"], run_state["layer"]
         self._elapsed = run_state["elapsed"]
-        self._logger.board = Board(self.folder, run_state["events"], purge_step=self.step + 1)
-        self._say_losses(run_state["events"])
+        sizes = own_event_files(run_state["events"])
+        self._logger.board = Board(self.folder, sizes, purge_step=self.step + 1)
+        self._say_losses(sizes)
         self._progress.start_from(self.step)
         self._next_checkpoint = time.monotonic() + 60 * self.args.checkpoint_every
         try:
