@@ -119,13 +119,17 @@ class Logger:
         self.board.text("warnings", text, step)  # once there is room
 
     def warn_if_full(self, step: int):
-        """Warn once if the curves cannot be written, or were removed."""
+        """Warn once if the curves cannot be written."""
+        self.warn_if_removed(step)
+        if self.board.problem is not None and not self.warned:
+            self.warn(f"the curves cannot be written: {describe_os(self.board.problem)}", step)
+
+    def warn_if_removed(self, step: int):
+        """Warn if somebody has removed the curves so far."""
         if self.board.removed:
             say(f"warning: {self.board.removed}; training goes on", sys.stderr)
             self.board.text("warnings", self.board.removed, step)
             self.board.removed = ""
-        if self.board.problem is not None and not self.warned:
-            self.warn(f"the curves cannot be written: {describe_os(self.board.problem)}", step)
 
     def close(self, failed: bool):
         """Write what is pending, and end the run of Weights & Biases."""

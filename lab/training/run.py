@@ -284,6 +284,7 @@ class Run:
                 "events": self._logger.board.sync(),
             }
             content |= {"step": self.step, "run": run_state}
+            self._logger.warn_if_removed(self.step)
             if not (self.folder / "config.json").exists():  # somebody removed it, or the folder
                 write_json(self.folder / "config.json", self._on_disk)
             self._checkpoints.save(self.step, content, find_memory(parts))

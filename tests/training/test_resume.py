@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 
 import pytest
 import torch
-from algorithms import SCRIPTS, SHORT, parse
+from algorithms import PLAIN, SCRIPTS, SHORT, parse
 from conftest import ENV, ROOT, TIMEOUT
 from interruptions import differences, run_through, run_with_breaks, start
 
@@ -22,6 +23,8 @@ import ppo_atari
 import pqn_atari
 from dqn_atari import Args
 from lab.common.cli import UsageError, parse_flags
+from lab.report.runs import read_run
+from lab.training import replay
 from lab.training.atari import AtariEnvs
 from lab.training.checkpoint import FORMAT, Checkpoints, Footer, read_newest_footer, read_state
 from lab.training.resume import add_resumption, find_unfinished, resolve_resume
@@ -246,6 +249,131 @@ def test_a_matched_network_that_was_stopped_is_the_one_that_was_not(
     assert exit_.value.code == 0
     memory = {"buffer_size": 600, "num_envs": 2} if algorithm == "dqn" else {}
     assert differences(*folders, **memory) == []
+
+
+SMALL_MEMORY = {"buffer_size": 600, "num_envs": 2}
+
+
+class Killed(BaseException):
+    """In place of SIGKILL."""
+
+
+def interrupt(monkeypatch, at, change):
+    """Have a run do something before this step of its games."""
+    send, seen = AtariEnvs.send, collections.Counter()
+
+    def interrupted(games, actions):
+        seen["steps"] += 1
+        if seen["steps"] == at:
+            change()
+        send(games, actions)
+
+    monkeypatch.setattr(AtariEnvs, "send", interrupted)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def small_dqn(tmp_path, monkeypatch):
+    """A short run of DQN with several segments, without a break; and to make and resume others."""
+    monkeypatch.setattr(replay, "SEGMENT", 16)
+    flags = (*SHORT["dqn"], *PLAIN, "--device", "cpu")
+
+    class Small:
+        def run(self, name, *more):
+            args = parse("dqn", *flags, *more, "--runs-dir", tmp_path / name)
+            return dqn_atari.main(args)
+
+        def folder(self, name):
+            return next((tmp_path / name).iterdir())
+
+        def resume(self, name):
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "argv", ["dqn_atari.py", "--resume", str(self.folder(name))])
+                with pytest.raises(SystemExit) as exit_:
+                    launch(dqn_atari.main, dqn_atari.Args, dqn_atari.check, "dqn")
+            return exit_.value.code
+
+    small = Small()
+    assert small.run("whole") == 0
+    return small
+
+
+@pytest.mark.parametrize("lost", ["folder", "segment"])
+def test_a_memory_that_was_deleted_while_the_run_had_it_comes_back(
+    lost, small_dqn, tmp_path, monkeypatch
+):
+    def lose():
+        (replayed,) = tmp_path.glob("broken/*/replay")
+        if lost == "folder":
+            shutil.rmtree(replayed)
+        else:
+            sorted(replayed.iterdir())[0].unlink()
+        stop()
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, 70, lose)
+        assert small_dqn.run("broken", "--checkpoint-every", 0) == CAN_RESUME
+    assert small_dqn.resume("broken") == 0
+    folders = small_dqn.folder("whole"), small_dqn.folder("broken")
+    assert differences(*folders, **SMALL_MEMORY) == []
+
+
+def test_a_folder_that_was_made_again_can_go_on_and_its_lost_curves_are_told(
+    small_dqn, tmp_path, monkeypatch, capfd
+):
+    """Deleted by somebody while the run was under way, then killed after its next checkpoint."""
+
+    def lose():
+        (folder,) = tmp_path.glob("broken/*")
+        shutil.rmtree(folder)
+        folder.mkdir()
+        interrupt(monkeypatch, 5, kill)
+
+    def kill():
+        raise Killed
+
+    interrupt(monkeypatch, 70, lose)
+    with pytest.raises(Killed):
+        small_dqn.run("broken", "--checkpoint-every", 0)
+    monkeypatch.undo()
+    monkeypatch.setattr(replay, "SEGMENT", 16)
+    told = r"warning: \S+ was removed: its points up to agent step \d+ are gone"
+    assert re.search(told, capfd.readouterr().err)
+    assert small_dqn.resume("broken") == 0
+    assert "the event file of the run's beginning is gone" in capfd.readouterr().err
+    folders = small_dqn.folder("whole"), small_dqn.folder("broken")
+    assert [d for d in differences(*folders, **SMALL_MEMORY) if "curve" not in d] == []
+    assert "the event file of the run's beginning is gone" in read_run(folders[1]).losses
+
+
+@pytest.mark.parametrize("damage", ["bit", "gone", "empty", "link", "pipe"])
+def test_lost_curves_are_told_where_a_run_goes_on(damage, small_dqn, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 70, stop)
+        assert small_dqn.run("broken") == CAN_RESUME
+    (path,) = small_dqn.folder("broken").glob("events*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.unlink()
+    if damage in ("bit", "empty"):
+        path.write_bytes(content if damage == "bit" else b"")
+    elif damage == "link":
+        path.symlink_to("nowhere")
+    elif damage == "pipe":
+        os.mkfifo(path)
+    capfd.readouterr()
+    assert small_dqn.resume("broken") == 0
+    told = {"bit": "is damaged, ", "gone": "is gone", "link": "is gone"}
+    told = told.get(damage, "is cut off: 0 of")
+    assert f"warning: {path.name} {told}" in capfd.readouterr().err
+    folders = small_dqn.folder("whole"), small_dqn.folder("broken")
+    if damage != "link":  # which TensorBoard's own reader, that compares them, does not survive
+        path.unlink() if damage == "pipe" else None
+        found = differences(*folders, **SMALL_MEMORY)
+        assert [difference for difference in found if "curve" not in difference] == []
 
 
 @pytest.fixture
