@@ -1,6 +1,6 @@
 """Compare hidden layers in the agent of cartpole_ppo.py and in fitting a function.
 
-python -m examples.compare_layers --csv-file layers.csv        # 25 minutes on one core of a CPU
+python -m examples.compare_layers > layers.csv         # 25 minutes on one core of a CPU
 
 All networks have two hidden layers. The score in CartPole is the mean return of the last 20 games,
 that in fitting the mean squared error; docs/starting.md says what came out.
@@ -8,7 +8,9 @@ that in fitting the mean squared error; docs/starting.md says what came out.
 
 import csv
 import functools
-from pathlib import Path
+import itertools
+import sys
+from typing import Literal
 
 import torch
 import tyro
@@ -17,6 +19,8 @@ from torch import nn
 from examples.cartpole_ppo import Agent, layer_init, train
 from hadamard import HadamardLinear
 from lab.regression.fitting import POINTS, target
+
+FIT_RATE = 1e-2
 
 
 def plain(n_in: int, n_out: int, **layer) -> nn.Module:
@@ -67,18 +71,18 @@ VARIANTS = {
 }
 
 
-def play_cartpole(hidden, seed: int, total_timesteps: int) -> float:
+def play_cartpole(hidden, seed: int, learning_rate: float, steps: int) -> float:
     """Return the mean return of the last 20 games."""
     torch.manual_seed(seed)
-    newest = train(Agent(hidden), seed, total_timesteps, report=lambda line: None)[-20:]
-    return sum(newest) / len(newest)
+    returns = train(Agent(hidden), seed, steps, learning_rate, report=lambda line: None)
+    return sum(returns[-20:]) / len(returns[-20:])
 
 
 def fit_function(hidden, seed: int, steps: int) -> float:
     """Return the mean squared error after training as regression_demo.py does by default."""
     torch.manual_seed(seed)
     network = nn.Sequential(hidden(1, 100), hidden(100, 100), nn.Linear(100, 1))
-    optimizer = torch.optim.Adam(network.parameters(), 1e-2, fused=True)
+    optimizer = torch.optim.Adam(network.parameters(), FIT_RATE, fused=True)
     x = torch.linspace(-1, 1, 128).unsqueeze(1)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -89,19 +93,24 @@ def fit_function(hidden, seed: int, steps: int) -> float:
         return (network(points) - target(points)).square().mean().item()
 
 
-def main(csv_file: Path, seeds: int = 5, total_timesteps: int = 25_000, fit_steps: int = 1000):
-    """Train every variant from seeds 1, 2, ...; write a line per run, and the means."""
-    rows = []
-    for name, hidden in VARIANTS.items():
-        for seed in range(1, seeds + 1):
-            played = play_cartpole(hidden, seed, total_timesteps)
-            error = fit_function(hidden, seed, fit_steps)
-            rows.append({"variant": name, "seed": seed, "cartpole": played, "fit_mse": error})
-            print(f"{name}, seed {seed}: CartPole {played:.0f}, fit {error:.3g}", flush=True)
-    with csv_file.open("w", newline="") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+def main(
+    variants: tuple[Literal[tuple(VARIANTS)], ...] = tuple(VARIANTS),
+    learning_rates: tuple[float, ...] = (2.5e-4,),
+    seeds: int = 5,
+    steps: int = 25_000,
+    fit_steps: int = 1000,
+):
+    """Train variants from seeds 1, 2, ...; with --fit-steps 0 in CartPole alone."""
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["task", "variant", "learning_rate", "steps", "seed", "score"])
+    for name, seed in itertools.product(variants, range(1, seeds + 1)):
+        for rate in learning_rates:
+            score = play_cartpole(VARIANTS[name], seed, rate, steps)
+            table.writerow(["cartpole", name, rate, steps, seed, score])
+        if fit_steps:
+            score = fit_function(VARIANTS[name], seed, fit_steps)
+            table.writerow(["fit", name, FIT_RATE, fit_steps, seed, score])
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
