@@ -1,6 +1,10 @@
 """Playing a checkpoint: scores against a plain loop over single games; the GIF shows that game."""
 
+import io
 import json
+import math
+import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -9,8 +13,10 @@ from algorithms import SCRIPTS, SHORT, parse, saved_weights
 from PIL import Image
 
 from lab import evaluate
+from lab.common.cli import UsageError
 from lab.evaluate import Chooser, load, play, summarise
 from lab.training.atari import AtariEnvs
+from lab.training.checkpoint import FORMAT, Footer, read_state
 
 RUNS = {
     "dqn": (),
@@ -153,6 +159,26 @@ def test_dead_units_are_crossed_out_and_live_ones_are_not():
 )
 def test_bad_input_is_refused(flags, message, refused):
     refused(evaluate, flags, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda network: network.pop("head.bias"), "network lacks head.bias"),
+        (lambda network: network.update({"head.bias": [1.0]}), r"head.bias must be float32 \(4,\)"),
+        (lambda network: network["head.bias"].fill_(math.nan), "network.head.bias has NaN or inf"),
+    ],
+)
+def test_a_network_that_no_run_has_written_is_refused(change, message, trained, tmp_path):
+    folder = shutil.copytree(trained["dqn"], tmp_path / "run")
+    nest = read_state(folder / "checkpoint.pt")
+    change(nest["state"]["network"])
+    content = io.BytesIO()
+    torch.save(nest, content)
+    footer = bytes(Footer(FORMAT, 160, zlib.crc32(content.getvalue())))
+    (folder / "checkpoint.pt").write_bytes(content.getvalue() + footer)
+    with pytest.raises(UsageError, match=message):
+        load(folder, torch.device("cpu"))
 
 
 def test_drawing_from_a_policy_is_for_ppo(trained, refused):

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from lab.common.cli import UsageError, describe_os, plural, say
+from lab.common.files import open_regular
 from lab.common.limits import count_cores
 from lab.sweep.flags import Args
 from lab.sweep.mps import share_gpus
@@ -39,6 +40,11 @@ def list_gpus() -> list[str]:
     return [name.strip() for name in named]
 
 
+def _open_log(path: str, flags: int) -> int:
+    # Not through a link, nor into a pipe that nobody reads, which would be waited for.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
 @dataclass
 class Job:
     """A run of the sweep, and what has become of it."""
@@ -56,7 +62,7 @@ class Job:
 
     def last_line(self) -> str:
         """Return the newest line that the run has said."""
-        with contextlib.suppress(OSError), self.log.open("rb") as file:
+        with contextlib.suppress(OSError), open_regular(self.log) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             lines = file.read().decode(errors="replace").split("\n")
             said = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -116,7 +122,7 @@ class Pool:
             runs_on = Counter(other.gpu for other in self.list_running())
             job.gpu = min(self.devices, key=lambda name: runs_on[name])
             environment["CUDA_VISIBLE_DEVICES"] = job.gpu
-        with job.log.open("ab", buffering=0) as log:
+        with open(job.log, "ab", buffering=0, opener=_open_log) as log:
             # Held by the process, too, as its output: a second sweep sees it from the first moment.
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)

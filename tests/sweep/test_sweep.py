@@ -226,19 +226,35 @@ def test_a_run_that_crashes_is_tried_three_times_and_the_others_go_on(monkeypatc
     assert "2 runs: 1 done, 1 given up" in out
 
 
-@pytest.mark.parametrize("log", ["/dev/full", "no/such/folder/log"])
-def test_a_run_whose_log_cannot_be_written_is_given_up_alone(log, monkeypatch, tmp_path, capfd):
-    """A full disk is a failed try of that run."""
+@pytest.mark.parametrize(
+    ("log", "what"),
+    [
+        ("/dev/full", "No space left on device"),
+        ("no/such/folder/log", "No such file or directory"),
+        ("pipe", "No such device or address"),
+        ("link", "Too many levels of symbolic links"),
+    ],
+)
+def test_a_run_whose_log_cannot_be_written_is_given_up_alone(
+    log, what, monkeypatch, tmp_path, capfd
+):
+    """A full disk is a failed try of that run, and so is a log that is a pipe or a link."""
+    if log == "pipe":
+        os.mkfifo(log := str(tmp_path / log))
+    elif log == "link":
+        (tmp_path / "precious").write_text("mine")
+        (tmp_path / log).symlink_to(tmp_path / "precious")
+        log = str(tmp_path / log)
     good = Stub("(here / 'done').touch()", tmp_path, "good")
     unlucky = Stub("sys.exit('started')", tmp_path, "unlucky")
     pool, jobs = run_stubs(monkeypatch, tmp_path, unlucky, good, at_once=1)
     jobs[0].log = Path(log)
     assert pool.run() == pool_room.GIVEN_UP
     assert [job.state for job in jobs] == ["given up", "done"]
-    what = "No space left on device" if log == "/dev/full" else "No such file or directory"
     said = capfd.readouterr().out
     assert said.count(f"unlucky cannot be started: {what}") == pool_room.TRIES
     assert f"3 times without getting further: given up, see {log}" in said
+    assert not log.endswith("link") or (tmp_path / "precious").read_text() == "mine"
 
 
 def test_a_run_that_gets_further_each_time_is_not_given_up(monkeypatch, tmp_path):
