@@ -1,6 +1,7 @@
 """The committed numbers that no tool of today makes again are what their data say."""
 
 import csv
+import itertools
 from collections import defaultdict
 
 import numpy as np
@@ -26,3 +27,48 @@ def test_the_table_of_precision_is_that_of_its_curves():
         cells = [algorithm, "3 and 3", *(" ".join(f"{a:.2f}" for a in of) for of in (fp32, bf16))]
         cells.append(f"{np.mean(bf16) - np.mean(fp32):+.2f} ({low:+.2f} to {high:+.2f})")
         assert f"| {' | '.join(cells)} |" in page
+
+
+def read_scores():
+    """The scores of results/layers.csv by task, variant, learning rate and steps."""
+    scores = defaultdict(list)
+    with (ROOT / "results" / "layers.csv").open() as file:
+        for row in csv.DictReader(file):
+            run = (row["task"], row["variant"], float(row["learning_rate"]), int(row["steps"]))
+            scores[run].append(float(row["score"]))
+    assert all(len(of) == 5 for of in scores.values())
+    return scores
+
+
+def returns_cell(scores):
+    return f"{np.mean(scores):.0f} ({min(scores):.0f} to {max(scores):.0f})"
+
+
+def test_the_tables_of_what_the_layer_needs_are_those_of_its_scores():
+    scores, page = read_scores(), (ROOT / "docs" / "starting.md").read_text()
+    for variant in {run[1] for run in scores}:
+        errors = scores["fit", variant, 0.01, 1000]
+        cells = [variant, returns_cell(scores["cartpole", variant, 2.5e-4, 25_000])]
+        cells.append(f"{stats.gmean(errors):.2g} ({min(errors):.2g} to {max(errors):.2g})")
+        assert f"| {' | '.join(cells)} |" in page
+    for rate, steps in ((2.5e-4, 25_000), (2.5e-4, 100_000), (1e-3, 25_000), (2.5e-3, 25_000)):
+        cells = [f"{rate:g}, {steps:,}"]
+        for variant in ("tanh", "HR, torch", "HR, orthogonal", "HR, gated (2)"):
+            cells.append(returns_cell(scores["cartpole", variant, rate, steps]))
+        assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_table_of_how_large_z_starts_is_that_of_the_theory():
+    lines = defaultdict(list)
+    with (ROOT / "results" / "regression" / "theory.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["part"] == "start":
+                lines[row["case"]].append(float(row["predicted"]))
+                assert abs(float(row["measured"]) / float(row["predicted"]) - 1) < 0.05
+    page = (ROOT / "docs" / "starting.md").read_text()
+    for branches, name in enumerate(("Tanh", "Tanh (HR)", "Tanh (2xHR)"), start=1):
+        for inputs, init in itertools.product(("1", "0.1"), ("torch", "orthogonal", "gated")):
+            predicted = lines.get(f"{name} twice, init {init}, E x² = {inputs}")
+            if predicted is not None:
+                numbers = [f"{number:.2g}" for number in predicted]
+                assert f"| {' | '.join([inputs, init, str(branches), *numbers])} |" in page
