@@ -39,7 +39,6 @@ from lab.training.replay import ReplayBuffer
 from lab.training.resume import load_parts
 
 HANG = 120  # seconds: a whole checkpoint takes less than one
-MUTATIONS = 500
 FLAGS = ("--device", "cpu", *PLAIN)
 
 
@@ -260,11 +259,15 @@ def mutate_segment(folder, step, rng):
     return write_nest(folder, nest, step)
 
 
-def test_five_hundred_mutations(saved_runs, tmp_path):
-    """Each is taken and can be gone on with, or refused in one line."""
-    rng, refused, memory = random.Random(0), 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+@pytest.mark.parametrize(
+    ("mutations", "seed"), [(60, 1), pytest.param(500, 0, marks=pytest.mark.long)]
+)
+def test_a_mutation_is_taken_or_refused_in_one_line(mutations, seed, saved_runs, tmp_path):
+    """Where it is taken, the run can go on; else all is as it was."""
+    rng, refused = random.Random(seed), 0
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ways = (mutate_nest, mutate_nest, mutate_bytes, mutate_pickle, mutate_segment)
-    for number in range(MUTATIONS):
+    for number in range(mutations):
         # Most of DQN, which has most to save; the others have another optimizer and observations.
         folder, parts = saved_runs[rng.choice([*["dqn"] * 8, "ppo", "pqn"])]
         crafted = tmp_path / "run"
@@ -276,7 +279,7 @@ def test_five_hundred_mutations(saved_runs, tmp_path):
         refused += bool(resume(crafted, parts))
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
         shutil.rmtree(crafted)
-    assert 0.5 * MUTATIONS < refused < 0.99 * MUTATIONS
+    assert 0.5 * mutations < refused < 0.99 * mutations
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     assert grown < 500_000  # kB
 
