@@ -309,8 +309,12 @@ class Checkpoints:
         if problems:  # else the next checkpoint would take the place of the whole one
             os.replace(self.folder / NEWEST, self.folder / DAMAGED)
         self.number, self.segments = content["number"], content["segments"]
-        self.mark = content.get("mark", self.mark)  # older checkpoints have none
+        self.mark = content.get("mark", self.mark)
         self.named = {name for name, _ in self.segments.values()}
+        if "mark" not in content:  # an older one, whose segments are known by name alone
+            with contextlib.suppress(OSError, Damaged, UsageError):
+                before = read_state(self.folder / PREVIOUS)["segments"]
+                self.named |= {name for name, _ in before.values()}
         self.step = read_footer(path).step
         return content["state"], problems
 

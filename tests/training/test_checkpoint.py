@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lab.common import files
 from lab.common.cli import UsageError
-from lab.common.files import atomic_write
+from lab.common.files import ChecksumFile, atomic_write
 from lab.training import checkpoint, replay
 from lab.training.board import Board
 from lab.training.checkpoint import (
@@ -357,6 +357,32 @@ def test_what_a_killed_save_has_left_goes_with_the_next(tmp_path, monkeypatch):
             "replay",
         }
         names = {path.name for path in files_of(tmp_path)}
+
+
+def test_segments_of_a_run_from_before_the_mark_go_when_they_are_needed_no_more(tmp_path):
+    """They are known by the names in its two checkpoints alone."""
+    folder_with_two(tmp_path)
+    for name in (checkpoint.NEWEST, checkpoint.PREVIOUS):
+        content = checkpoint.read_state(tmp_path / name)
+        step = checkpoint.read_footer(tmp_path / name)
+        mark = content.pop("mark")
+        for segment in content["segments"].values():
+            path = tmp_path / "replay" / segment[0]
+            segment[0] = segment[0].replace(f"-{mark}", "")
+            if path.exists():
+                path.rename(path.with_name(segment[0]))
+        with (tmp_path / name).open("wb") as file:
+            summed = ChecksumFile(file)
+            torch.save(content, summed)
+            file.write(bytes(Footer(step.format, step.step, summed.checksum)))
+    buffer = ReplayBuffer(30, NUM_ENVS)
+    store = Checkpoints(tmp_path)
+    buffer.load_state_dict(store.load(buffer)[0]["buffer"])
+    assert same_memory(buffer, filled(33))
+    for number in range(34, 80):
+        buffer.add(**step_of(number))
+        store.save(number, {"buffer": buffer.state_dict()}, buffer)
+    assert all(store.mark in path.name for path in (tmp_path / "replay").iterdir())
 
 
 def test_a_replay_folder_that_is_a_link_is_refused_and_stays(tmp_path):

@@ -177,7 +177,8 @@ def alter(old, rng):
             number = rng.choice([0, 1, 7, 200] if old.dtype == torch.uint8 else [-1, 1e9, math.nan])
             with contextlib.suppress(ValueError, RuntimeError):  # no NaN in whole numbers
                 changed.view(-1)[rng.randrange(old.numel())] = number
-        return rng.choice([changed, changed, changed, old[None], old.double(), old.int(), -old])
+        others = [old[None], old.double(), old.int(), old.flatten()[:-1], old.bool()]
+        return rng.choice([changed, changed, changed, *others])
     if isinstance(old, bool | None):
         return not old
     if isinstance(old, int):
