@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from lab.common.cli import UsageError, between, describe_os, launch, plural, say
+from lab.common.cli import UsageError, between, describe_os, launch, named_path, plural, say
 from lab.common.device import check_device, pick_device
 from lab.common.files import atomic_write, write_json
 from lab.common.provenance import record_provenance
@@ -301,7 +301,7 @@ def write_gif(path: Path, pictures: Iterator[Image.Image]):
 def main(args: Args) -> int:
     """Play the games, print the scores and keep them; return the exit status."""
     check(args)
-    folder = Path(args.run)
+    folder = named_path(args.run)
     device = pick_device(args.device)
     player = load(folder, device)
     if args.sample and player.algorithm != "ppo":

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,11 +212,22 @@ def one_of(args, choices, *names: str):
 def check_folder(args, name: str):
     """Raise UsageError unless a flag names a folder that is there or can be made; make none."""
     value = getattr(args, name)
-    if not value.isprintable():
-        raise UsageError(f"{flag(name)} {value!r} is no name that can be written in UTF-8")
     if not value:
         raise UsageError(f"{flag(name)} is empty: it must be a folder, such as runs")
+    for character in value:
+        # What one cannot see, such as a joiner in an emoji, is no reason to refuse a name.
+        if unicodedata.category(character) in ("Cs", "Cc", "Zl", "Zp"):
+            kind = "no UTF-8" if "\ud800" <= character <= "\udfff" else "a control character"
+            raise UsageError(
+                f"{flag(name)} {value!r} has {kind} in it: choose a name that can be printed"
+            )
     require_writable(Path(value), flag(name))
+
+
+def named_path(text: str) -> Path:
+    """Return a path that ends in a name: for . and .. the folder's own."""
+    path = Path(text)
+    return path.resolve() if path.name in ("", "..") else path
 
 
 def require_writable(folder: Path, name: str):

@@ -67,6 +67,11 @@ def read_csv(content: bytes) -> list[dict[str, str]]:
     return [{unprotect(name): unprotect(cell) for name, cell in row.items()} for row in rows]
 
 
+def escape_bars(text: str) -> str:
+    """Return a text for a cell of a table in Markdown, which a bar would end."""
+    return text.replace("|", "&#124;")
+
+
 def markdown_table(rows: list[tuple[str, ...]]) -> str:
     """Format rows as an aligned Markdown table; the first row names the columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from lab.common import tags
-from lab.common.tables import format_csv
+from lab.common.tables import escape_bars, format_csv
 from lab.regression.claims import geometric_mean
 from lab.regression.fitting import Fits
 
@@ -27,8 +27,7 @@ def write_summary(
             (folder / f"{name}.csv").write_bytes(format_csv(rows))
             lines = ["|".join(rows[0]), "|".join("-" for _ in rows[0])]
             for row in rows:
-                # A bar would end a cell of the table.
-                lines.append("|".join(str(cell).replace("|", "&#124;") for cell in row.values()))
+                lines.append("|".join(escape_bars(str(cell)) for cell in row.values()))
             writer.add_text(name, "\n".join(lines))
 
 

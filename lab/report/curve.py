@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from lab.common import tags
-from lab.common.cli import UsageError, launch, say
+from lab.common.cli import UsageError, launch, named_path, say
 from lab.common.drawing import own_style
 from lab.common.events import Curve, read_scalars
 from lab.common.files import check_stem, write_files
@@ -96,7 +96,7 @@ def main(args: Args) -> int:
     """Write table and picture, or neither. Raise UsageError where that is not possible."""
     if not args.stem:
         raise UsageError("give a run folder and a stem, such as runs/NAME results/NAME")
-    folder, stem = Path(args.run), Path(args.stem)
+    folder, stem = named_path(args.run), Path(args.stem)
     table, picture = check_stem(stem)
     run = read_run(folder)
     for loss in run.losses:

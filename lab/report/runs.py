@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lab.common import tags
-from lab.common.cli import LARGEST_FLAG, UsageError, escape_controls
+from lab.common.cli import LARGEST_FLAG, UsageError, escape_controls, named_path
 from lab.common.events import Curve, read_scalars
 from lab.common.files import open_regular, read_json
 from lab.common.runconfig import check_kinds, read_run_config
@@ -227,7 +227,7 @@ def find_runs(paths: list[str]) -> list[Path]:
     Raise UsageError for a path at which there is none.
     """
     folders = {}
-    for path in map(Path, paths):
+    for path in map(named_path, paths):
         inside = [path] if (path / "config.json").is_file() or has_tables(path) else []
         with contextlib.suppress(OSError):
             inside += sorted(config.parent for config in path.glob("*/config.json"))

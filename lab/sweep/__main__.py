@@ -35,7 +35,7 @@ def print_plan(planned: list[PlannedRun]):
 def build_single_run_flags(run: PlannedRun, args: Args) -> tuple[str, ...]:
     """Return the command line of a sweep that has this run alone."""
     named = ("--algorithms", run.algorithm, "--variants", run.variant, "--games", run.game)
-    named += ("--seeds", str(run.seed), "--runs-dir", args.runs_dir, "--jobs", "1")
+    named += ("--seeds", str(run.seed), f"--runs-dir={args.runs_dir}", "--jobs", "1")
     named += ("--stalled-after", str(args.stalled_after))
     return (*named, "--", *select_flags(run.algorithm, args.flags))
 

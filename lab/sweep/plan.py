@@ -91,7 +91,7 @@ def plan_run(seed: int, game: str, variant: str, algorithm: str, args: Args) -> 
         title = game_title(resolve_game(game))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    own = ("--env-id", title, "--seed", str(seed), "--runs-dir", args.runs_dir)
+    own = ("--env-id", title, "--seed", str(seed), f"--runs-dir={args.runs_dir}")
     given = select_flags(algorithm, args.flags)
     flags = (*own, *variant_flags(variant, ACTIVATIONS), *given)
     try:

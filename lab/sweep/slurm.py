@@ -81,6 +81,11 @@ def submit(commands: list[tuple[str, ...]], folder: Path, **parameters) -> str:
     """
     from lab.common.cli import UsageError
 
+    if "%" in str(folder.absolute()):
+        raise UsageError(
+            f"{folder.absolute()}: Slurm puts numbers in the place of % in the name of a folder; "
+            "choose another --runs-dir"
+        )
     here = shlex.quote(str(Path(__file__).parents[2]))
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     job_folder = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # submitit makes it

@@ -22,6 +22,7 @@ from torch.utils.tensorboard import summary
 from lab.common import tags
 from lab.common.events import find_event_files
 from lab.common.files import EVENT_FILE, open_regular, sync
+from lab.common.tables import escape_bars
 from metrics import MEASURES
 
 FLUSH_EVERY = 10.0  # seconds after which a point is on the disk, if there is room
@@ -151,7 +152,7 @@ def start_board(folder: Path, config: dict, losses: tuple[str, ...]) -> Board:
     if board.problem is not None:
         raise board.problem
     columns = config["flags"] | {key: config[key] for key in ("game", "algorithm", "variant")}
-    rows = "\n".join(f"|{key}|{value}|" for key, value in columns.items())
+    rows = "\n".join(f"|{key}|{escape_bars(str(value))}|" for key, value in columns.items())
     board.text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
     # Written into this run itself: SummaryWriter.add_hparams would open a second run folder.
     # Without the list of columns: TensorBoard would take that of one run for all, and so takes what

@@ -5,7 +5,7 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab.common.cli import UsageError, flag, parse_flags, say
+from lab.common.cli import UsageError, flag, named_path, parse_flags, say
 from lab.common.variants import FREE_FLAGS
 from lab.training.atari import AtariEnvs, resolve_game
 from lab.training.checkpoint import (
@@ -130,7 +130,7 @@ def resolve_resume(args, algorithm: str):
     if not args.resume:
         return args
     is_auto = args.resume == "auto"
-    folder = find_unfinished(args, algorithm) if is_auto else Path(args.resume)
+    folder = find_unfinished(args, algorithm) if is_auto else named_path(args.resume)
     if folder is None:
         return dataclasses.replace(args, resume="")
     config = read_config(folder)

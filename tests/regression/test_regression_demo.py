@@ -164,7 +164,7 @@ def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path):
         (["--steps", "0"], "--steps must be between 1"),
         (["--steps", "10000000", "--seeds", "1000"], "--steps 10000000 needs .* GB"),
         (["--output-dir", "/proc/x"], "--output-dir /proc/x: .*; choose a folder one can write to"),
-        (["--output-dir", "bad\udcff"], "is no name that can be written in UTF-8"),
+        (["--output-dir", "bad\udcff"], "has no UTF-8 in it: choose a name that can be printed"),
         (["--sweep", "true"], r"Unrecognized options: true \(--sweep and the like take no value\)"),
         (["--steps", "ten"], "--steps must be a whole number"),
         (["--optimizer", "adm"], "unknown --optimizer 'adm': choose one of adam, sgd"),

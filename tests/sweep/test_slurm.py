@@ -15,6 +15,7 @@ from interruptions import differences, start
 
 import lab.sweep
 import lab.sweep.__main__ as sweep
+from lab.common.cli import UsageError
 from lab.sweep import pool
 from lab.sweep import slurm as cluster
 from lab.training.signals import CAN_RESUME
@@ -242,6 +243,12 @@ def test_preempted_and_requeued_runs_are_those_without_a_break(slurm, tmp_path):
 def test_flags_of_slurm_that_cannot_work(flags, message, refused, monkeypatch):
     monkeypatch.setenv("PATH", "")
     refused(sweep, flags, message)
+
+
+def test_a_folder_in_whose_name_slurm_would_put_a_number_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="in the place of % in the name of a folder; choose"):
+        cluster.submit([("--jobs", "1")], tmp_path / "50%j" / "logs", cpus_per_task=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_submitit_the_sweep_says_what_to_install(refused, monkeypatch):

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from algorithms import parse
 from conftest import TIMEOUT
 from interruptions import differences, run_through, start_script
 
 import lab.sweep.__main__ as sweep
-from lab.common.cli import UsageError
+from lab.common.cli import UsageError, parse_flags
 from lab.common.variants import variant_name
 from lab.sweep import pool as pool_room
 from lab.sweep.flags import Args
@@ -41,6 +42,16 @@ def test_a_plan_has_every_combination_once():
         assert (run.args.env_id, run.args.seed) == (run.game, run.seed)
         assert variant_name(run.args) == run.variant
     assert [run.seed for run in runs] == [1] * 8 + [2] * 8  # one seed of everything first
+
+
+def test_a_folder_may_begin_like_a_flag(tmp_path, monkeypatch):
+    """For the runs of a pool, and for the job of a cluster, which is a sweep of one run."""
+    monkeypatch.chdir(tmp_path)
+    (run,) = plan(("ppo",), ("relu",), ("Pong",), (1,), runs_dir="-x")
+    again = parse("ppo", *run.command()[1:])
+    assert (again.runs_dir, again.resume) == ("-x", "auto")
+    flags = sweep.build_single_run_flags(run, Args(runs_dir="-x"))
+    assert parse_flags(Args, argv=list(flags)).runs_dir == "-x"
 
 
 def test_on_another_machine_there_may_be_a_gpu(monkeypatch):
