@@ -69,10 +69,11 @@ def launched(tmp_path, monkeypatch, capfd):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", command)
         capfd.readouterr()
-        start = functools.partial(launch, module.main, module.Args)
+        start = getattr(module, "run", functools.partial(launch, module.main, module.Args))
         if module.__name__.endswith("_atari"):
             algorithm = module.__name__.removesuffix("_atari")
-            start = functools.partial(training.launch, *start.args, module.check, algorithm)
+            given = (module.main, module.Args, module.check, algorithm)
+            start = functools.partial(training.launch, *given)
         with pytest.raises(SystemExit) as exit_:
             start()
         return subprocess.CompletedProcess(command, exit_.value.code, *capfd.readouterr())

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import errno
 import io
+import itertools
 import os
 import re
 import signal
@@ -19,11 +20,19 @@ from pathlib import Path
 
 import tyro
 
+from lab.common.help import Groups, group_flags
+
 # Also what ends a line or reverses it, and halves of characters, which cannot be encoded.
 CONTROLS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 LARGEST_FLAG = 1e18  # no flag takes a number beyond
+Hint = Callable[[str], str]
+
+
+def no_hint(unknown: str) -> str:
+    """Return what to type in place of a flag that is not known: nothing."""
+    return ""
 
 
 class UsageError(Exception):
@@ -64,10 +73,11 @@ def program_name() -> str:
     return Path(sys.argv[0]).name
 
 
-def launch(main: Callable, args_class: type):
+def launch(main: Callable, args_class: type, groups: Groups | None = None, hint: Hint = no_hint):
     """Parse the command line into `args_class`, run `main(args)` and exit with what it returns.
 
-    A `UsageError` and a flag that does not parse end in one line on stderr and status 2.
+    `groups` and `hint` are those of `parse_flags`. A `UsageError` and a flag that does not parse
+    end in one line on stderr and status 2.
     """
     open_streams()
     for stream in (sys.stdout, sys.stderr):  # where the terminal knows only ASCII
@@ -75,7 +85,7 @@ def launch(main: Callable, args_class: type):
             stream.reconfigure(errors="replace")
     try:
         require_temporary_folder()
-        sys.exit(main(parse_flags(args_class)))
+        sys.exit(main(parse_flags(args_class, groups=groups, hint=hint)))
     except UsageError as error:
         say(f"{program_name()}: error: {escape_controls(str(error))}", sys.stderr)
         sys.exit(2)
@@ -119,15 +129,55 @@ def require_temporary_folder():
         raise UsageError(f"{describe_os(error)}: set TMPDIR to a folder one can write to") from None
 
 
-def parse_flags(args_class, argv=None, default=None):
+def parse_count(text: str) -> int:
+    """Return a whole number, also one written as 1e6 or 2.5e3. Raise ValueError for another."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    if (match := re.fullmatch(r"([+-]?)(\d+)\.?(\d{0,20})[eE]\+?(\d{1,2})", text)) is None:
+        raise ValueError(f"{text!r} is no whole number")
+    sign, whole, fraction, exponent = match.groups()
+    digits = fraction.rstrip("0")
+    if len(digits) > int(exponent):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(f"{sign}{whole}{digits.ljust(int(exponent), '0')}")
+
+
+def make_registry() -> tyro.constructors.ConstructorRegistry:
+    """Return how tyro reads the values of flags: a count may be written as 1e6."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def read_int(type_info):
+        if type_info.type is not int:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda words: parse_count(words[0]),
+            is_instance=lambda value: isinstance(value, int),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def parse_flags(args_class, argv=None, default=None, groups=None, hint: Hint = no_hint):
     """Parse the command line into the dataclass. Raise UsageError if it does not parse.
 
-    `default`, an instance, has the values of the flags that are not given.
+    `default`, an instance, has the values of the flags that are not given. `groups`, title -> names
+    of flags, are how --help shows them; those that are in none come first. `hint(flag)` says what
+    to type in place of a flag that is not known here, or nothing.
     """
     complaint = io.StringIO()
+    asked = list(itertools.takewhile("--".__ne__, sys.argv[1:] if argv is None else argv))
+    own = {"args": argv, "prog": program_name(), "registry": make_registry()}
     try:
+        if {"-h", "--help"} & {*asked}:
+            with contextlib.suppress(OSError):  # a reader that has gone away
+                tyro.cli(group_flags(args_class, groups or {}), **own)
+            sys.exit(0)
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(args_class, args=argv, default=default, prog=program_name())
+            return tyro.cli(args_class, default=default, **own)
     except SystemExit as exit_:
         if not exit_.code:
             raise
@@ -139,10 +189,10 @@ def parse_flags(args_class, argv=None, default=None):
             else:
                 sections[-1] += " " + line.strip("│| ")
         text = sections[1].strip() if len(sections) > 1 else "the flags do not parse"
-        raise UsageError(f"{_simplify(text, args_class)}; --help lists the flags") from None
+        raise UsageError(f"{_simplify(text, args_class, hint)}; --help lists the flags") from None
 
 
-def _simplify(complaint: str, args_class) -> str:
+def _simplify(complaint: str, args_class, hint: Hint) -> str:
     """Put what tyro says of a flag into the words of its user."""
     types = {flag(field.name): str(field.type) for field in dataclasses.fields(args_class)}
     if parsing := re.match(r"Error parsing (--[\w-]+):.*'(.*)'", complaint):
@@ -153,6 +203,8 @@ def _simplify(complaint: str, args_class) -> str:
     if not complaint.startswith("Unrecognized"):
         return complaint
     for unknown in complaint.partition(": ")[2].split(", "):
+        if known := hint(unknown.split("=")[0]):
+            return f"{complaint} ({known})"
         similar = difflib.get_close_matches(unknown.split("=")[0], types, n=1, cutoff=0.85)
         if similar:
             return f"{complaint} (did you mean {similar[0]}?)"

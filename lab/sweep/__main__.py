@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 
 from lab.common.cli import UsageError, launch, plural, say
-from lab.sweep.flags import Args
+from lab.sweep.flags import GROUPS, Args, explain_flag
 from lab.sweep.plan import PlannedRun, plan_runs, select_flags
 from lab.sweep.pool import make_pool
 
@@ -82,7 +82,7 @@ def main(args: Args) -> int:
 
 def run():
     """Run the command line, as `hr-sweep` and `python -m lab.sweep` do."""
-    launch(main, Args)
+    launch(main, Args, GROUPS, explain_flag)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,20 @@
 """The flags of a sweep."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from lab.common.cli import UsageError, above, at_least, check_folder, flag
-from lab.training.algorithms import ALGORITHMS
+from lab.training.algorithms import ALGORITHMS, load_script
+from lab.training.flags import translate_cleanrl
 
+GROUPS = {  # of --help
+    "runs": ("algorithms", "variants", "games", "seeds", "runs_dir", "dry_run"),
+    "this machine": ("jobs", "per_gpu", "stalled_after"),
+    "slurm": ("slurm", "partition", "hours", "gres", "cpus", "memory"),
+}
 SLURM_FLAGS = ("partition", "hours", "gres", "cpus", "memory")  # that only --slurm knows
 
 
@@ -47,6 +54,19 @@ class Args:
     """with --slurm: GB of memory for each run; 0: the cluster's default"""
     flags: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """flags of the scripts, after --; after a word dqn:, ppo: or pqn: those of one algorithm"""
+
+
+def explain_flag(unknown: str) -> str:
+    """Return where a flag of the scripts is typed, or nothing for what is none of theirs."""
+    known = {
+        flag(field.name)
+        for algorithm in ALGORITHMS
+        for field in dataclasses.fields(load_script(algorithm).Args)
+    }
+    plain = unknown.replace("_", "-").replace("--no-", "--")
+    if plain in known:
+        return f"a flag of the runs: it follows --, as in -- {unknown} ..."
+    return translate_cleanrl(unknown)
 
 
 def check(args: Args):

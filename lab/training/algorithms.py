@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lab.common.cli import parse_flags
+from lab.training.flags import translate_cleanrl
 
 # Algorithm -> the class of its network in NAME_atari.py. Its instances map obs uint8
 # (batch, 4, 84, 84) to Q-values (batch, actions), or to logits and values; in a checkpoint they are
@@ -31,7 +32,7 @@ def script_args(algorithm: str, *flags: str):
 
     Raises UsageError if the flags do not parse.
     """
-    return parse_flags(load_script(algorithm).Args, argv=list(flags))
+    return parse_flags(load_script(algorithm).Args, argv=list(flags), hint=translate_cleanrl)
 
 
 def make_network(algorithm: str, num_actions: int, args) -> nn.Module:

@@ -30,6 +30,7 @@ from lab.training.checkpoint import (
     iterate_tensors,
 )
 from lab.training.checks import check_memory
+from lab.training.flags import group_script_flags, translate_cleanrl
 from lab.training.form import own_event_files
 from lab.training.logger import Logger
 from lab.training.measure import Measurer, hidden_layers, measurement_due
@@ -68,7 +69,7 @@ def launch(main: Callable, args_class: type, check: Callable, algorithm: str):
                 "the memory of this machine ran out: choose smaller batches or a smaller network"
             ) from None
 
-    cli.launch(start, args_class)
+    cli.launch(start, args_class, group_script_flags(args_class), translate_cleanrl)
 
 
 def make_envs(args) -> tuple[AtariEnvs, np.ndarray]:

@@ -1,7 +1,10 @@
 """The command line: what a refusal says, in whose name, and which numbers are refused."""
 
+import inspect
+import itertools
 import json
 import math
+import re
 import resource
 import shlex
 import subprocess
@@ -25,11 +28,13 @@ from lab.common.cli import (
     below,
     between,
     one_of,
+    parse_count,
     require_writable,
     say,
 )
 from lab.report import curve
 from lab.training.checkpoint import read_state
+from lab.training.flags import translate_cleanrl
 
 PATH = "x" * 10_000
 
@@ -149,12 +154,60 @@ def test_complaints_survive_a_terminal_without_unicode(script, monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
-def test_help_lists_every_flag_and_ends_well(algorithm, in_process):
+def test_help_shows_every_flag_once_with_its_text(algorithm, in_process, monkeypatch):
+    """In groups, and filled up to the width of the terminal, whatever breaks the source has."""
+    monkeypatch.setenv("COLUMNS", "80")
     done = in_process(f"{algorithm}_atari.py", "--help")
     assert done.returncode == 0
     assert f"usage: {algorithm}_atari.py" in done.stdout
+    rows = [line.rstrip("│ ") for line in done.stdout.splitlines()]
+    for row, following in itertools.pairwise(rows):
+        # A text goes on below only where its next word does not fit into the box.
+        if following.startswith("│   ") and not re.search(r"[A-Z|]+$|--no-[a-z-]+$", row):
+            assert len(row) + len(following.strip("│ ").split()[0]) + 1 > 78, row
+    shown = " ".join(row.strip("│ ") for row in rows)
+    source = inspect.getsource(SCRIPTS[algorithm].Args)
     for name in SCRIPTS[algorithm].Args.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in done.stdout
+        (text,) = re.findall(rf'^    {name}: .*\n    """((?:.|\n)*?)"""$', source, re.MULTILINE)
+        flag = f"--{name.replace('_', '-')}"
+        assert sum(re.match(rf"│ {flag}([ ,]|$)", row) is not None for row in rows) == 1
+        assert " ".join(text.split()) in shown
+    titles = re.findall(r"─ ([\w-]+) options", done.stdout)
+    assert titles == ["run", "hidden-layers", "games", "learning", "measures", "machine", "files"]
+
+
+def test_every_flag_of_cleanrl_is_a_flag_here_or_is_told():
+    """Of its ppo_atari.py, dqn_atari.py and pqn_atari_envpool.py."""
+    shared = "seed track env_id total_timesteps learning_rate num_envs gamma"
+    rollouts = f"{shared} num_steps anneal_lr num_minibatches update_epochs max_grad_norm"
+    theirs = {
+        "ppo": f"{rollouts} gae_lambda norm_adv clip_coef clip_vloss ent_coef vf_coef target_kl",
+        "dqn": f"{shared} buffer_size tau target_network_frequency batch_size start_e end_e "
+        "exploration_fraction learning_starts train_frequency",
+        "pqn": f"{rollouts} start_e end_e exploration_fraction q_lambda",
+    }
+    others = "exp_name torch_deterministic cuda wandb_project_name wandb_entity capture_video"
+    for name in f"{others} save_model upload_model hf_entity".split():
+        assert translate_cleanrl(f"--{name}")
+    for algorithm, names in theirs.items():
+        assert {*names.split()} <= SCRIPTS[algorithm].Args.__dataclass_fields__.keys()
+
+
+@given(digits=st.integers(1, 9999), zeros=st.integers(0, 14), point=st.integers(0, 4))
+def test_counts_may_be_written_as_powers_of_ten(digits, zeros, point):
+    number = digits * 10**zeros
+    whole, fraction = divmod(digits, 10**point)
+    exponent = zeros + point
+    assert parse_count(f"{whole}.{fraction:0{max(point, 1)}d}e{exponent}") == number
+    for text in (f"{digits}e{zeros}", f"{digits}E+{zeros}", f"{number}", f"{number:_}"):
+        assert parse_count(text) == number
+    assert parse_count(f"-{digits}e{zeros}") == -number
+
+
+@pytest.mark.parametrize("text", ["", "e6", "1e", "1.5", "1.25e1", "1e-3", "inf", "nan", "0x10"])
+def test_what_is_no_whole_number_is_none(text):
+    with pytest.raises(ValueError, match="is no whole number"):
+        parse_count(text)
 
 
 CLOSED = ("<&- >&- 2>&-", ">/dev/full 2>&1")

@@ -104,7 +104,11 @@ def test_flags_of_one_algorithm_reach_that_one_alone():
         (["--", "ppo:", "--buffer-size", "9"], "ppo: Unrecognized .*--buffer-size"),
         (["--", "pqn:", "--seed", "7"], "--seed belongs to the sweep itself"),
         (["--algorithms", "pqn", "--", "--buffer-size", "9"], "pqn: Unrecognized .*--buffer-size"),
-        (["--gamma", "0.9"], "--gamma"),
+        (["--gamma", "0.9"], "--gamma, 0.9 .a flag of the runs: it follows --, as in -- --gamma"),
+        (["--no-anneal-lr"], "it follows --, as in -- --no-anneal-lr"),
+        (["--jobbs", "2"], "did you mean --jobs"),
+        (["--no-cuda"], "here it is --device cpu"),
+        (["--", "--no-cuda"], "here it is --device cpu"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(flags, message, refused):
