@@ -14,17 +14,22 @@ ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
+# A run that was asked to stop ends with status 75, which is no error of make's. The shell waits for
+# it: Ctrl-C reaches both. What is ignored would be ignored by the run, too, so it only notes it.
+STOPPABLE = trap : INT;
+IS_STOPPED = status=$$?; [ $$status -eq 75 ] || exit $$status
+
 .PHONY: train algo sweep report evidence demo bench test test-long soak lint format board clean
 
 train: algo $(VENV)/.installed
-	@$(RUN) $(ALGO)_atari.py --resume auto $(ARGS)
+	@$(STOPPABLE) $(RUN) $(ALGO)_atari.py --resume auto $(ARGS); $(IS_STOPPED)
 
 algo:
 	@test -f $(ALGO)_atari.py || { \
 		echo "make: error: unknown ALGO=$(ALGO): choose one of" *_atari.py | sed 's/_atari.py//g' >&2; exit 2; }
 
 sweep: $(VENV)/.installed
-	@$(RUN) -m lab.sweep $(ARGS)
+	@$(STOPPABLE) $(RUN) -m lab.sweep $(ARGS); $(IS_STOPPED)
 
 report: $(VENV)/.installed
 	@$(RUN) -m lab.report $(or $(ARGS),runs)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tyro
+from tqdm import tqdm
 
 from lab.common.help import Groups, group_flags
 
@@ -54,10 +55,13 @@ def escape_controls(text: str, keep: str = "") -> str:
 
 def say(text: str, file=None):
     """Print at once; a reader that has gone away (a closed pipe or terminal) ends no run."""
+    file = file or sys.stdout
     # RuntimeError: a signal came in the middle of another print.
-    with contextlib.suppress(OSError, RuntimeError):
+    file = file or sys.stdout
+    # RuntimeError: a signal came in the middle of another print.
+    with contextlib.suppress(OSError, RuntimeError), tqdm.external_write_mode(file=file):
         text = escape_controls(text, keep="\n\t")
-        print(text, file=file or sys.stdout, flush=True)
+        print(text, file=file, flush=True)  # above a progress bar, if there is one
 
 
 def plural(number: int, noun: str) -> str:

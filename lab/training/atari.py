@@ -31,7 +31,7 @@ def resolve_game(env_id: str) -> str:
     """Return the ROM id of a game by any of its usual names.
 
     Breakout, breakout, ALE/Breakout-v5 and BreakoutNoFrameskip-v4 all give "breakout". Raises
-    ValueError, with the closest names, for anything else.
+    ValueError, with the closest names if any is close, for anything else.
     """
     # The registered games, not all shipped ROMs: the emulator ends the process on the others.
     specs = (spec for spec in gymnasium.registry.values() if spec.namespace == "ALE")
@@ -41,9 +41,12 @@ def resolve_game(env_id: str) -> str:
     name = name.replace("_", "").replace(" ", "").lower()
     if name in known:
         return known[name]
-    closest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = ", ".join(game_title(known[match]) for match in closest) or "Breakout, Pong or Seaquest"
-    raise ValueError(f"unknown game {env_id!r}: did you mean {hint}?")
+    # Above 0.7 no environment of gymnasium's is close to a game: hopper is not gopher.
+    closest = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+    hint = "these scripts play the Atari games of ale-py, such as Breakout, Pong or Seaquest"
+    if closest:
+        hint = f"did you mean {', '.join(game_title(known[match]) for match in closest)}?"
+    raise ValueError(f"unknown game {env_id!r}: {hint}")
 
 
 def game_title(rom: str) -> str:

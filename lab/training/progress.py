@@ -31,12 +31,7 @@ class Progress:
         self._round_start: float | None = None
         self._round_seconds = 0.0
         self._next_line = 0.0
-        self._bar = tqdm(
-            total=total,
-            disable=not sys.stderr.isatty(),
-            bar_format="{percentage:3.0f}% {desc} {bar}",  # the bar takes what is left of the line
-            dynamic_ncols=True,
-        )
+        self._bar: tqdm | None = None  # from the first line on: what is said before has no bar
 
     def start_from(self, step: int):
         """Measure the speed from this agent step on, where a run is resumed."""
@@ -58,14 +53,22 @@ class Progress:
         self._rates.append((now, step))
         rate = (step - step_then) / max(now - then, 1e-9)
         if sys.stderr.isatty():
-            self._bar.n = min(step, self.total)
             with contextlib.suppress(OSError):
+                self._bar = self._bar or self._make_bar()
+                self._bar.n = min(step, self.total)
                 self._bar.set_description_str(self._status(step, returns, rate, brief=True))
         elif now >= self._next_line or step >= self.total:
             self._next_line = now + LINE_EVERY
             share = min(step / self.total, 1.0)
             say(f"{share:4.0%}  {self._status(step, returns, rate)}", sys.stderr)
         return rate
+
+    def _make_bar(self) -> tqdm:
+        return tqdm(
+            total=self.total,
+            bar_format="{percentage:3.0f}% {desc} {bar}",  # the bar takes what is left of the line
+            dynamic_ncols=True,
+        )
 
     def _status(self, step, returns, rate, brief: bool = False) -> str:
         """Format one line; the brief one fits a terminal of 80 columns."""
@@ -83,7 +86,7 @@ class Progress:
         self._next_line = self._clock() + LINE_EVERY
         within = f", in about {self._round_seconds:.0f} s" if self._round_seconds > 1 else ""
         say(
-            f"\n{signal.Signals(number).name}: stopping before the next rollout{within}"
+            f"{signal.Signals(number).name}: stopping before the next rollout{within}"
             f"{describe_leaving()}",
             sys.stderr,
         )
@@ -95,6 +98,7 @@ class Progress:
             say(f"stopping: {step:,} agent steps, in the last rollout", sys.stderr)
 
     def close(self):
-        """Take the bar away; the terminal may have gone before."""
-        with contextlib.suppress(OSError):
-            self._bar.close()
+        """Leave the bar as it is; the terminal may have gone before."""
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.close()

@@ -1,5 +1,6 @@
 """The environment boundary against the raw emulator (`ALEInterface`), on real games."""
 
+import gymnasium
 import numpy as np
 import pytest
 from ale_py import Action, ALEInterface, AtariVectorEnv, LoggerMode, roms
@@ -51,6 +52,26 @@ def test_an_unknown_game_suggests_the_closest(name, closest):
 def test_what_is_no_game_is_refused(name):
     with pytest.raises(ValueError, match="unknown game"):
         resolve_game(name)
+
+
+SPECS = gymnasium.registry.values()
+OTHERS = sorted({spec.id for spec in SPECS if "game" not in spec.kwargs} - {"Blackjack-v1"})
+GAMES = sorted({spec.name for spec in SPECS if spec.namespace == "ALE" and len(spec.name) > 5})
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "procgen-coinrun-v0", "MiniGrid-Empty-5x5-v0"])
+def test_no_game_is_meant_by_what_is_none(name):
+    """CartPole, Hopper and the like have no closest game."""
+    match = "these scripts play the Atari games of ale-py, such as Breakout, Pong or Seaquest"
+    with pytest.raises(ValueError, match=match):
+        resolve_game(name)
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_a_game_with_a_wrong_letter_is_meant(name):
+    for at in range(len(name)):
+        with pytest.raises(ValueError, match=f"did you mean .*{name}"):
+            resolve_game(f"{name[:at]}8{name[at + 1 :]}")
 
 
 def native_game(rom):

@@ -1,10 +1,18 @@
 """The progress line, by a clock that is set by hand."""
 
+import contextlib
+import os
+import pty
 import signal
+import subprocess
+import termios
 
 import pytest
+from algorithms import PLAIN, ROLLOUT
+from conftest import ENV, TIMEOUT, command_of
 
 from lab.training.progress import Progress
+from lab.training.signals import CAN_RESUME
 
 
 @pytest.fixture
@@ -53,3 +61,45 @@ def test_the_speed_of_a_resumed_run_is_that_since_it_goes_on(progress, clock):
     progress.start_from(5_000_000)
     clock[0] += 2.0
     assert progress.show(5_000_600, []) == pytest.approx(300)
+
+
+def show_on_terminal(flags, cwd, stop_at=None):
+    """What a terminal shows of a real run, line by line; SIGTERM when this text has come."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 100))
+    command = command_of("ppo_atari.py", *flags, "--device", "cpu")
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
+    process = subprocess.Popen(command, cwd=cwd, env=ENV, **streams)
+    os.close(slave)
+    content = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while data := os.read(master, 4096):
+            content += data
+            if stop_at is not None and stop_at in content:
+                process.send_signal(signal.SIGTERM)
+                stop_at = None
+    os.close(master)
+    lines = []
+    for line in content.decode().split("\n"):
+        shown = ""
+        for part in line.split("\r"):  # each goes on from the first column
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return process.wait(timeout=TIMEOUT), lines
+
+
+def test_on_a_terminal_nothing_is_said_behind_the_bar(tmp_path):
+    """Of a run that is stopped, and goes on: every text begins its own line."""
+    flags = ("--total-timesteps", 10**6, *ROLLOUT, *PLAIN)
+    status, first = show_on_terminal(flags, tmp_path, stop_at=b"/1,000,000")
+    assert status == CAN_RESUME
+    (folder,) = (tmp_path / "runs").iterdir()
+    status, second = show_on_terminal(("--resume", folder), tmp_path, stop_at=b"/1,000,000")
+    assert status == CAN_RESUME
+    for lines, texts in (
+        (first, ["Breakout, ppo, relu-z32, seed 1: ", "SIGTERM: stopping ", "stopped at "]),
+        (second, ["restoring the run", "resumed at ", "SIGTERM: stopping ", "stopped at "]),
+    ):
+        for text in texts:
+            assert next(line for line in lines if text in line).startswith(text), lines
+        assert sum("/1,000,000" in line for line in lines) == 1  # the bar, as it was at the end
