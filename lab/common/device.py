@@ -6,11 +6,13 @@ import math
 import os
 import platform
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
-from lab.common.cli import UsageError, one_of
+from lab.common.cli import UsageError, one_of, say
 from lab.common.limits import count_cores, free_in_groups
 
 
@@ -26,6 +28,29 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def has_nvidia_gpu(root: Path = Path("/")) -> bool:
+    """Return whether this machine shows an NVIDIA GPU, whatever torch can do with it."""
+    if any((root / "proc/driver/nvidia/gpus").glob("*")) or (root / "dev/nvidia0").exists():
+        return True
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # of Windows' Linux, for one
+        asked = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20)
+        return asked.returncode == 0 and asked.stdout.startswith(b"GPU")
+    return False
+
+
+def warn_of_unused_gpu():
+    """Say why `auto` takes the CPU beside an NVIDIA GPU, unless that was hidden on purpose."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not has_nvidia_gpu():
+        return
+    if torch.version.cuda is None:
+        why = f"torch {torch.__version__} is a build for the CPU: pip install --force-reinstall "
+        why += f"torch=={torch.__version__.partition('+')[0]} brings the one for CUDA"
+    else:
+        why = f"torch {torch.__version__} finds none: see whether the driver that nvidia-smi shows "
+        why += f"is new enough for CUDA {torch.version.cuda}, and whether this process may use it"
+    say(f"warning: there is an NVIDIA GPU here, and {why}; going on on the CPU", sys.stderr)
 
 
 def set_tf32(allowed: bool):
@@ -51,6 +76,8 @@ def pick_device(name: str, precision: str = "fp32") -> torch.device:
     """Return the device, and set torch up for it: precision, memory and threads of the host."""
     set_tf32(precision == "tf32")
     device = resolve_device(name)
+    if name == "auto" and device.type == "cpu":
+        warn_of_unused_gpu()
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         # By default glibc returns buffers above 128 kB to the system when they are freed and pays
         # for fresh pages at the next update: up to half the time of a training step.

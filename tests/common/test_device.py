@@ -4,9 +4,11 @@ import os
 import re
 import resource
 
+import pytest
 import torch
 
 import dqn_atari
+from lab.common import device as devices
 from lab.common.device import free_memory, pick_device
 
 
@@ -38,3 +40,47 @@ def test_a_limit_on_memory_is_met_at_the_start(script, tmp_path):
 def test_free_memory_is_at_most_what_the_machine_has():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < free_memory(torch.device("cpu")) <= total
+
+
+@pytest.mark.parametrize("sign", ["proc/driver/nvidia/gpus/0000:01:00.0", "dev/nvidia0", "", None])
+def test_signs_of_a_gpu(sign, tmp_path, monkeypatch):
+    """Of its driver, of its device, or of a real nvidia-smi that lists one."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\n{'echo GPU 0: H100' if sign == '' else 'exit 9'}\n")
+    smi.chmod(0o755)
+    if sign:
+        (tmp_path / sign).mkdir(parents=True)
+    assert devices.has_nvidia_gpu(tmp_path) == (sign is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "visible", "cuda", "there", "said"),
+    [
+        (
+            "auto",
+            None,
+            None,
+            True,
+            "for the CPU: pip install --force-reinstall torch==2",
+        ),
+        ("auto", "0", "13.0", True, "the driver that nvidia-smi shows is new enough for CUDA 13.0"),
+        ("auto", None, None, False, ""),
+        ("auto", "", None, True, ""),
+        ("auto", "-1", None, True, ""),
+        ("cpu", None, None, True, ""),
+    ],
+)
+def test_auto_on_the_cpu_beside_a_gpu_is_told(
+    name, visible, cuda, there, said, monkeypatch, capsys
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(devices, "has_nvidia_gpu", lambda: there)
+    assert pick_device(name).type == "cpu"
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == (said != "")
