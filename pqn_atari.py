@@ -43,6 +43,8 @@ class Args:
     """seed of the network, the actions, the minibatches and the games"""
     total_timesteps: int = 10_000_000
     """steps of the run, summed over the parallel games (10M, as the paper's DQN and PPO)"""
+    tag: str = ""
+    """a word for a change that no flag makes: in the name of the run, and a setting of its own"""
     activation: str = "tanh"
     """of the hidden layers that --apply-to names: relu, tanh, sigmoid, selu, gelu,
     gelu_tanh, elu, silu, identity"""

@@ -18,6 +18,9 @@ VARIANT_FLAGS += ("apply_to", "encoder")
 # speed alone.
 FREE_FLAGS = ("resume", "checkpoint_every", "runs_dir", "track", "env_threads", "cuda_graphs")
 
+# Flags that came in later, and what the runs had that were made before.
+ADDED_FLAGS = {"tag": ""}
+
 
 def variant_name(args) -> str:
     """Return the paper's name for the hidden layers that the flags ask for: relu, tanh-hr, ...

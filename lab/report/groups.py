@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lab.common.stats import Scores, normalise, reference_scores
-from lab.common.variants import FREE_FLAGS, NAMED_VARIANTS, VARIANT_FLAGS
+from lab.common.variants import ADDED_FLAGS, FREE_FLAGS, NAMED_VARIANTS, VARIANT_FLAGS
 from lab.report.measures import final_value, is_counted
 from lab.report.runs import SCORE, RunRecord
 
@@ -26,12 +26,21 @@ def name_settings(runs: list[RunRecord]):
         own = [run for run in runs if run.algorithm == algorithm]
         differing = []
         for name in sorted({name for run in own for name in run.flags} - NAMED_OR_FREE):
-            # A flag that is not there, as it was not yet, counts as None.
-            if len({repr(run.flags.get(name)) for run in own}) > 1:
+            if len({repr(_read_flag(run, name)) for run in own}) > 1:
                 differing.append(name)
         for run in own:
-            values = (f"{name.replace('_', '-')} {run.flags.get(name)}" for name in differing)
-            run.setting = ", ".join(values)
+            run.setting = ", ".join(_describe_flag(run, name) for name in differing)
+
+
+def _read_flag(run: RunRecord, name: str):
+    """Return a flag of a run; one that is not there, as it was not yet, counts as None."""
+    value = run.flags.get(name)
+    return ADDED_FLAGS.get(name) if value is None else value
+
+
+def _describe_flag(run: RunRecord, name: str) -> str:
+    value, words = _read_flag(run, name), name.replace("_", "-")
+    return f"no {words}" if value == "" else f"{words} {value}"
 
 
 @dataclass

@@ -25,8 +25,9 @@ class PlannedRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return Game__algorithm__variant__sSEED."""
-        return f"{self.game}__{self.algorithm}__{self.variant}__s{self.seed}"
+        """Return Game__algorithm__variant__sSEED, and a --tag as in the name of the run."""
+        parts = (self.game, self.algorithm, self.variant, self.args.tag, f"s{self.seed}")
+        return "__".join(filter(None, parts))
 
     def command(self, *more: str) -> list[str]:
         """Return the command that goes on with what is there of this run, or starts it."""

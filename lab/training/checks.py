@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 
 from hadamard import ACTIVATIONS, COMBINES, INITS
 from lab.common.cli import UsageError, above, at_least, below, between, check_folder, one_of
@@ -47,6 +48,11 @@ def check_shared_flags(args):
         )
     if args.track and importlib.util.find_spec("wandb") is None:
         raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")
+    if not re.fullmatch(r"(?!.*__)[\w.+-]{0,40}", args.tag, re.ASCII) or args.tag[:1] in (".", "-"):
+        raise UsageError(
+            f"--tag {args.tag!r} must be at most 40 letters, digits and .+-_, such as lr-warmup, "
+            "without two _ in a row"
+        )
     if not args.resume:
         check_folder(args, "runs_dir")
 

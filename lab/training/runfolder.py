@@ -45,8 +45,8 @@ def fresh_folder(args, config: dict) -> Iterator[Path]:
     """
     runs_dir = Path(args.runs_dir)
     when = datetime.datetime.fromisoformat(config["started"]).strftime("%Y%m%d-%H%M%S")
-    stem = [config["game"], config["algorithm"], config["variant"], f"s{args.seed}", when]
-    name = "__".join(stem)
+    stem = [config["game"], config["algorithm"], config["variant"], args.tag, f"s{args.seed}", when]
+    name = "__".join(filter(None, stem))
     missing = [folder for folder in (runs_dir, *runs_dir.parents) if not folder.exists()]
     folder, attempt, is_made = runs_dir / name, 1, False
     try:

@@ -19,6 +19,19 @@ def test_runs_with_other_flags_are_other_settings(tmp_path):
     assert [run.setting for run in runs] == ["gamma 0.99", "gamma 0.99", "gamma 0.5", ""]
 
 
+def test_a_tag_is_a_setting_and_runs_from_before_there_were_any_have_none(tmp_path):
+    folders = [
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", flags={"tag": ""}),
+        make_run(tmp_path / "c", flags={"tag": "mine"}),
+    ]
+    runs = [read_run(folder) for folder in folders]
+    name_settings(runs)
+    assert [run.setting for run in runs] == ["no tag", "no tag", "tag mine"]
+    name_settings(runs[:2])
+    assert [run.setting for run in runs[:2]] == ["", ""]
+
+
 def test_settings_that_begin_alike_have_files_of_their_own(tmp_path):
     name = "a_flag_with_a_very_long_name_that_fills_the_name_of_a_file_by_itself"
     for i in range(3):

@@ -394,6 +394,22 @@ def test_every_run_gets_its_share_of_the_cores(monkeypatch, tmp_path):
     assert (asked.folder / "told").read_text() == "1"
 
 
+def test_a_tag_is_a_run_of_its_own(tmp_path, monkeypatch, in_process):
+    """By its name, its log, and what a sweep and a resume look for."""
+    monkeypatch.chdir(tmp_path)
+    named = (("ppo",), ("relu-z32",), ("Pong",), (1,), *TINY, "--total-timesteps", "64")
+    (plain,), (tagged,) = plan(*named), plan(*named, "--tag", "mine")
+    assert (plain.name, tagged.name) == ("Pong__ppo__relu-z32__s1", "Pong__ppo__relu-z32__mine__s1")
+    in_process("ppo_atari", *tagged.command()[1:])
+    assert tagged.pick().folder.name.startswith("Pong__ppo__relu-z32__mine__s1__")
+    assert tagged.has_finished()
+    assert plain.pick() is None
+    again = ("--resume", str(tagged.pick().folder), "--total-timesteps", "128")
+    done = in_process("ppo_atari", *again, "--tag", "other", check=False)
+    assert "--tag other contradicts the run in" in done.stderr
+    assert "done: 128 agent steps" in in_process("ppo_atari", *again).stdout
+
+
 def test_finished_runs_are_found_whatever_the_threads(tmp_path, monkeypatch):
     """The number of the emulator's threads decides nothing; every other flag does."""
     monkeypatch.chdir(tmp_path)
