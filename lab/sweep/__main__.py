@@ -15,13 +15,14 @@ import shutil
 from pathlib import Path
 
 from lab.common.cli import UsageError, launch, plural, say
+from lab.sweep.estimate import describe_effort
 from lab.sweep.flags import GROUPS, Args, explain_flag
 from lab.sweep.plan import PlannedRun, plan_runs, select_flags
-from lab.sweep.pool import make_pool
+from lab.sweep.pool import count_at_once, make_pool
 
 
-def print_plan(planned: list[PlannedRun]):
-    """Print every run: its command and what is there of it."""
+def print_plan(planned: list[PlannedRun], args: Args):
+    """Print every run, its command and what is there of it, and what all of them will take."""
     for run in planned:
         newest = run.pick()
         there = "new"
@@ -30,6 +31,11 @@ def print_plan(planned: list[PlannedRun]):
             there = f"at {step:,}" if not newest.has_finished(run.args) else "done"
         say(f"{there:>14}  {run.algorithm}_atari.py {' '.join(run.flags)}")
     say(plural(len(planned), "run"))
+    at_once = count_at_once(planned, args)[0]
+    if args.slurm:
+        at_once = min(args.jobs or len(planned), len(planned))
+    if effort := describe_effort(planned, at_once, Path(args.runs_dir)):
+        say(effort)
 
 
 def build_single_run_flags(run: PlannedRun, args: Args) -> tuple[str, ...]:
@@ -75,7 +81,7 @@ def submit_to_slurm(args: Args) -> int:
 def main(args: Args) -> int:
     """Run, submit or only print what the flags name; return the exit status."""
     if args.dry_run:
-        print_plan(plan_runs(args))
+        print_plan(plan_runs(args), args)
         return 0
     return submit_to_slurm(args) if args.slurm else make_pool(args).run()
 

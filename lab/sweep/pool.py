@@ -291,11 +291,17 @@ class Table:
         self.lines = len(lines) if self.live and not last else 0
 
 
+def count_at_once(planned: list[PlannedRun], args: Args) -> tuple[int, list[str]]:
+    """Return how many of these runs go at a time, and on which GPUs."""
+    devices = [] if all(run.args.device == "cpu" for run in planned) else list_gpus()
+    at_once = args.jobs or len(devices) * args.per_gpu or count_cores()
+    return min(at_once, len(planned)), devices
+
+
 def make_pool(args: Args) -> Pool:
     """Return a pool of all runs that `args` name. Raise UsageError as `plan_runs` does."""
     planned = plan_runs(args)
-    devices = [] if all(run.args.device == "cpu" for run in planned) else list_gpus()
-    at_once = args.jobs or len(devices) * args.per_gpu or count_cores()
+    at_once, devices = count_at_once(planned, args)
     logs = Path(args.runs_dir) / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -304,4 +310,4 @@ def make_pool(args: Args) -> Pool:
     jobs = [Job(run, logs / f"{run.name}.log") for run in planned]
     for job in jobs:
         job.state = "done" if job.planned.has_finished() else "to come"
-    return Pool(jobs, min(at_once, len(jobs)), devices, args.stalled_after)
+    return Pool(jobs, at_once, devices, args.stalled_after)

@@ -120,9 +120,10 @@ def test_a_dry_run_says_what_would_be_run_and_makes_nothing(script, tmp_path):
     done = script("lab.sweep", *flags, "--", "--total-timesteps", 4096)
     assert list(tmp_path.iterdir()) == []
     lines = done.stdout.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all("--activation relu" in line and "4096" in line for line in lines[:4])
     assert lines[4] == "4 runs"
+    assert lines[5] == "nothing is known of pqn relu, ppo relu: no such run is in runs yet"
 
 
 def flags_of(seeds, total, jobs=2):
