@@ -7,8 +7,8 @@ from lab.common.help import Groups
 SHARED_GROUPS = {
     "run": ("env_id", "seed", "total_timesteps", "tag"),
     "hidden layers": (
-        *("activation", "branches", "combine", "latent_dim", "width", "layer_norm", "apply_to"),
-        "init",
+        *("encoder", "activation", "branches", "combine", "latent_dim", "width", "layer_norm"),
+        *("apply_to", "init"),
     ),
     "games": ("num_envs", "env_threads", "sticky_actions"),
     "measures": ("metrics_every", "metrics_samples"),
