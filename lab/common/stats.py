@@ -43,6 +43,12 @@ class Estimate(NamedTuple):
         """Return the same, times 100."""
         return Estimate(*(100 * number for number in self))
 
+    @property
+    def as_share(self) -> "Estimate":
+        """Return a share in percent, its interval cut off where no share can be."""
+        value, *ends = self.in_percent
+        return Estimate(value, *(min(max(end, 0.0), 100.0) for end in ends))
+
     def format(self, digits: int = 2) -> str:
         """Format as "0.50 (0.40 to 0.60)"; the value alone where there is no interval."""
         value, low, high = (f"{number:.{digits}f}" for number in self)

@@ -72,6 +72,19 @@ def escape_bars(text: str) -> str:
     return text.replace("|", "&#124;")
 
 
+def format_latex(rows: list[dict[str, str]]) -> bytes:
+    """Format rows of text as a LaTeX table of the package booktabs."""
+    special = {char: f"\\{char}" for char in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "\n": " "}
+    lines = [list(rows[0]), *([*row.values()] for row in rows)]
+    cells = [[str(cell).translate(str.maketrans(special)) for cell in line] for line in lines]
+    head, *body = [" & ".join(line) + r" \\" for line in cells]
+    start = rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}"
+    text = [start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(text).encode()
+
+
 def markdown_table(rows: list[tuple[str, ...]]) -> str:
     """Format rows as an aligned Markdown table; the first row names the columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

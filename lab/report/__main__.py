@@ -11,25 +11,35 @@ such setting is reported by itself. A score is a mean raw return of 100 games in
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import tyro
 
 from lab.common.cli import UsageError, check_folder, launch, plural, say
 from lab.common.drawing import own_style
 from lab.common.files import check_targets, write_files
-from lab.common.tables import format_csv
+from lab.common.tables import format_csv, format_latex
 from lab.report.groups import Group, group_runs, name_groups
 from lab.report.inputs import read_all, read_earlier
 from lab.report.measures import is_counted
 from lab.report.page import render_page
-from lab.report.rows import flatten_estimates, list_claims, list_runs, tabulate_group
+from lab.report.rows import (
+    drop_empty_columns,
+    flatten_estimates,
+    format_all,
+    list_claims,
+    list_flags,
+    list_runs,
+    list_settings,
+    tabulate_group,
+)
 from lab.report.runs import CURVES_CSV, RUNS_CSV, RunRecord, tabulate_runs
 from lab.report.scores import GroupStatistics
 from lab.report.verdicts import judge_all
 
-FIGURES = ("curves", "representation", "efficiency", "profiles", "improvement", "prediction")
-TABLES = ("games", "over_games", "improvement", "prediction")
+FIGURES = ("curves", "hours", "representation", "losses", "efficiency", "profiles", "improvement")
+FIGURES += ("prediction",)
+TABLES = ("games", "variants", "over_games", "improvement", "prediction")
 
 
 @dataclass
@@ -46,6 +56,14 @@ class Args:
     """variant that is compared with all others"""
     figures: bool = True
     """draw the figures, which takes most of the time; without, those of an earlier report go"""
+
+
+class Figures(NamedTuple):
+    """The figures of a group."""
+
+    files: dict[str, bytes]  # by their names without that of the group: curves.png
+    shown: dict[str, list[tuple[str, bytes]]]  # name -> title and SVG of each panel, for the page
+    colors: dict[str, str]  # variant -> #rrggbb
 
 
 def check_variants(runs: list[RunRecord], args: Args) -> list[str]:
@@ -71,23 +89,24 @@ def check_variants(runs: list[RunRecord], args: Args) -> list[str]:
 
 def list_group_files(groups: list[Group]) -> list[str]:
     """Return the names of all files of their own that a report of these groups may have."""
-    parts = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-    parts += [f"{name}.csv" for name in TABLES]
+    parts = [f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg", "pdf")]
+    parts += [f"{name}.{kind}" for name in TABLES for kind in ("csv", "tex")]
     return [f"{name}_{part}" for name, part in itertools.product(name_groups(groups), parts)]
 
 
 @own_style()
-def draw_figures(scores: GroupStatistics) -> dict[str, dict[str, bytes]]:
-    """Return name -> {"png", "svg"} -> the figure as a file."""
-    from lab.report.figures import draw_all, render
+def draw_figures(scores: GroupStatistics) -> Figures:
+    """Return the figures of a group, and the colours of its variants."""
+    from lab.report.figures import draw_alone, draw_together, list_all, pick_color, render
 
-    return {
-        name: {
-            "png": render(figure, "png", dpi=110),
-            "svg": render(figure, "svg", metadata={"Date": None}),
-        }
-        for name, figure in draw_all(scores).items()
-    }
+    files, shown = {}, {}
+    for name, panels in list_all(scores).items():
+        whole = draw_together(panels, 3 if name == "representation" else 4)
+        for kind, options in (("png", {"dpi": 110}), ("svg", {}), ("pdf", {})):
+            files[f"{name}.{kind}"] = render(whole, kind, **options)
+        shown[name] = [(panel.title, render(draw_alone(panel), "svg")) for panel in panels]
+    variants = scores.group.variants
+    return Figures(files, shown, {name: pick_color(name, scores.group) for name in variants})
 
 
 def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[str, bytes]:
@@ -97,17 +116,31 @@ def make_report(runs: list[RunRecord], remarks: list[str], args: Args) -> dict[s
     files, sections = {}, []
     for name, group in zip(name_groups(groups), groups, strict=True):
         scores = GroupStatistics(group, args.first, args.baseline)
-        tables, drawn = tabulate_group(scores), {}
+        tables = tabulate_group(scores)
         for which, rows in tables.items():
             files[f"{name}_{which}.csv"] = format_csv(flatten_estimates(rows))
-        for which, kinds in draw_figures(scores).items() if args.figures else ():
-            files |= {f"{name}_{which}.{kind}": content for kind, content in kinds.items()}
-            drawn[which] = kinds["svg"]
-        sections.append({"name": name, "scores": scores, "tables": tables, "figures": drawn})
+            files[f"{name}_{which}.tex"] = format_latex(drop_empty_columns(format_all(rows)))
+        figures = draw_figures(scores) if args.figures else Figures({}, {}, {})
+        files |= {f"{name}_{which}": content for which, content in figures.files.items()}
+        sections.append(
+            {
+                "name": name,
+                "scores": scores,
+                "tables": tables,
+                "figures": figures.shown,
+                "colors": figures.colors,
+                "flags": list_flags(group),
+            }
+        )
     for name, rows in zip((RUNS_CSV, CURVES_CSV), tabulate_runs(runs), strict=True):
         files[name] = format_csv(rows)
-    files["claims.csv"] = format_csv(claims)
+    settings = list_settings(runs)
+    long = {row["setting"]: f"{row['setting']}: {row['flags']}" for row in settings}
+    files["claims.csv"] = format_csv(
+        [row | {"of": long.get(row["of"], row["of"])} for row in claims]
+    )
     page = render_page(
+        settings=settings,
         runs=list_runs(runs),
         counting=sum(len(group.runs) for group in groups),
         remarks=remarks,

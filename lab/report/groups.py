@@ -50,19 +50,19 @@ class Group:
     algorithm: str
     setting: str
     runs: list[RunRecord] = field(repr=False)
+    letter: str = ""  # of the setting, where there are several
 
     def __post_init__(self):
-        self.cells = defaultdict(list)  # (variant, game) -> runs, by seed
+        cells = defaultdict(list)
         for run in sorted(self.runs, key=lambda run: run.seed):
-            self.cells[run.variant, run.game].append(run)
+            cells[run.variant, run.game].append(run)
+        self.cells = dict(cells)  # (variant, game) -> runs, by seed
         order = {name: i for i, name in enumerate(NAMED_VARIANTS)}
         names = {run.variant for run in self.runs}
         self.variants = sorted(names, key=lambda name: (order.get(name, len(order)), name))
         self.games = sorted({run.game for run in self.runs})
         self.total = self.runs[0].total  # agent steps
-        self.title = self.algorithm.upper()
-        if self.setting:
-            self.title += f", {self.setting}"
+        self.title = f"{self.algorithm.upper()} {self.letter}".rstrip()
 
     def common_games(self, *variants: str) -> list[str]:
         """Return the games in which there is a run of each of these variants."""
@@ -109,19 +109,41 @@ class Group:
         return [normalise(of, *known[game]) for game, of in zip(games, scores, strict=True)]
 
 
+def name_letters(runs: list[RunRecord]) -> dict[tuple[str, str], str]:
+    """Return (algorithm, setting) -> A, B, ..., Z, AA, ...; "" where an algorithm has one setting.
+
+    Settings are long; they are told once, and called by these.
+    """
+    letters = {}
+    for algorithm in {run.algorithm for run in runs}:
+        settings = sorted({run.setting for run in runs if run.algorithm == algorithm})
+        for i, setting in enumerate(settings):
+            letters[algorithm, setting] = _letter(i) if len(settings) > 1 else ""
+    return dict(sorted(letters.items()))
+
+
+def _letter(i: int) -> str:
+    before, own = divmod(i, 26)
+    return (_letter(before - 1) if before else "") + chr(ord("A") + own)
+
+
 def group_runs(runs: list[RunRecord]) -> list[Group]:
     """Return the runs that count, by algorithm and setting."""
-    found = defaultdict(list)
+    found, letters = defaultdict(list), name_letters(runs)
     for run in runs:
         if is_counted(run):
             found[run.algorithm, run.setting].append(run)
-    return [Group(*key, members) for key, members in sorted(found.items())]
+    return [Group(*key, members, letters[key]) for key, members in sorted(found.items())]
 
 
 def name_groups(groups: list[Group]) -> list[str]:
     """Return what the names of their files begin with, which are anchors of the page, too."""
-    names = ["top", "claims"]  # anchors that are taken
+    taken = {"top", "settings", "claims", "runs"}
+    names = []
     for group in groups:
-        name = re.sub(r"[^a-z0-9.]+", "-", group.title.lower())[:60].strip("-")
-        names.append(f"{name}-{len(names)}" if name in names else name)
-    return names[2:]
+        name = re.sub(r"[^a-z0-9]+", "-", group.title.lower()).strip("-")
+        while name in taken:
+            name += "-2"
+        taken.add(name)
+        names.append(name)
+    return names

@@ -1,24 +1,15 @@
 """The page of a report, rendered from page.html: one file that needs no other."""
 
 import base64
-import math
 from pathlib import Path
 
 import jinja2
 
 from lab.common.cli import plural
-from lab.common.stats import BOOTSTRAP_SEEDS, Estimate, reference_scores
+from lab.common.stats import BOOTSTRAP_SEEDS, reference_scores
+from lab.report.claims import MIN_SEEDS
+from lab.report.rows import drop_empty_columns, format_all
 from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED
-
-
-def format_cell(value) -> str:
-    """Format a cell: numbers to a digit or two, intervals in words, nothing for nan."""
-    number = value.value if isinstance(value, Estimate) else value
-    if isinstance(number, float) and math.isnan(number):
-        return ""
-    if isinstance(value, Estimate):
-        return value.format(digits=1 if abs(number) >= 10 else 2)
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def render_page(**context) -> str:
@@ -31,10 +22,11 @@ def render_page(**context) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "cell": format_cell,
+        "told": lambda rows: drop_empty_columns(format_all(rows)),
         "base64": lambda content: base64.b64encode(content).decode(),
         "plural": plural,
     }
-    environment.globals |= {"bootstrap_seeds": BOOTSTRAP_SEEDS, "known": reference_scores()}
+    environment.globals |= {"bootstrap_seeds": BOOTSTRAP_SEEDS, "min_seeds": MIN_SEEDS}
+    environment.globals["known"] = reference_scores()
     environment.globals["verdicts"] = (SUPPORTED, CONTRADICTED, OPEN)
     return environment.get_template("page.html").render(context)

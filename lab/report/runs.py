@@ -21,7 +21,9 @@ POINTS = 100  # of a curve, evenly spaced over the agent steps that the run was 
 WINDOW = 100  # games that a score is the mean of
 SCORE = "score"  # mean raw return of the newest WINDOW games
 IN_FINISHED_GAMES = "in_finished_games"  # share of the agent steps; those in others have no score
-REPORTED_TAGS = (tags.REPRESENTATION, *tags.CONTRIBUTIONS)  # what a report keeps beside the scores
+HOURS = "hours"  # of work so far, without the time between two sessions
+# What a report keeps beside these.
+REPORTED_TAGS = (tags.REPRESENTATION, *tags.CONTRIBUTIONS, tags.LOSSES)
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
 LOCAL_FLAGS = ("runs_dir", "resume")  # in no table: where the folder was
 # What config.json says beside the flags: on what a run was made, and where it was resumed.
@@ -97,6 +99,12 @@ def share_in_finished_games(lengths: Curve, steps: np.ndarray) -> np.ndarray:
     """Return the share of these many agent steps that lie in games which had ended by then."""
     sums = np.concatenate([[0.0], np.cumsum(lengths.values)])
     return sums[np.searchsorted(lengths.steps, steps, side="right")] / steps
+
+
+def hours_of_work(speed: Curve) -> Curve:
+    """Return the hours that a run took up to each agent step, from its steps per second."""
+    taken = np.diff(speed.steps, prepend=0) / np.maximum(speed.values, 1e-9)
+    return Curve(speed.steps, np.cumsum(taken) / 3600)
 
 
 def newest_values(curve: Curve, steps: np.ndarray) -> np.ndarray:
@@ -208,6 +216,8 @@ def _measure(
     if tags.LENGTH in curves:
         reached = np.minimum(at, max(last, 1))
         measures[IN_FINISHED_GAMES] = share_in_finished_games(curves[tags.LENGTH], reached)
+    if tags.SPS in curves:
+        measures[HOURS] = newest_values(hours_of_work(curves[tags.SPS]), at)
     for name, values in measures.items():
         if not ended:
             # A rollout may end a little before or after a point; beyond that there is nothing.

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab.common import stats
+from lab.common import stats, tags
 from lab.common.stats import Estimate
 from lab.report import measures
+from lab.report.claims import MIN_SEEDS
 from lab.report.groups import Group
-from lab.report.runs import IN_FINISHED_GAMES, SCORE
+from lab.report.runs import HOURS, IN_FINISHED_GAMES, SCORE, RunRecord
 
 
 class Band(NamedTuple):
@@ -24,6 +25,28 @@ class Band(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     runs: np.ndarray | None = None
+
+
+def drawn_score(run: RunRecord) -> np.ndarray:
+    """Return the curve of a run's score (points,); nan before its first game has ended.
+
+    The tables have the score of that first game there.
+    """
+    score = run.measures[SCORE]
+    if IN_FINISHED_GAMES not in run.measures:
+        return score
+    return np.where(run.measures[IN_FINISHED_GAMES] > 0, score, np.nan)
+
+
+class EachSeed(NamedTuple):
+    """A number of so few runs that an interval would reach beyond what is possible."""
+
+    values: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        """Return the mean."""
+        return float(np.mean(self.values))
 
 
 class GroupStatistics:
@@ -61,8 +84,13 @@ class GroupStatistics:
                     continue
                 row = {"game": game, "variant": variant, "seeds": len(group.cells[variant, game])}
                 for name, measure in numbers.items():
-                    estimate = stats.mean_over_games(group.values(variant, [game], measure))
-                    row[name] = estimate.in_percent if name.endswith("%") else estimate
+                    (values,) = group.values(variant, [game], measure)
+                    scale = 100 if name.endswith("%") else 1
+                    if len(values) < MIN_SEEDS:
+                        row[name] = EachSeed(tuple((scale * values).tolist()))
+                    else:
+                        found = stats.mean_over_games([values])
+                        row[name] = found.as_share if scale == 100 else found
                 rows.append(row)
         return rows
 
@@ -121,13 +149,10 @@ class GroupStatistics:
                 stats.normalise(self._curves(variant, game, SCORE), *known[game])
                 for game in self.games
             ]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # of nan: drawn as gaps
-                values = [
-                    stats.estimate([of[:, i] for of in curves], stats.iqm, repeats=2_000)
-                    for i in range(len(steps))
-                ]
-            bands[variant] = Band(steps, *np.array(values).T)
+            values = np.full((len(steps), 3), np.nan)  # a gap until each run has a score
+            for i in np.flatnonzero(~np.isnan(np.concatenate(curves)).any(axis=0)):
+                values[i] = stats.estimate([of[:, i] for of in curves], stats.iqm, repeats=2_000)
+            bands[variant] = Band(steps, *values.T)
         return bands
 
     @functools.cached_property
@@ -142,10 +167,19 @@ class GroupStatistics:
         }
 
     @functools.cached_property
-    def highest_rank(self) -> float:
-        """Return the highest effective rank of any run."""
-        ranks = [run.measures.get(measures.RANK, []) for run in self.group.runs]
-        return float(np.nanmax(np.concatenate([[1.0], *ranks])))
+    def losses(self) -> list[str]:
+        """Return the tags of the losses that the runs have logged."""
+        names = {name for run in self.group.runs for name in run.measures}
+        return sorted(name for name in names if name.startswith(tags.LOSSES))
+
+    def against_hours(self, variant: str, game: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return hours of work and scores (seeds, points), of the runs that tell both; or None."""
+        runs = [run for run in self.group.cells.get((variant, game), ()) if HOURS in run.measures]
+        if not runs:
+            return None
+        return np.array([run.measures[HOURS] for run in runs]), np.array(
+            list(map(drawn_score, runs))
+        )
 
     def curve(self, variant: str, game: str, measure: str) -> Band | None:
         """Return the mean over seeds of a measure against agent steps; None without a run."""
@@ -160,7 +194,7 @@ class GroupStatistics:
         """Return game -> lowest and highest point of the score curves of a variant (v1 D.1)."""
         found = {}
         for game in games:
-            curves = self._curves(variant, game, SCORE)
+            curves = [run.measures[SCORE] for run in self.group.cells[variant, game]]
             low, high = np.nanmin(curves), np.nanmax(curves)
             if high > low:
                 found[game] = (low, high)
@@ -169,4 +203,7 @@ class GroupStatistics:
     def _curves(self, variant: str, game: str, measure: str) -> np.ndarray:
         """Return a measure of the runs of a variant in a game that have it, (seeds, points)."""
         runs = self.group.cells.get((variant, game), [])
-        return np.array([run.measures[measure] for run in runs if measure in run.measures])
+        runs = [run for run in runs if measure in run.measures]
+        return np.array(
+            [drawn_score(run) if measure == SCORE else run.measures[measure] for run in runs]
+        )

@@ -128,7 +128,7 @@ def measure_share(claim: Claim, group: Group, games: list[str]) -> Measured:
     values = group.values(variant, games, measure)
     estimate = stats.mean_over_games(values)
     by_game = [100 * of.mean() for of in values]
-    words = f"{estimate.in_percent} %{format_games(games, by_game)}"
+    words = f"{estimate.as_share} %{format_games(games, by_game)}"
     return Measured(estimate, words, *claim.between)
 
 
@@ -169,7 +169,7 @@ def measure_bias(claim: Claim, group: Group, games: list[str]) -> Measured:
     (variant,) = claim.variants
     estimate = stats.mean_over_games(group.values(variant, games, dead_part))
     dead = stats.mean_over_games(group.values(variant, games, DEAD)).value
-    words = f"{estimate.in_percent} % of the magnitude, from {100 * dead:.1f} % of the neurons"
+    words = f"{estimate.as_share} % of the magnitude, from {100 * dead:.1f} % of the neurons"
     undecided = ""
     if dead < 0.01:
         undecided = "hardly a neuron died: takes runs in which at least 1 % do"

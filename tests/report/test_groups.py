@@ -1,6 +1,6 @@
 """Which runs are compared with which, and what their groups are called."""
 
-from lab.report.groups import group_runs, name_groups, name_settings
+from lab.report.groups import group_runs, name_groups, name_letters, name_settings
 from lab.report.inputs import read_all
 from lab.report.runs import read_run
 from report.planted import make_run, make_runs, read_group
@@ -32,12 +32,28 @@ def test_a_tag_is_a_setting_and_runs_from_before_there_were_any_have_none(tmp_pa
     assert [run.setting for run in runs[:2]] == ["", ""]
 
 
-def test_settings_that_begin_alike_have_files_of_their_own(tmp_path):
+def test_settings_are_called_by_letters_and_so_are_their_files(tmp_path):
+    """However long they are; also beyond Z. One that no run of counts has a letter, too."""
     name = "a_flag_with_a_very_long_name_that_fills_the_name_of_a_file_by_itself"
-    for i in range(3):
-        make_run(tmp_path / str(i), flags={name: 1, "zeta": i, f"{name}_{i}": 1})
-    groups = group_runs(read_all((str(tmp_path),))[0])
-    assert len(set(name_groups(groups))) == len(groups) == 3
+    for i in range(28):
+        make_run(tmp_path / str(i), flags={name: 1, "zeta": i + 10, f"{name}_{i}": 1})
+    make_run(tmp_path / "half", last=10, flags={"zeta": 1})
+    make_run(tmp_path / "only", algorithm="dqn")
+    runs = read_all((str(tmp_path),))[0]
+    groups = group_runs(runs)
+    titles = [group.title for group in groups]
+    assert titles[0] == "DQN"
+    assert len(set(titles)) == len(set(name_groups(groups))) == 29
+    assert {"pqn-a", "pqn-z", "pqn-aa", "pqn-ab", "dqn"} <= {*name_groups(groups), "pqn-ac"} | {
+        f"pqn-{letter.lower()}" for letter in name_letters(runs).values()
+    }
+    assert sorted(letter for letter in name_letters(runs).values() if len(letter) == 2) == [
+        "AA",
+        "AB",
+        "AC",
+    ]
+    for group in groups:
+        assert name_letters(runs)[group.algorithm, group.setting] == group.letter
 
 
 def test_variants_are_in_the_order_of_the_paper_and_others_follow_by_name(tmp_path):

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import html
 import html.parser
 import itertools
 import os
@@ -94,6 +95,7 @@ def test_the_page_holds_all_and_needs_nothing_else(tmp_path, monkeypatch, capsys
         with Image.open(out / f"dqn_{name}.png") as image:
             assert image.size[0] > 300
         ET.parse(out / f"dqn_{name}.svg")
+        assert (out / f"dqn_{name}.pdf").read_bytes().startswith(b"%PDF")
     with (out / "dqn_games.csv").open() as file:
         row = next(row for row in csv.DictReader(file) if row["variant"] == "relu")
     assert float(row["dead, %"]) == pytest.approx(60.1)
@@ -344,7 +346,7 @@ def test_of_groups_that_are_gone_nothing_stays(tmp_path, monkeypatch):
     (tmp_path / "report" / "pqn_mine_curves.png").write_text("mine")
     make_report("runs")
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert "pqn-gamma-0.9_games.csv" in names
+    assert "pqn-a_games.csv" in names
     assert [name for name in names if name.startswith("pqn_")] == ["pqn_mine_curves.png"]
 
 
@@ -363,7 +365,9 @@ def test_without_figures_those_of_an_earlier_report_are_gone(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "one")
     make_report("one", figures=True)
-    tables = sorted(path.name for path in (tmp_path / "report").glob("*.csv"))
+    tables = [
+        path.name for kind in ("csv", "tex") for path in (tmp_path / "report").glob(f"*.{kind}")
+    ]
     make_report("one")
     names = sorted(path.name for path in (tmp_path / "report").iterdir())
     assert names == sorted([*tables, "index.html"])
@@ -416,3 +420,96 @@ def test_a_report_needs_no_torch():
     modules = "lab.report.__main__, lab.report.curve"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=TIMEOUT).returncode == 0
+
+
+def test_tables_in_latex_are_those_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_runs(tmp_path / "runs", "pqn", {"tanh": 5.0, "a_b": 7.0}, games=("Pong",))
+    make_report("runs")
+    text = (tmp_path / "report" / "pqn_games.tex").read_text()
+    lines = text.splitlines()
+    assert lines[:2] == [r"\begin{tabular}{lllll}", r"\toprule"]
+    assert lines[2] == r"game & variant & seeds & score & mean score over the run \\"
+    assert lines[4].startswith(r"Pong & tanh & 3 & 5.10 (4.85 to 5.35) & ")
+    assert lines[5].startswith(r"Pong & a\_b & 3 & ")
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+
+
+def test_settings_are_told_once_and_called_by_letters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    long = "word_" * 40
+    for gamma, variant in itertools.product((0.9, 0.99), ("tanh", "tanh-hr")):
+        for seed in range(3):
+            flags = {"gamma": gamma, "init": long, "seed": seed}
+            if gamma == 0.99:
+                flags["init"] = "torch"
+            name = f"{variant}{gamma}{seed}"
+            make_run(tmp_path / "runs" / name, variant=variant, flags=flags)
+    make_report("runs")
+    page = Page(tmp_path / "report" / "index.html")
+    assert f"PQN A gamma 0.9, init {long} PQN B gamma 0.99, init torch" in page.words
+    # There, and among the flags that all of its runs share.
+    assert page.words.count(f"init {long}") == 2
+    with (tmp_path / "report" / "claims.csv").open() as file:
+        named = {row["of"] for row in csv.DictReader(file)}
+    assert f"PQN A: gamma 0.9, init {long}" in named
+    # In words that a screen of any width can break.
+    assert f'<td role=cell class="long" data-column="flags">gamma 0.9, init {long}</td>' in (
+        page.source
+    )
+
+
+def test_scores_come_first_then_claims_and_those_without_a_number_are_folded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_runs(tmp_path / "runs", "pqn", {"tanh": 5.0, "tanh-hr": 9.0})
+    make_report("runs", figures=True)
+    source = Page(tmp_path / "report" / "index.html").source
+    order = [
+        "<img ",
+        'data-column="score"',
+        'id="claims"',
+        "<details>",
+        'id="pqn-more"',
+        'id="runs"',
+    ]
+    assert [source.index(mark) for mark in order] == sorted(source.index(mark) for mark in order)
+    measured, _, folded = source.partition("<details>")
+    assert "Tanh (HR) scores higher than Tanh" in measured
+    assert "SELU is worse than Tanh (HR)" not in measured
+    assert "SELU is worse than Tanh (HR)" in folded
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+# Written into the title of the page around it: what reaches beyond the page, and tables that do not
+# fit into it.
+MEASURE = """<script>addEventListener("load", () => {
+  const width = document.documentElement.clientWidth, out = [];
+  for (const e of document.querySelectorAll("body, body *"))
+    if (e.getBoundingClientRect().right > width + 1 && !e.closest("thead")) out.push(e.tagName);
+  for (const e of document.querySelectorAll(".scroll"))
+    if (e.scrollWidth > e.clientWidth + 1) out.push("table");
+  parent.document.title = `${width}: ${out.join(" ") || "fits"}`;
+})</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_reaches_beyond_the_page(tmp_path, monkeypatch, width):
+    """With settings and names longer than a phone is wide, on a screen and on a phone."""
+    monkeypatch.chdir(tmp_path)
+    dead = {"tanh-hr": (0.2, 0.3, 0.4)}
+    scores = {"tanh": 5.0, "tanh-hr": 1234567.0}
+    make_runs(tmp_path / "runs", "pqn", scores, games=("MontezumaRevenge", "Pong"), dead=dead)
+    long = "without_a_place_to_break_" * 8
+    make_run(tmp_path / "runs" / f"a{long}"[:200], flags={"init": long, "gamma": 0.5})
+    make_report("runs", figures=True)
+    page = (tmp_path / "report" / "index.html").read_text().replace("</body>", MEASURE + "</body>")
+    (tmp_path / "frame.html").write_text(
+        f'<title></title><iframe width={width} height=900 srcdoc="{html.escape(page)}"></iframe>'
+    )
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=20000"]
+    command += [f"--window-size={width + 100},1000", (tmp_path / "frame.html").as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT).stdout
+    title = re.search("<title>(.*?)</title>", shown)[1]
+    assert title.endswith(": fits"), title

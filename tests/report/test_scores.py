@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lab.common import tags
 from lab.report.measures import DEAD, predict_dead
-from lab.report.rows import flatten_estimates, tabulate_group
+from lab.report.rows import (
+    flatten_estimates,
+    format_cell,
+    list_flags,
+    tabulate_group,
+    tabulate_variants,
+)
 from lab.report.scores import GroupStatistics
 from report.planted import ENDS, make_run, make_runs, read_group
 
@@ -47,18 +54,22 @@ def test_tables_tell_the_dead_part_and_the_saturation_of_branches(
 ):
     """1 of 1 + 3 in one run and 2 of 2 + 2 in the other; the branches saturated by 10 and 20 %."""
     for seed, dead in ((1, 1.0), (2, 2.0)):
-        tags = {f"{head}/dead_abs": dead, f"{head}/live_abs": 4 - dead}
+        planted = {f"{head}/dead_abs": dead, f"{head}/live_abs": 4 - dead}
         for branch in (0, 1):
-            tags[f"representation/branch_{branch}/dead_kde"] = 0.5
-            tags[f"representation/branch_{branch}/saturated"] = 0.1 * (branch + 1)
-        measures = {tag: [(step, value) for step in ENDS] for tag, value in tags.items()}
+            planted[f"representation/branch_{branch}/dead_kde"] = 0.5
+            planted[f"representation/branch_{branch}/saturated"] = 0.1 * (branch + 1)
+        measures = {tag: [(step, value) for step in ENDS] for tag, value in planted.items()}
         measures[DEAD] = [(40, 0.25), (900, 0.5)]
         named = {"algorithm": algorithm, "flags": {"seed": seed}}
         make_run(tmp_path / f"run{seed}", measures=measures, **named)
     group = read_group(tmp_path)
     (row,) = GroupStatistics(group).by_game
-    assert row[column] == pytest.approx((37.5, *stats.t.interval(0.95, 1, loc=37.5, scale=12.5)))
-    assert row["branches saturated, %"] == pytest.approx((15, 15, 15))
+    # Student's interval of the two would go from -121 to 196 %: the two in its place.
+    assert row[column].values == pytest.approx((25, 50))
+    assert format_cell(row[column]) == "37.5 (25.0, 50.0)"
+    (flat,) = flatten_estimates([row])
+    assert (flat[column], flat[f"{column} low"]) == ("37.5", "nan")
+    assert row["branches saturated, %"].value == pytest.approx(15)
     assert (row["dead at 40 steps, %"].value, row["dead, %"].value) == pytest.approx((25, 50))
     for row in GroupStatistics(group).predictions:
         assert row["branch 0 saturated, %"] == pytest.approx(10)
@@ -125,4 +136,42 @@ def test_the_variant_that_is_compared_stays_where_it_has_fewer_games(tmp_path):
 
 def test_tables_without_a_row_are_left_out(tmp_path):
     make_runs(tmp_path, "dqn", {"selu": 2.0}, games=("Adventure",))
-    assert list(tabulate_group(GroupStatistics(read_group(tmp_path)))) == ["games"]
+    assert list(tabulate_group(GroupStatistics(read_group(tmp_path)))) == ["games", "variants"]
+
+
+def test_the_interval_of_a_share_ends_at_0_and_at_100(tmp_path):
+    """Of 0, 5 and 90 % Student's would go from -95 to 159 %; a score may be negative."""
+    for seed, share in ((1, 0.0), (2, 0.05), (3, 0.9)):
+        measures = {DEAD: [(step, share) for step in ENDS]}
+        returns = [(step, 100 * share) for step in ENDS]
+        make_run(tmp_path / f"run{seed}", returns, measures=measures, flags={"seed": seed})
+    (row,) = GroupStatistics(read_group(tmp_path)).by_game
+    assert row["dead, %"] == pytest.approx((95 / 3, 0, 100))
+    assert row["score"].low < 0
+
+
+def test_the_table_of_variants_tells_flags_sizes_hours_and_machines(tmp_path):
+    for variant, branches, size in (("tanh", 1, 100), ("tanh-hr", 2, 2000)):
+        for game, more in (("Pong", 0), ("Qbert", 5)):
+            make_run(
+                tmp_path / f"{variant}{game}",
+                variant=variant,
+                game=game,
+                flags={"branches": branches, "activation": "tanh", "learning_rate": 0.1},
+                measures={tags.SPS: [(500, 1 / 3600), (999, 499 / 3600)]},
+                num_parameters=size + more,
+                processor="AMD, 2 cores",
+            )
+    group = read_group(tmp_path)
+    tanh, hr = tabulate_variants(group)
+    assert tanh == {
+        "variant": "tanh",
+        "branches": "1",
+        "parameters": "100 to 105",
+        "hours a run": "501.00",
+        "on": "AMD, 2 cores",
+    }
+    assert (hr["branches"], hr["parameters"]) == ("2", "2,000 to 2,005")
+    shared = list_flags(group)
+    assert (shared["learning-rate"], shared["gamma"]) == ("0.1", "0.99")
+    assert not {"branches", "activation", "seed", "env-id"} & shared.keys()
