@@ -61,13 +61,15 @@ def compute_checksums(records: Sequence[bytes]) -> np.ndarray:
     for i, record in enumerate(records):
         by_length[len(record).bit_length()].append(i)
     for indices in by_length.values():
-        width = max(len(records[i]) for i in indices)
+        lengths = np.array([len(records[i]) for i in indices])
+        width = lengths.max()
+        padded = bytearray(b"".join(records[i].rjust(width, b"\0") for i in indices))
+        rows = np.frombuffer(padded, np.uint8).reshape(-1, width)
         # Zeros in front change nothing, as the register starts from 0: its usual start, all ones,
         # is the same as the first four bytes inverted.
-        rows = [bytes(255 - b for b in records[i][:4]) + records[i][4:] for i in indices]
-        padded = np.frombuffer(b"".join(row.rjust(width, b"\0") for row in rows), np.uint8)
+        rows[np.arange(len(rows))[:, None], (width - lengths)[:, None] + np.arange(4)] ^= 255
         register = np.zeros(len(indices), np.uint32)
-        for column in np.ascontiguousarray(padded.reshape(-1, width).T):
+        for column in np.ascontiguousarray(rows.T):
             register = table[(register ^ column) & 0xFF] ^ (register >> 8)
         found[indices] = ~register
     return (found >> 15 | found << 17) + np.uint32(0xA282EAD8)
@@ -107,7 +109,8 @@ def read_events(path: Path) -> Iterator[Event | Gap]:
         if end > len(content):
             at = begin
             break
-        spans.append((begin, end, content[begin + 12 : end - 4]))
+        # An event has a time, of 9 bytes.
+        spans.append((begin, end, content[begin + 12 : end - 4] if length > 8 else None))
         at = end
     if at < len(content):
         spans.append((at, len(content), None))

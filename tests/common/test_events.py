@@ -58,6 +58,17 @@ def write_ten(folder):
     return board.path
 
 
+@pytest.mark.parametrize("length", [0, 1, 3, 8])
+def test_a_record_that_is_too_short_for_an_event_is_damage(tmp_path, length):
+    path = write_ten(tmp_path)
+    header, data = struct.pack("<Q", length), b"x" * length
+    checksums = [struct.pack("<I", masked_crc32c(part)) for part in (header, data)]
+    path.write_bytes(path.read_bytes() + header + checksums[0] + data + checksums[1])
+    curves, (loss,) = read_scalars(tmp_path)
+    assert len(curves["a"].steps) == 10
+    assert "is damaged" in loss
+
+
 @pytest.mark.parametrize("cut", [1, 7, 15, 30])
 def test_a_record_that_is_cut_off_is_told(tmp_path, cut):
     path = write_ten(tmp_path)
