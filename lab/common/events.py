@@ -54,7 +54,7 @@ def compute_checksums(records: Sequence[bytes]) -> np.ndarray:
     """Return the masked CRC-32C of each record (records,), which has 4 bytes or more.
 
     All of about one length at once, byte by byte: TensorBoard's own function, one record after the
-    other, takes 20 times as long.
+    other, takes 15 times as long.
     """
     table, found = np.array(CRC_TABLE, np.uint32), np.zeros(len(records), np.uint32)
     by_length = defaultdict(list)
