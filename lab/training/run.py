@@ -97,10 +97,9 @@ class Run:
 
     Counts the agent steps (`step`), writes curves and checkpoints, and says when to stop. Makes the
     folder `{runs_dir}/{Game}__{algorithm}__{variant}__s{seed}__{time}`, a --tag before the seed, or
-    goes on in the one that --resume names. `losses` are the tags below losses/ that the script will
-    write, for the layout of the charts. `parts` in the methods below are all that a run remembers,
-    by name: modules, optimizers, random generators, anything with `state_dict` and
-    `load_state_dict`.
+    goes on in the one of --resume. `losses` are the tags below losses/ that the script will write,
+    for the charts. `parts` below are all that a run remembers, by name: modules, optimizers, random
+    generators, anything with `state_dict` and `load_state_dict`.
 
     Raises UsageError if the folder cannot be written or another process works on it.
     """
