@@ -76,3 +76,18 @@ def count_cores(root: Path = ROOT) -> int:
     with contextlib.suppress(ValueError):  # not set, or empty
         return max(1, int(os.environ.get("SLURM_CPUS_PER_TASK", "")))
     return max(1, min(len(os.sched_getaffinity(0)), math.ceil(min(cores_in_groups(root), 2**20))))
+
+
+def describe_load(threads: int) -> str:
+    """Return a hint where other work takes the cores on which these threads would wait, or "".
+
+    Threads of a CPU run wait for one another hundreds of times a second, without sleeping: beside
+    other work a run of two threads can be several times as slow as one of a single thread.
+    """
+    cores, busy = count_cores(), os.getloadavg()[0]
+    if threads == 1 or threads + busy < cores + 1:
+        return ""
+    return (
+        f"hint: other work keeps {busy:.1f} of {cores} cores busy, and {threads} threads would "
+        "wait for one another: OMP_NUM_THREADS=1 is faster then"
+    )

@@ -17,9 +17,10 @@ from torch import nn
 
 from lab.common import cli, tags
 from lab.common.cli import UsageError, describe_os, say
+from lab.common.device import resolve_device
 from lab.common.events import list_losses
 from lab.common.files import atomic_write, write_json
-from lab.common.limits import count_cores
+from lab.common.limits import count_cores, describe_load
 from lab.training.atari import AtariEnvs
 from lab.training.board import Board, start_board
 from lab.training.checkpoint import (
@@ -62,6 +63,9 @@ def launch(main: Callable, args_class: type, check: Callable, algorithm: str):
             return 0
         check(args)
         check_memory(args)
+        hint = describe_load(torch.get_num_threads())
+        if hint and resolve_device(args.device).type == "cpu":
+            say(hint, sys.stderr)
         try:
             return main(args)
         except (MemoryError, torch.OutOfMemoryError):

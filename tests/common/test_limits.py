@@ -127,3 +127,17 @@ def test_free_memory_knows_the_groups(monkeypatch):
     monkeypatch.setattr(devices, "free_in_groups", lambda: 12345.0)
     assert devices.free_memory(torch.device("cpu")) == 12345.0
     assert limits.free_in_groups() > 0  # of this machine, whatever it has
+
+
+@pytest.mark.parametrize(
+    ("threads", "busy", "hinted"),
+    [(2, 0.3, False), (2, 1.0, True), (1, 9.0, False), (2, 5.0, True)],
+)
+def test_a_busy_machine_is_told_to_a_run_of_several_threads(threads, busy, hinted, monkeypatch):
+    monkeypatch.setattr(limits, "count_cores", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (busy, 0.0, 0.0))
+    hint = limits.describe_load(threads)
+    assert (hint != "") == hinted
+    if hinted:
+        assert f"{busy} of 2 cores busy" in hint
+        assert "OMP_NUM_THREADS=1" in hint
