@@ -1,10 +1,12 @@
 """NVIDIA's MPS around a sweep: started, shared and ended, by a stand-in for its control program."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
+from lab.sweep import pool
 from lab.sweep.mps import CONTROL, PIPES, share_gpus
 
 CONTROL_PROGRAM = """#!/bin/sh
@@ -89,3 +91,20 @@ def test_nothing_happens_where_it_is_not_wanted_or_not_installed(wanted, install
     with share_gpus(wanted) as environment:
         assert environment == {}
     assert not (folder / "asked").exists()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "at_once", "wanted"), [(["0"], 2, True), (["0"], 1, False), (["0", "1"], 2, False)]
+)
+def test_a_sweep_wants_it_where_runs_share_a_gpu(gpus, at_once, wanted, monkeypatch):
+    asked = []
+
+    @contextlib.contextmanager
+    def share(is_wanted):
+        asked.append(is_wanted)
+        yield {PIPES: "here"}
+
+    monkeypatch.setattr(pool, "share_gpus", share)
+    made = pool.Pool([], at_once, gpus, 30.0)
+    assert made.run() == 0
+    assert (asked, made.environment) == ([wanted], {PIPES: "here"})

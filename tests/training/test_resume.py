@@ -24,7 +24,7 @@ import pqn_atari
 from dqn_atari import Args
 from lab.common.cli import UsageError, parse_flags
 from lab.report.runs import read_run
-from lab.training import replay
+from lab.training import replay, resume
 from lab.training.atari import AtariEnvs
 from lab.training.checkpoint import FORMAT, Checkpoints, Footer, read_newest_footer, read_state
 from lab.training.resume import add_resumption, find_unfinished, resolve_resume
@@ -526,6 +526,19 @@ def test_auto_takes_only_what_can_go_on(tmp_path, run_folder):
         run_folder(flags=flags | {"checkpoint_every": 3.0}, started=started).rename(tmp_path / name)
     assert find_unfinished(args, "dqn") == tmp_path / "new"
     assert find_unfinished(dataclasses.replace(args, gamma=0.5), "dqn") is None
+
+
+def test_auto_goes_on_with_the_flags_that_change_no_number_as_they_are_given(
+    tmp_path, run_folder, monkeypatch
+):
+    folder = run_folder(Footer(FORMAT, 100, 0))
+    folder.rename(tmp_path / "there")
+    monkeypatch.setattr(resume, "find_newest_whole", lambda *given: None)
+    given = {"cuda_graphs": False, "checkpoint_every": 3.0, "env_threads": 2}
+    args = Args(seed=2, runs_dir=str(tmp_path), resume="auto", **given)
+    resolved = resolve_resume(args, "dqn")
+    assert resolved.resume == str(tmp_path / "there")
+    assert {name: getattr(resolved, name) for name in given} == given
 
 
 def test_auto_takes_a_run_from_before_a_flag_came_in(tmp_path, run_folder):
