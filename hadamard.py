@@ -120,9 +120,10 @@ class _HadamardLayer(nn.Module):
     def reset_parameters(self, init: str = "torch", gain: float = 2**0.5):
         """Initialise each branch as if it were a layer alone; see `init_parameters`.
 
-        `gated` then sets the biases of all branches but the first to 2 (with `layer_norm` those of
-        the norm): these start as nearly constant factors, which pass the first branch on, so that z
-        and its gradient start as large as those of a plain layer. For products of tanh or sigmoid.
+        `gated` then sets the biases of all branches but the first of a product to 2 (with
+        `layer_norm` those of the norm): these start as nearly constant factors, which pass the
+        first branch on, so that z and its gradient start as large as those of a plain layer. For
+        products of tanh or sigmoid.
 
         Drawn branch by branch, so the branches equal separately built layers drawn in turn. A
         function of nn.init must be called likewise, on each of `weight.detach().split(width)`:

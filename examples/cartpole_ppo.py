@@ -2,7 +2,7 @@
 
 python -m examples.cartpole_ppo          # from the top folder; 10 to 20 s on one core of a CPU
 
-Algorithm, networks and values are those of CleanRL's ppo.py. Only `hidden` is not.
+Algorithm, networks and values are those of CleanRL's ppo.py, but for `hidden` and the 25,000 steps.
 """
 
 from collections.abc import Callable
@@ -93,7 +93,8 @@ def train(
                 loss(agent, *(of[minibatch] for of in batch)).backward()
                 nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
                 optimizer.step()
-        steps, mean = (rollout + 1) * NUM_ENVS * NUM_STEPS, sum(returns[-20:]) / 20
+        steps, newest = (rollout + 1) * NUM_ENVS * NUM_STEPS, returns[-20:]
+        mean = sum(newest) / max(len(newest), 1)
         report(f"{steps:,} steps, mean return of the last 20 games {mean:.0f}")
     return returns
 

@@ -131,10 +131,7 @@ def measure_costs(name: tuple[str, ...], args, device: torch.device, rate: float
                             part.zero_()  # touch the pages, which the system allocates only now
                 calls = (
                     ("logging", lambda: run.log(losses)),
-                    (
-                        "metrics",
-                        lambda: (run.measure(recent, kernel.head), run.write_measurement()),
-                    ),
+                    ("metrics", lambda: measure_now(run, recent, kernel.head)),
                     ("checkpoint", lambda: run.checkpoint(parts, now=True)),
                 )
                 run.count_step()

@@ -57,8 +57,6 @@ def say(text: str, file=None):
     """Print at once; a reader that has gone away (a closed pipe or terminal) ends no run."""
     file = file or sys.stdout
     # RuntimeError: a signal came in the middle of another print.
-    file = file or sys.stdout
-    # RuntimeError: a signal came in the middle of another print.
     with contextlib.suppress(OSError, RuntimeError), tqdm.external_write_mode(file=file):
         text = escape_controls(text, keep="\n\t")
         print(text, file=file, flush=True)  # above a progress bar, if there is one

@@ -85,6 +85,8 @@ def describe_load(threads: int) -> str:
     other work a run of two threads can be several times as slow as one of a single thread.
     """
     cores, busy = count_cores(), os.getloadavg()[0]
+    if cores < (os.cpu_count() or 1):  # the load is that of the machine, of which we have a part
+        return ""
     if threads == 1 or threads + busy < cores + 1:
         return ""
     return (

@@ -5,7 +5,7 @@ from pathlib import Path
 from lab.common.files import read_json
 
 NEEDED = {"algorithm": str, "flags": dict, "started": str}
-# What may be missing, or null where it was not known.
+# What may be missing, or null where it was not known; other entries may only be missing.
 PROVENANCE_KINDS = {
     "command": str,
     "device": str,
@@ -58,7 +58,7 @@ def _check(config: dict, kinds: dict[str, type], where: str, may_be_null: bool =
         value = config.get(name)
         if name not in config:
             continue
-        if value is None and may_be_null:
+        if value is None and may_be_null and name in PROVENANCE_KINDS:
             continue
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ValueError(f"{where}{name} must be {WORDS[kind]}, not {_shorten(value)}")

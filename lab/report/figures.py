@@ -44,6 +44,10 @@ COLORS = {
     "tanh-wide": "#E69F00",
     "tanh-sum": "#C8B400",
     "tanh-3hr": "#9467BD",
+    "tanh-match": "#17BECF",
+    "relu-match": "#BCBD22",
+    "hadamax": "#E377C2",
+    "hadamax-plain": "#7F3C8D",
 }
 
 

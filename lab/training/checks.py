@@ -124,27 +124,25 @@ def check_memory(args):
     """Raise UsageError if the device has not the memory that these flags ask for."""
     device = resolve_device(args.device)
     widths = resolve_widths(args)
-    # Of a unit of a branch of z: weights, gradients, two moments and a target network (DQN), fp32.
-    # Of the flags that multiply it the unusual one is named.
-    copies = 5 * 4
-    unit = copies * (64 * 7 * 7 + 1)
+    # Weights, gradients, two moments and a target network (DQN), fp32. Of the flags that multiply
+    # them the unusual one is named.
+    hidden = 5 * 4 * count_hidden_parameters(args, widths, args.branches)
     if args.width != 1:
         what = f"--width {args.width} with --latent-dim {args.latent_dim} and "
-        what += f"--branches {args.branches}"
-        hidden = count_hidden_parameters(args, widths, args.branches)
-        require_memory(what, 1, copies * hidden, device)
+        require_memory(f"{what}--branches {args.branches}", 1, hidden, device)
     elif args.branches > 8:
-        require_memory(f"--branches {args.branches}", args.branches, unit * args.latent_dim, device)
+        each = hidden // args.branches
+        require_memory(f"--branches {args.branches}", args.branches, each, device)
     else:
-        bytes_each = unit * args.branches
-        require_memory(f"--latent-dim {args.latent_dim}", args.latent_dim, bytes_each, device)
+        each = hidden // args.latent_dim
+        require_memory(f"--latent-dim {args.latent_dim}", args.latent_dim, each, device)
     obs = math.prod(OBS_SHAPE)
     # Of the convolutions, for one observation.
     maps = zip(widths.channels, map_sides(args)[0], strict=True)
     activations = sum(channels * side**2 for channels, side in maps)
     if args.apply_to == "all":
         activations *= args.branches
-    activations += args.branches * widths.z
+    activations += widths.z * (1 if args.encoder == "hadamax" else args.branches)
     # fp32: the observation, and each activation with its pre-activation and its gradient.
     sample = 4 * obs + 12 * activations
     if hasattr(args, "buffer_size"):

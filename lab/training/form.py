@@ -60,8 +60,8 @@ def check_content(content):
         raise ValueError("it holds something else")
     _check_number(content["number"], "number", 0, LARGEST)
     _check_kind(content["state"], dict, "state")
-    mark, flags = content.get("mark"), content.get("flags", {})
-    if mark is not None and not (isinstance(mark, str) and re.fullmatch("[0-9a-f]{8}", mark)):
+    mark, flags = content.get("mark", "00000000"), content.get("flags", {})
+    if not (isinstance(mark, str) and re.fullmatch("[0-9a-f]{8}", mark)):
         raise ValueError("its mark is none")
     _check_kind(flags, dict, "flags")
     for name, value in flags.items():

@@ -17,7 +17,6 @@ from torch import nn
 
 from lab.common import cli, tags
 from lab.common.cli import UsageError, describe_os, say
-from lab.common.device import resolve_device
 from lab.common.events import list_losses
 from lab.common.files import atomic_write, write_json
 from lab.common.limits import count_cores, describe_load
@@ -63,9 +62,6 @@ def launch(main: Callable, args_class: type, check: Callable, algorithm: str):
             return 0
         check(args)
         check_memory(args)
-        hint = describe_load(torch.get_num_threads())
-        if hint and resolve_device(args.device).type == "cpu":
-            say(hint, sys.stderr)
         try:
             return main(args)
         except (MemoryError, torch.OutOfMemoryError):
@@ -139,6 +135,8 @@ class Run:
             f"{self.config['num_parameters']:,} parameters on {device}{graphs}, "
             f"{self.config['multiply_adds']:,} multiply-adds per observation, {self.folder}"
         )
+        if device.type == "cpu" and (hint := describe_load(torch.get_num_threads())):
+            say(hint, sys.stderr)
         self._progress = Progress(args.total_timesteps)
         self._stop = StopSignals(self._progress.say_stopping)
 
@@ -231,7 +229,7 @@ class Run:
         if self._stop.received is not None:
             sys.exit(CAN_RESUME)
         threads = read_config(self.folder).get("torch_threads")
-        if threads != torch.get_num_threads():
+        if threads is not None and threads != torch.get_num_threads():
             say(
                 f"this run had {threads} threads and has {torch.get_num_threads()} now: sums may "
                 f"differ in their last bits; OMP_NUM_THREADS={threads} keeps them the same",

@@ -136,6 +136,9 @@ def test_free_memory_knows_the_groups(monkeypatch):
 def test_a_busy_machine_is_told_to_a_run_of_several_threads(threads, busy, hinted, monkeypatch):
     monkeypatch.setattr(limits, "count_cores", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (busy, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # of which a container has 2
+    assert limits.describe_load(threads) == ""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     hint = limits.describe_load(threads)
     assert (hint != "") == hinted
     if hinted:
