@@ -100,7 +100,7 @@ class Args:
     """let the online network choose the action that the target network values (v1 Eq. 3)"""
     metrics_every: int = 20_000
     """steps between two measurements of the representation; the first is made before, as soon as
-    --metrics-samples observations have been played"""
+    --metrics-samples observations have been played. A shorter run measures nothing"""
     metrics_samples: int = 2048
     """newest observations that a measurement uses (the KDE test depends on their number)"""
     device: str = "auto"

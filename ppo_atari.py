@@ -110,7 +110,7 @@ class Args:
     """end an update once approx_kl has gone beyond this (the paper: None)"""
     metrics_every: int = 20_000
     """steps between two measurements of the representation; the first is made before, as soon as
-    --metrics-samples observations have been played"""
+    --metrics-samples observations have been played. A shorter run measures nothing"""
     metrics_samples: int = 2048
     """newest observations that a measurement uses (the KDE test depends on their number); there is
     none before as many have been played"""

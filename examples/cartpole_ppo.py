@@ -6,14 +6,15 @@ Algorithm, networks and values are those of CleanRL's ppo.py, but for `hidden` a
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import gymnasium as gym
 import torch
-import tyro
 from torch import nn
 from torch.distributions import Categorical
 
 from hadamard import HadamardLinear
+from lab.common.cli import above, at_least, between, launch
 
 NUM_ENVS, NUM_STEPS = 4, 128
 
@@ -99,11 +100,26 @@ def train(
     return returns
 
 
-def main(seed: int = 1, total_timesteps: int = 25_000, learning_rate: float = 2.5e-4):
+@dataclass
+class Args:
     """Learn CartPole with PPO and Hadamard layers."""
-    torch.manual_seed(seed)
-    train(Agent(), seed, total_timesteps, learning_rate)
+
+    seed: int = 1
+    """of the networks, the actions and the games"""
+    total_timesteps: int = 25_000
+    """steps of all four games together"""
+    learning_rate: float = 2.5e-4
+    """of Adam, at the start; it falls to 0"""
+
+
+def main(args: Args):
+    """Train an agent with these flags."""
+    between(args, 0, 2**31 - 1 - NUM_ENVS, "seed")
+    at_least(args, NUM_ENVS * NUM_STEPS, "total_timesteps")
+    above(args, 0, "learning_rate")
+    torch.manual_seed(args.seed)
+    train(Agent(), args.seed, args.total_timesteps, args.learning_rate)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    launch(main, Args)

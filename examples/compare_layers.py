@@ -10,14 +10,14 @@ import csv
 import functools
 import itertools
 import sys
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
-import tyro
 from torch import nn
 
-from examples.cartpole_ppo import Agent, layer_init, train
+from examples.cartpole_ppo import NUM_ENVS, NUM_STEPS, Agent, layer_init, train
 from hadamard import HadamardLinear
+from lab.common.cli import UsageError, at_least, launch
 from lab.regression.fitting import POINTS, target
 
 FIT_RATE = 1e-2
@@ -93,25 +93,43 @@ def fit_function(hidden, seed: int, steps: int) -> float:
         return (network(points) - target(points)).square().mean().item()
 
 
-def main(
-    variants: tuple[Literal[tuple(VARIANTS)], ...] = tuple(VARIANTS),
-    learning_rates: tuple[float, ...] = (2.5e-4,),
-    seeds: int = 5,
-    steps: int = 25_000,
-    fit_steps: int = 1000,
-):
-    """Train variants from seeds 1, 2, ...; with --fit-steps 0 in CartPole alone."""
+@dataclass
+class Args:
+    """Compare hidden layers in an agent and in fitting a function: a table on standard output."""
+
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """of the hidden layers"""
+    learning_rates: tuple[float, ...] = (2.5e-4,)
+    """of the agent"""
+    seeds: int = 5
+    """of each: 1, 2, ..."""
+    steps: int = 25_000
+    """of the games"""
+    fit_steps: int = 1000
+    """of fitting; 0: CartPole alone"""
+
+
+def main(args: Args):
+    """Train every variant from every seed."""
+    for name in args.variants:
+        if name not in VARIANTS:
+            raise UsageError(f"unknown variant {name!r}: choose from {'; '.join(VARIANTS)}")
+    at_least(args, 1, "seeds")
+    at_least(args, NUM_ENVS * NUM_STEPS, "steps")
+    at_least(args, 0, "fit_steps")
+    if not all(0 < rate < 1 for rate in args.learning_rates):
+        raise UsageError("--learning-rates must lie between 0 and 1")
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["task", "variant", "learning_rate", "steps", "seed", "score"])
-    for name, seed in itertools.product(variants, range(1, seeds + 1)):
-        for rate in learning_rates:
-            score = play_cartpole(VARIANTS[name], seed, rate, steps)
-            table.writerow(["cartpole", name, rate, steps, seed, score])
-        if fit_steps:
-            score = fit_function(VARIANTS[name], seed, fit_steps)
-            table.writerow(["fit", name, FIT_RATE, fit_steps, seed, score])
+    for name, seed in itertools.product(args.variants, range(1, args.seeds + 1)):
+        for rate in args.learning_rates:
+            score = play_cartpole(VARIANTS[name], seed, rate, args.steps)
+            table.writerow(["cartpole", name, rate, args.steps, seed, score])
+        if args.fit_steps:
+            score = fit_function(VARIANTS[name], seed, args.fit_steps)
+            table.writerow(["fit", name, FIT_RATE, args.fit_steps, seed, score])
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    launch(main, Args)

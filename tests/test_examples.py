@@ -47,7 +47,8 @@ def test_cleanrls_layer_init_on_a_hadamard_layer_is_told():
 
 
 def test_the_comparison_trains_every_variant_in_both_tasks(capsys):
-    compare_layers.main(seeds=1, learning_rates=(1e-3, 2e-3), steps=512, fit_steps=2)
+    args = compare_layers.Args(seeds=1, learning_rates=(1e-3, 2e-3), steps=512, fit_steps=2)
+    compare_layers.main(args)
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     expected = [
         (name, *run)
@@ -80,3 +81,21 @@ def test_each_variant_is_what_its_name_says(name):
         assert all((other == gate).all() for other in others)
     below = compare_layers.VARIANTS[name](4, 64)
     assert isinstance(below, nn.Sequential) == ("last alone" in name)
+
+
+@pytest.mark.parametrize(
+    ("example", "flags", "message"),
+    [
+        ("cartpole_ppo", ["--learning-rate", "nan"], "--learning-rate"),
+        ("cartpole_ppo", ["--seed", "-1"], "--seed must be between 0 and"),
+        ("cartpole_ppo", ["--total-timesteps", "0"], "--total-timesteps must be at least 512"),
+        ("cartpole_ppo", ["--bogus"], "--bogus"),
+        ("compare_layers", ["--variants", "relu"], "unknown variant 'relu'"),
+        ("compare_layers", ["--learning-rates", "0"], "--learning-rates must lie between 0 and 1"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(example, flags, message):
+    command = [sys.executable, "-m", f"examples.{example}", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert message in done.stderr

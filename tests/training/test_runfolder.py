@@ -78,7 +78,7 @@ def test_an_entry_of_another_kind_is_named(tmp_path, entry, message):
     null = config | dict.fromkeys(entry.keys() - config)
     (tmp_path / "config.json").write_text(json.dumps(null))
     if entry.keys() & {"finished", "resumed"}:
-        with pytest.raises(UsageError, match="must be .*, not None"):
+        with pytest.raises(UsageError, match=r"must be .*, not None"):
             read_config(tmp_path)
     else:
         assert read_config(tmp_path)["algorithm"] == "dqn"
