@@ -31,6 +31,7 @@ torch.set_num_threads(1)
 # A shell starts what goes to the background with SIGINT ignored, and processes pass that on: those
 # that the tests start and interrupt have to hear it there, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 
 
 def command_of(name, *flags):
