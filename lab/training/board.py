@@ -54,8 +54,10 @@ class Board:
         for name, size in (sizes or {}).items():
             if (_size_of_own(folder / name) or 0) > size:
                 os.truncate(folder / name, size)
-        # Readers take files in the order of their names: this one must come after earlier ones.
-        times = [int(EVENT_FILE.fullmatch(path.name)[1]) for path in find_event_files(folder)]
+        # Readers take files in the order of their names: this one must come after earlier ones. Of
+        # those that are gone, too, so that it is not taken for one of them.
+        names = {*self.earlier, *(path.name for path in find_event_files(folder))}
+        times = [int(match[1]) for name in names if (match := EVENT_FILE.fullmatch(name))]
         now = max([int(time.time()), *(earlier + 1 for earlier in times)])
         name = f"events.out.tfevents.{now:010d}.{socket.gethostname()}.{os.getpid()}"
         self.path, self.size = folder / name, 0
