@@ -6,6 +6,7 @@ import dqn_atari
 import ppo_atari
 import pqn_atari
 from lab.training.algorithms import script_args
+from lab.training.frames import OBS_SHAPE
 
 SCRIPTS = {"dqn": dqn_atari, "ppo": ppo_atari, "pqn": pqn_atari}
 NETWORKS = {"dqn": dqn_atari.QNetwork, "ppo": ppo_atari.Agent, "pqn": pqn_atari.QNetwork}
@@ -83,3 +84,14 @@ def parameters_by_hand(algorithm, num_actions, flags):
         total += layer(third * 7 * 7, width, True)
     heads = (num_actions, 1) if algorithm == "ppo" else (num_actions,)
     return total + sum(width * out + out for out in heads)
+
+
+def draw_acting(algorithm, call, games):
+    """What acting is given besides the network: observations as the games give them, and draws."""
+    generator = torch.Generator().manual_seed(call)
+    obs = torch.randint(256, (games, *OBS_SHAPE), dtype=torch.uint8, generator=generator)
+    if algorithm == "dqn":
+        return (obs,)
+    if algorithm == "ppo":
+        return obs, torch.empty(games, 4).exponential_(generator=generator)
+    return obs, *pqn_atari.draw_exploration(games, 4, 0.3, generator)

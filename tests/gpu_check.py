@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from algorithms import draw_acting  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from lab.common.device import pick_device, upload  # noqa: E402
@@ -236,14 +237,7 @@ class Check:
 
     def acting(self, algorithm, call):
         """What `choose` is given, on the host."""
-        module, games = load_script(algorithm), self.games(algorithm)
-        generator = torch.Generator().manual_seed(call)
-        obs = torch.randint(256, (games, *OBS_SHAPE), dtype=torch.uint8, generator=generator)
-        if algorithm == "dqn":
-            return (obs,)
-        if algorithm == "ppo":
-            return obs, torch.empty(games, ACTIONS).exponential_(generator=generator)
-        return obs, *module.draw_exploration(games, ACTIONS, 0.1, generator)
+        return draw_acting(algorithm, call, self.games(algorithm))
 
     def games(self, algorithm) -> int:
         return GAMES[algorithm] if not self.args.quick else 4

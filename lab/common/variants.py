@@ -11,6 +11,8 @@ NAMED_VARIANTS = (
     *("tanh-ln", "tanh-wide", "tanh-sum", "tanh-3hr", "tanh-match", "relu-match"),
     *("hadamax", "hadamax-plain"),  # of arXiv 2505.15345
 )
+# What Hadamax is besides its convolutions; its z is a plain layer of the same activation and norm.
+HADAMAX_FLAGS = {"activation": "gelu_tanh", "layer_norm": True, "apply_to": "all"}
 # Flags that a variant's name stands for.
 VARIANT_FLAGS = ("activation", "branches", "combine", "latent_dim", "width", "layer_norm")
 VARIANT_FLAGS += ("apply_to", "encoder")
@@ -34,7 +36,7 @@ def variant_name(args) -> str:
     name = args.activation
     if is_hadamax:  # which has GELU and LayerNorm in all layers, and by itself two branches
         name = "hadamax-plain" if args.branches == 1 else "hadamax"
-        default |= {"layer_norm": True, "apply_to": "all"}
+        default |= HADAMAX_FLAGS
     if args.branches > 1 and (args.branches, args.combine, is_hadamax) != (2, "product", True):
         count = "" if args.branches == 2 else str(args.branches)
         name += f"-{count}{'hr' if args.combine == 'product' else 'sum'}"
@@ -71,8 +73,9 @@ def variant_flags(name: str, activations: Collection[str]) -> list[str]:
     branches = str(count or 2) if combined or activation == "hadamax" else "1"
     flags = ["--activation", activation, "--branches", branches]
     if activation.startswith("hadamax"):
-        flags = ["--encoder", "hadamax", "--activation", "gelu_tanh", "--branches", branches]
-        norm, apply_to = norm or "ln", apply_to or "all"
+        activation, apply_to = HADAMAX_FLAGS["activation"], apply_to or HADAMAX_FLAGS["apply_to"]
+        flags = ["--encoder", "hadamax", "--activation", activation, "--branches", branches]
+        norm = norm or "ln"
     if combined:
         flags += ["--combine", "product" if combined == "hr" else "sum"]
     if wide or latent_dim:

@@ -7,10 +7,11 @@ import re
 from hadamard import ACTIVATIONS, COMBINES, INITS
 from lab.common.cli import UsageError, above, at_least, below, between, check_folder, one_of
 from lab.common.device import check_device, require_memory, resolve_device
+from lab.common.variants import HADAMAX_FLAGS
 from lab.training.atari import resolve_game
 from lab.training.encoder import (
     ENCODERS,
-    HADAMAX_FLAGS,
+    branches_of_z,
     count_hidden_parameters,
     map_sides,
     resolve_widths,
@@ -142,7 +143,7 @@ def check_memory(args):
     activations = sum(channels * side**2 for channels, side in maps)
     if args.apply_to == "all":
         activations *= args.branches
-    activations += widths.z * (1 if args.encoder == "hadamax" else args.branches)
+    activations += widths.z * branches_of_z(args, args.branches)
     # fp32: the observation, and each activation with its pre-activation and its gradient.
     sample = 4 * obs + 12 * activations
     if hasattr(args, "buffer_size"):

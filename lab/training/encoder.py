@@ -41,8 +41,6 @@ ENCODERS = {
         Stage(64, 3, 1, pool=(3, 1)),
     ),
 }
-# What Hadamax is besides its convolutions; its z is a plain layer of the same activation and norm.
-HADAMAX_FLAGS = {"activation": "gelu_tanh", "layer_norm": True, "apply_to": "all"}
 
 
 def map_sides(args) -> tuple[list[int], list[int]]:
@@ -70,14 +68,18 @@ def count_hidden_parameters(args, widths: Widths, branches: int) -> int:
     """Return the parameters of the hidden layers, without the heads, of all branches."""
     stages, (_, sides) = ENCODERS[args.encoder], map_sides(args)
     in_all = args.apply_to == "all"
-    of_z = 1 if args.encoder == "hadamax" else branches
     total, read = 0, 4
     for width, stage in zip(widths.channels, stages, strict=True):
         each = read * stage.kernel**2 + 1  # weights and a bias of a channel
         total += branches * width * (each + 2 * args.layer_norm) if in_all else width * each
         read = width
     each = read * sides[-1] ** 2 + 1
-    return total + of_z * widths.z * (each + 2 * args.layer_norm)
+    return total + branches_of_z(args, branches) * widths.z * (each + 2 * args.layer_norm)
+
+
+def branches_of_z(args, branches: int) -> int:
+    """Return the branches of z in a network of so many; that of Hadamax is a plain layer."""
+    return 1 if args.encoder == "hadamax" else branches
 
 
 def _scale(args, factor: float) -> Widths:
@@ -143,8 +145,7 @@ class Encoder(nn.Module):
             self.convolutions.append(
                 HadamardConv2d(read, count, stage.kernel, stage.stride, **below)
             )
-        if args.encoder == "hadamax":
-            hadamard["branches"] = 1
+        hadamard["branches"] = branches_of_z(args, args.branches)
         self.latent = HadamardLinear(channels[-1] * pooled[-1] ** 2, width, **hadamard)
         self.dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
 

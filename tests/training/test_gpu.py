@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from algorithms import draw_acting
 from conftest import ROOT, TIMEOUT
 from interruptions import series
 from torch.utils._pytree import tree_leaves
@@ -26,7 +27,7 @@ from lab.training.graphs import WARM_UP, Graphed
 from lab.training.radam import RAdam
 from lab.training.replay import Batch, ReplayBuffer
 from lab.training.signals import CAN_RESUME
-from training.test_graphs import Learner, drawn, random_batch
+from training.test_graphs import Learner, random_batch
 from training.test_resume import RUNS, SMALL
 
 pytestmark = [
@@ -173,7 +174,7 @@ def test_replayed_actions_are_the_actions(algorithm, precision, capfd):
     choose = Learner(algorithm, device="cuda", precision=precision).choose
     kept = []
     for call in range(30):
-        given = drawn(algorithm, call)
+        given = draw_acting(algorithm, call, 5)
         copies = [x.clone().to("cuda") for x in given]
         kept.append((tree_leaves(choose(*given)), copies))
         for x in given:
@@ -190,7 +191,7 @@ def test_replayed_actions_are_the_actions(algorithm, precision, capfd):
 def test_memory_stays_as_it_is(algorithm):
     """Over 10,000 updates, with the comparisons among them."""
     learner, taken = Learner(algorithm, device="cuda"), []
-    batch, given = [x.to("cuda") for x in random_batch(algorithm, 0)], drawn(algorithm, 0)
+    batch, given = [x.to("cuda") for x in random_batch(algorithm, 0)], draw_acting(algorithm, 0, 5)
     for call in range(1, 10_001):
         learner.learn(*batch)
         learner.choose(*given)

@@ -10,14 +10,13 @@ import types
 import numpy as np
 import pytest
 import torch
-from algorithms import NETWORKS, SCRIPTS, SHORT
+from algorithms import NETWORKS, SCRIPTS, SHORT, draw_acting
 from interruptions import differences
 from standin import StandIn
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 import dqn_atari
-import pqn_atari
 from lab.training import graphs
 from lab.training.frames import OBS_SHAPE, channels_last
 from lab.training.graphs import WARM_UP, Graphed
@@ -67,17 +66,6 @@ def random_batch(algorithm, call):
     if algorithm == "ppo":
         return obs, actions, -numbers[0].abs(), numbers[1], ends, *numbers[2:], numbers[1]
     return obs, actions, numbers[1], ends, *numbers[2:]
-
-
-def drawn(algorithm, call, games=5):
-    """What acting is given besides the network: observations as the games give them, and draws."""
-    generator = torch.Generator().manual_seed(call)
-    obs = torch.randint(256, (games, *OBS_SHAPE), dtype=torch.uint8, generator=generator)
-    if algorithm == "dqn":
-        return (obs,)
-    if algorithm == "ppo":
-        return obs, torch.empty(games, ACTIONS).exponential_(generator=generator)
-    return obs, *pqn_atari.draw_exploration(games, ACTIONS, 0.3, generator)
 
 
 class Learner:
@@ -177,7 +165,7 @@ def test_replayed_actions_are_the_actions(algorithm, precision, recorders, capfd
         with torch.no_grad(), learner.network.autocast("cpu"):
             for _ in range(WARM_UP + 2):
                 call += 1
-                given = drawn(algorithm, call)
+                given = draw_acting(algorithm, call, 5)
                 assert same(tree_leaves(choose(*given)), tree_leaves(act(*given))), call
         learner.learn(*random_batch(algorithm, rollout))
     assert choose.replays == call - WARM_UP
@@ -392,7 +380,7 @@ def test_a_cached_cast_of_a_weight_is_not_recorded(recorders, monkeypatch, capfd
     def play():
         with torch.no_grad(), learner.network.autocast("cpu"):
             for call in range(WARM_UP + 2):
-                learner.choose(*drawn("pqn", call))
+                learner.choose(*draw_acting("pqn", call, 5))
         return capfd.readouterr().err
 
     was = torch.is_autocast_cache_enabled()
