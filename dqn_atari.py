@@ -65,7 +65,7 @@ class Args:
     """nature (the paper's), or hadamax: its successor (arXiv 2505.15345), with max-pooling"""
     init: str = "torch"
     """of the head and of each branch, as if it were a layer alone: torch, orthogonal, he_normal,
-    gated (orthogonal, but all branches save the first start nearly constant)"""
+    xavier_normal, gated (orthogonal, but all branches save the first start nearly constant)"""
     num_envs: int = 4
     """games played in parallel; 1 is the original loop. Gradient steps per step stay the same"""
     env_threads: int = 0
@@ -290,6 +290,8 @@ def main(args: Args) -> int:
             run.count_step()
             due = run.times_due(args.train_frequency, after=args.learning_starts)
             draws = [buffer.draw(args.batch_size, sampling, coming=1) for _ in range(due)]
+            if draws:
+                run.watch_update(buffer, q_network.head)
             while draws and draws[0].min() >= args.num_envs:
                 losses.add(learn(*buffer.locate(draws.pop(0) - args.num_envs)))
             obs, rewards, terminations, _, infos = envs.recv()

@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
 }
 COMBINES = ("product", "sum")
-INITS = ("torch", "orthogonal", "he_normal", "gated")
+INITS = ("torch", "orthogonal", "he_normal", "xavier_normal", "gated")
 # Of the biases that `gated` starts with. tanh(2) = 0.96, and 2 + u seldom changes its sign.
 GATE_BIAS = 2.0
 
@@ -41,7 +41,9 @@ def init_parameters(weight: Tensor, bias: Tensor | None, init: str = "torch", ga
     `torch`: what nn.Linear and nn.Conv2d do, drawn in their order (DQN). `orthogonal`: orthogonal
     rows scaled by `gain`, bias 0 (PPO). `he_normal`: normal of variance gain^2 / fan_in, cut off at
     two standard deviations before scaling, bias 0 (PQN; flax's `he_normal`, and its `lecun_normal`
-    where the gain is 1). `gated`: the same as `orthogonal`; see `reset_parameters` of the layers.
+    where the gain is 1). `xavier_normal`: the same with fan_in + fan_out in place of fan_in, both
+    with all pixels of a kernel (flax's at the default gain; the convolutions of the authors'
+    Hadamax, arXiv 2505.15345). `gated`: as `orthogonal`; see `reset_parameters` of the layers.
 
     Raises ValueError for another name.
     """
@@ -50,9 +52,10 @@ def init_parameters(weight: Tensor, bias: Tensor | None, init: str = "torch", ga
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
     elif init in ("orthogonal", "gated"):
         nn.init.orthogonal_(weight, gain)
-    elif init == "he_normal":
+    elif init in ("he_normal", "xavier_normal"):
+        fan_out = weight[:, 0].numel() if init == "xavier_normal" else 0
         # A unit normal cut off at +-2 has standard deviation 0.8796: divide to restore it.
-        std = gain / math.sqrt(fan_in) / 0.87962566103423978
+        std = gain / math.sqrt(fan_in + fan_out) / 0.87962566103423978
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
     else:
         raise ValueError(f"unknown init {init!r}: choose one of {', '.join(INITS)}")

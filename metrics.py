@@ -1,16 +1,20 @@
-"""Measures of a hidden layer: dead, dormant and saturated neurons, ranks, contribution to Q-values.
+"""Measures of a hidden layer: dead, dormant and saturated neurons, ranks, norms, contributions.
 
-Every function takes `z`, the activations of a layer as a tensor (samples, features) of any float
-dtype on any device, and computes in float64: the results do not depend on dtype or device. Each
+Most functions take `z`, the activations of a layer as a tensor (samples, features) of any float
+dtype on any device. They compute in float64: the results do not depend on dtype or device. Each
 raises ValueError, naming the shape, for NaN or inf, fewer than 2 samples or a wrong number of dims.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
-MEASURES = ("dead_kde", "dormant_0", "dormant_0.1", "saturated", "effective_rank", "entropy_rank")
+# Of a layer's activations, its gradient and its weights; see `measure_layer`, `measure_weights`.
+MEASURES = ("dead_kde", "dead_std", "dormant_0", "dormant_0.1", "saturated")
+MEASURES += ("effective_rank", "srank_live", "srank_live_share", "stable_rank", "pca_rank")
+MEASURES += ("entropy_rank", "feature_norm", "grad_dormant_0.01", "grad_dormant_0.1", "weight_norm")
 
 # Grid points per kernel bandwidth when the peak of a density is searched for. Linear binning onto
 # this grid errs by at most (1 / 16)^2 / 8 = 5e-4 of the peak; the peak itself is then exact.
@@ -19,20 +23,30 @@ BINS_PER_BANDWIDTH = 16
 CHUNK_ELEMENTS = 2**20
 
 
-def _checked(z: Tensor) -> Tensor:
-    """Return z in float64. Raise ValueError that says what was wrong with what shape."""
-    if not isinstance(z, Tensor):
-        raise ValueError(f"z must be a tensor (samples, features), not a {type(z).__name__}")
-    shape = tuple(z.shape)
-    if z.dim() != 2:
-        raise ValueError(f"z must be (samples, features): got {z.dim()} dims, shape {shape}")
-    if not z.is_floating_point():
-        raise ValueError(f"z must be of a float dtype: got {z.dtype}, shape {shape}")
-    if shape[0] < 2 or shape[1] < 1:
-        raise ValueError(f"z needs at least 2 samples and 1 feature: got shape {shape}")
-    if not torch.isfinite(z).all():
-        raise ValueError(f"z holds NaN or inf: shape {shape}")
-    return z.detach().to(torch.float64)
+def _checked(
+    x: Tensor, name: str = "z", rows: str = "samples", columns: str = "features", fewest: int = 2
+) -> Tensor:
+    """Return x (rows, columns) in float64. Raise ValueError that says what is wrong with it."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor ({rows}, {columns}), not a {type(x).__name__}")
+    shape = tuple(x.shape)
+    if x.dim() != 2:
+        raise ValueError(f"{name} must be ({rows}, {columns}): got {x.dim()} dims, shape {shape}")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} must be of a float dtype: got {x.dtype}, shape {shape}")
+    if shape[0] < fewest or shape[1] < 1:
+        what = f"{name} ({rows}, {columns})"
+        raise ValueError(f"{what} needs at least {fewest} rows and 1 column: got shape {shape}")
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name} holds NaN or inf: shape {shape}")
+    return x.detach().to(torch.float64)
+
+
+@functools.lru_cache(maxsize=4)
+def _same_noise(samples: int, features: int) -> Tensor:
+    """Return what is added without a generator: drawn once for all layers of one shape."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(samples, features, dtype=torch.float64, generator=generator)
 
 
 def _jittered(z: Tensor, noise_variance: float, generator: torch.Generator | None):
@@ -48,9 +62,11 @@ def _jittered(z: Tensor, noise_variance: float, generator: torch.Generator | Non
     shift = a[:, :1].clone()
     a -= shift
     if noise_variance > 0:
-        if generator is None:
-            generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(z.shape, dtype=z.dtype, generator=generator, device=generator.device)
+        noise = (
+            _same_noise(*z.shape)
+            if generator is None
+            else torch.randn(z.shape, dtype=z.dtype, generator=generator, device=generator.device)
+        )
         a += noise.T.to(a.device) * math.sqrt(noise_variance)
     return a, shift
 
@@ -148,20 +164,32 @@ def dead_neurons(
     dead. A tanh neuron that switches between -1 and 1 is alive.
     """
     a, _ = _jittered(_checked(z), noise_variance, generator)
-    features, samples = a.shape
+    samples = a.shape[1]
     bandwidth = _bandwidths(a)
     dead = (bandwidth == 0).flatten()
     # The longest range there can be is sqrt(2) n^0.7 bandwidths, of two opposite outliers among n
     # samples; the margins of 6 bandwidths on either side come on top.
     longest = int(2**0.5 * samples**0.7 + 13) * BINS_PER_BANDWIDTH
     step = max(1, CHUNK_ELEMENTS // max(longest, samples))
-    for start in range(0, features, step):
-        rows = torch.arange(start, min(start + step, features), device=a.device)
-        rows = rows[~dead[rows]]
-        if len(rows) > 0:
-            peak = _density(a[rows], bandwidth[rows], _peak_position(a[rows], bandwidth[rows]))
-            dead[rows] = peak.flatten() >= threshold
+    # No density is above that of samples which are all the same: this spares most live neurons.
+    undecided = ~dead & (1 / (bandwidth.flatten() * math.sqrt(2 * math.pi)) >= threshold)
+    undecided = undecided.nonzero().flatten()
+    for start in range(0, len(undecided), step):
+        rows = undecided[start : start + step]
+        peak = _density(a[rows], bandwidth[rows], _peak_position(a[rows], bandwidth[rows]))
+        dead[rows] = peak.flatten() >= threshold
     return dead
+
+
+def scale_to_layer(z: Tensor) -> Tensor:
+    """Return z (samples, features) over the root mean square of all its values, float64.
+
+    For `dead_neurons` of neurons whose scale is that of the layer: the test is then of the shape of
+    z alone. A z of zeros stays as it is.
+    """
+    z = _checked(z)
+    scale = z.square().mean().sqrt()
+    return z / scale if scale > 0 else z
 
 
 def effective_rank(z: Tensor, delta: float = 0.01) -> int:
@@ -181,6 +209,47 @@ def _effective_rank(s: Tensor, delta: float) -> int:
     share = s.cumsum(0) / s.sum()
     # 1e-9: equal singular values reach 1 - delta exactly on paper, not in floating point.
     return min(int((share < 1 - delta - 1e-9).sum()) + 1, len(s))
+
+
+def live_rank(z: Tensor, dead: Tensor) -> int:
+    """Return the effective rank over the neurons that are not dead; 0 if all are.
+
+    z (samples, features), dead bool (features,). It still grows with the number of live neurons,
+    over which it is a share: 1 if all of them are orthogonal and equally strong.
+    """
+    z = _checked(z)
+    live = ~_checked_dead(dead, z)
+    return effective_rank(z[:, live]) if live.any() else 0
+
+
+def stable_rank(z: Tensor) -> float:
+    """Return the squared Frobenius norm of z (samples, features) over its largest s^2.
+
+    s are the singular values, z is not centred (Rudelson and Vershynin 2007). Between 1 and the
+    number of features; 0 for a z of zeros.
+    """
+    return _stable_rank(torch.linalg.svdvals(_checked(z)))
+
+
+def _stable_rank(s: Tensor) -> float:
+    return 0.0 if s[0] == 0 else float((s / s[0]).square().sum())
+
+
+def pca_rank(z: Tensor, share: float = 0.99) -> int:
+    """Return how many principal components have this share of the variance of z, centred.
+
+    z (samples, features); 0 where nothing varies.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be above 0 and at most 1, not {share}")
+    z = _checked(z)
+    centred = z - z.mean(dim=0)
+    variances = torch.linalg.eigvalsh(centred.T @ centred).flip(0)
+    if variances.sum() <= 1e-24 * z.square().sum():  # what is left of constants is rounding
+        return 0
+    shares = variances.cumsum(0) / variances.sum()
+    # 1e-9, as in `_effective_rank`.
+    return min(int((shares < share - 1e-9).sum()) + 1, len(variances))
 
 
 def entropy_rank(z: Tensor) -> float:
@@ -220,6 +289,45 @@ def saturated_neurons(z: Tensor, level: float = 0.99, share: float = 0.99) -> Te
     return (_checked(z).abs() > level).double().mean(dim=0) >= share - 1e-12
 
 
+def grad_dormant_neurons(gradient: Tensor, tau: float = 0.0) -> Tensor:
+    """Test E|g_i| / mean_k E|g_k| <= tau (GraMa, arXiv 2505.24061): bool (neurons,).
+
+    gradient (neurons, incoming weights): that of a loss, one row for each neuron's own weights. It
+    sees a saturated tanh neuron, and no scale of the layer. In a layer without any gradient every
+    neuron is dormant.
+    """
+    if not tau >= 0:
+        raise ValueError(f"tau must be at least 0, not {tau}")
+    gradient = _checked(gradient, "gradient", "neurons", "incoming weights", fewest=1)
+    score = gradient.abs().mean(dim=1)
+    return score <= tau * score.mean()
+
+
+def churn(before: Tensor, after: Tensor) -> float:
+    """Return the share of observations of which the greedy action is another one.
+
+    before, after: Q-values or logits (samples, actions) of the same observations.
+    """
+    before, after = (
+        _checked(values, name, columns="actions", fewest=1)
+        for name, values in (("before", before), ("after", after))
+    )
+    if before.shape != after.shape:
+        raise ValueError(
+            f"after must be of the shape of before, {tuple(before.shape)}: got {tuple(after.shape)}"
+        )
+    return (before.argmax(dim=1) != after.argmax(dim=1)).double().mean().item()
+
+
+def _checked_dead(dead: Tensor, z: Tensor) -> Tensor:
+    """Return dead on the device of z. Raise ValueError unless it is bool (features,)."""
+    if dead.shape != z.shape[1:] or dead.dtype != torch.bool:
+        raise ValueError(
+            f"dead must be bool ({z.shape[1]},): got {dead.dtype}, shape {tuple(dead.shape)}"
+        )
+    return dead.to(z.device)
+
+
 def q_contribution(z: Tensor, dead: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Split the Q-values into what live and dead neurons bring (v4 Fig. 4, Theorem 4.1).
 
@@ -229,31 +337,54 @@ def q_contribution(z: Tensor, dead: Tensor, weight: Tensor, bias: Tensor) -> tup
     dead_part acts as a hidden bias.
     """
     z = _checked(z)
-    if dead.shape != z.shape[1:] or dead.dtype != torch.bool:
-        raise ValueError(
-            f"dead must be bool ({z.shape[1]},): got {dead.dtype}, shape {tuple(dead.shape)}"
-        )
+    dead = _checked_dead(dead, z)
     if weight.dim() != 2 or weight.shape[1] != z.shape[1] or bias.shape != weight.shape[:1]:
         raise ValueError(
             f"weight must be (actions, {z.shape[1]}) and bias (actions,): got shapes "
             f"{tuple(weight.shape)} and {tuple(bias.shape)}"
         )
-    weight, dead = weight.detach().to(z), dead.to(z.device)
+    weight = weight.detach().to(z)
     return (z * ~dead) @ weight.T, (z * dead) @ weight.T
 
 
 def measure_layer(z: Tensor, dead: Tensor | None = None) -> dict[str, float]:
-    """Return all MEASURES of z (samples, features): shares of neurons in [0, 1], and ranks.
+    """Return the MEASURES of z (samples, features): shares of neurons in [0, 1], ranks, norm.
 
-    dead, bool (features,), are its `dead_neurons` where they are known.
+    dead, bool (features,), are its `dead_neurons` where they are known. The norm is the mean of
+    |z| over samples.
     """
-    s = torch.linalg.svdvals(_checked(z))
+    z = _checked(z)
+    s = torch.linalg.svdvals(z)
     dead = dead_neurons(z) if dead is None else dead
+    rank, live = _effective_rank(s, 0.01), int((~dead).sum())
+    of_live = live_rank(z, dead) if dead.any() else rank
     return {
-        "dead_kde": dead.double().mean().item(),
-        "dormant_0": dormant_neurons(z, 0.0).double().mean().item(),
-        "dormant_0.1": dormant_neurons(z, 0.1).double().mean().item(),
-        "saturated": saturated_neurons(z).double().mean().item(),
-        "effective_rank": _effective_rank(s, 0.01),
+        "dead_kde": _share(dead),
+        "dead_std": _share(dead_neurons(scale_to_layer(z))),
+        "dormant_0": _share(dormant_neurons(z, 0.0)),
+        "dormant_0.1": _share(dormant_neurons(z, 0.1)),
+        "saturated": _share(saturated_neurons(z)),
+        "effective_rank": rank,
+        "srank_live": of_live,
+        "srank_live_share": of_live / max(live, 1),
+        "stable_rank": _stable_rank(s),
+        "pca_rank": pca_rank(z),
         "entropy_rank": _entropy_rank(s),
+        "feature_norm": z.norm(dim=1).mean().item(),
     }
+
+
+def measure_weights(weight: Tensor, gradient: Tensor) -> dict[str, float]:
+    """Return the MEASURES of a layer's weight and its gradient, both (neurons, incoming weights).
+
+    The norm is the root of the sum of squares over the whole layer.
+    """
+    return {
+        "grad_dormant_0.01": _share(grad_dormant_neurons(gradient, 0.01)),
+        "grad_dormant_0.1": _share(grad_dormant_neurons(gradient, 0.1)),
+        "weight_norm": weight.detach().double().norm().item(),
+    }
+
+
+def _share(neurons: Tensor) -> float:
+    return neurons.double().mean().item()

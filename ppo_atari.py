@@ -71,7 +71,8 @@ class Args:
     """nature (the paper's), or hadamax: its successor (arXiv 2505.15345), with max-pooling"""
     init: str = "orthogonal"
     """of the heads and of each branch, as if it were a layer alone: torch, orthogonal,
-    he_normal, gated (orthogonal, but all branches save the first start nearly constant)"""
+    he_normal, xavier_normal, gated (orthogonal, but all branches save the first start nearly
+    constant)"""
     num_envs: int = 8
     """games played in parallel"""
     env_threads: int = 0
@@ -427,13 +428,14 @@ def main(args: Args) -> int:
             )
             rollout.advantages.copy_(advantages)
             rollout.returns[:] = rollout.advantages + rollout.values
+            recent.add(rollout.obs)
+            run.watch_update(recent, agent.actor)
             logs = update(learn, rollout, args, sampling)
 
             # 5. log
             logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.log(logs)
-            recent.add(rollout.obs)
-            run.measure(recent, agent.critic)
+            run.measure(recent, agent.critic, agent.actor)
         status = run.finish(parts)
     envs.close()
     return status

@@ -65,7 +65,8 @@ class Args:
     """nature (the paper's), or hadamax: its successor (arXiv 2505.15345), with max-pooling"""
     init: str = "he_normal"
     """of the heads and of each branch, as if it were a layer alone: torch, orthogonal,
-    he_normal, gated (orthogonal, but all branches save the first start nearly constant)"""
+    he_normal, xavier_normal, gated (orthogonal, but all branches save the first start nearly
+    constant)"""
     num_envs: int = 128
     """games played in parallel"""
     env_threads: int = 0
@@ -351,13 +352,14 @@ def main(args: Args) -> int:
                 rollout.rewards, rollout.dones, next_values, args.gamma, args.q_lambda
             )
             rollout.returns.copy_(returns)
+            recent.add(rollout.obs)
+            run.watch_update(recent, q_network.head)
             logs = update(learn, rollout, args, sampling)
 
             # 5. log
             logs["charts/epsilon"] = compute_epsilon(args, run.step - args.num_envs)
             logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.log(logs)
-            recent.add(rollout.obs)
             run.measure(recent, q_network.head)
         status = run.finish(parts)
     envs.close()

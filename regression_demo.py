@@ -63,7 +63,7 @@ class Args:
     steps: int = 1000
     """gradient steps"""
     init: str = "torch"
-    """of every layer: torch, orthogonal, he_normal or gated"""
+    """of every layer: torch, orthogonal, he_normal, xavier_normal or gated"""
     sweep: bool = False
     """train on the grid of ranges, optimizers, learning rates and steps instead"""
     output_dir: str = "regression_demo"

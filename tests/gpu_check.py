@@ -449,7 +449,12 @@ class Check:
 
     def measure(self, found):
         """Seconds of one measurement of the representation, and how they split."""
-        from lab.training.measure import hidden_layers, measure_representation
+        from lab.training.measure import (
+            hidden_layers,
+            loss_gradients,
+            measure_representation,
+            spread_probes,
+        )
         from metrics import dead_neurons, measure_layer, q_contribution
 
         obs = self.observations(512 if self.args.quick else 2048)
@@ -460,10 +465,13 @@ class Check:
                 head, everywhere = value_head(network), args.apply_to == "all"
                 layers = hidden_layers(network, obs, everywhere)
                 dead = {name: dead_neurons(layer) for name, layer in layers.items()}
+                probes = spread_probes(obs)
+                weights = loss_gradients(network, (head,), probes)
                 found[algorithm] = {
+                    "loss_gradients": self.seconds(loss_gradients, network, (head,), probes),
                     "hidden_layers": self.seconds(hidden_layers, network, obs, everywhere),
                     "measure_representation": self.seconds(
-                        measure_representation, layers, head, algorithm
+                        measure_representation, layers, weights, head, algorithm
                     ),
                     "q_contribution": self.seconds(
                         q_contribution, layers["z"], dead["z"], head.weight, head.bias

@@ -281,6 +281,12 @@ def test_init_statistics_hold_in_each_branch(branches, make):
     for weight in layer.weight.detach().flatten(1).split(width):
         assert weight.std().item() == pytest.approx(math.sqrt(1 / fan_in), rel=0.02)
 
+    layer.reset_parameters("xavier_normal")
+    fan_out = width * (1 if make == "linear" else 4)
+    for weight in layer.weight.detach().flatten(1).split(width):
+        assert weight.std().item() == pytest.approx(math.sqrt(2 / (fan_in + fan_out)), rel=0.02)
+    assert not layer.bias.any()
+
     layer.reset_parameters("torch")
     bound = 1 / math.sqrt(fan_in)
     for weight in layer.weight.detach().flatten(1).split(width):
@@ -406,7 +412,7 @@ def test_bad_arguments_are_named(arguments, named):
         HadamardLinear(3, 4, **arguments)
     with pytest.raises(ValueError, match=named):
         HadamardConv2d(3, 4, 3, **arguments)
-    with pytest.raises(ValueError, match="torch, orthogonal, he_normal"):
+    with pytest.raises(ValueError, match="torch, orthogonal, he_normal, xavier_normal"):
         HadamardLinear(3, 4).reset_parameters("xavier")
 
 

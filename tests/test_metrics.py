@@ -10,19 +10,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import linalg, stats
 
 import metrics
+from hadamard import HadamardLinear
 from lab.training.figures import draw_kde
 from metrics import (
+    MEASURES,
+    churn,
     dead_neurons,
     dormant_neurons,
     effective_rank,
     entropy_rank,
+    grad_dormant_neurons,
     kernel_density,
+    live_rank,
     measure_layer,
+    measure_weights,
+    pca_rank,
     q_contribution,
     saturated_neurons,
+    scale_to_layer,
+    stable_rank,
 )
 
 ALL = {
@@ -31,6 +40,11 @@ ALL = {
     "saturated_neurons": saturated_neurons,
     "effective_rank": effective_rank,
     "entropy_rank": entropy_rank,
+    "stable_rank": stable_rank,
+    "pca_rank": pca_rank,
+    "live_rank": lambda z: live_rank(z, torch.zeros(3, dtype=torch.bool)),
+    "scale_to_layer": scale_to_layer,
+    "measure_layer": measure_layer,
     "kernel_density": lambda z: kernel_density(z, torch.zeros(3)),
 }
 
@@ -173,14 +187,15 @@ def test_ranks_against_numpy(n, features, seed, delta, rank):
     z = rng.normal(size=(n, min(rank, n))) @ rng.normal(size=(min(rank, n), features))
     s = np.linalg.svd(z, compute_uv=False)
     if rank == 0:
-        assert effective_rank(torch.tensor(z), delta) == 0
-        assert entropy_rank(torch.tensor(z)) == 0
+        for zero in (effective_rank, entropy_rank, stable_rank, pca_rank):
+            assert zero(torch.tensor(z)) == 0
         return
     share, k = 0.0, 0
     while share < 1 - delta - 1e-9 and k < len(s):
         share += s[k] / s.sum()
         k += 1
     assert effective_rank(torch.tensor(z), delta) == max(k, 1)
+    assert stable_rank(torch.tensor(z)) == pytest.approx((z**2).sum() / s[0] ** 2)
     p = s[s > 0] / s.sum()
     assert entropy_rank(torch.tensor(z)) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
 
@@ -197,6 +212,129 @@ def test_ranks_in_closed_form():
     assert effective_rank(torch.diag(torch.tensor([1.0, 98.0, 1.0]))) == 2
     # Not centred: a constant column counts
     assert effective_rank(torch.full((10, 3), 7.0)) == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(3, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.floats(0.05, 0.95))
+def test_pca_rank_against_the_variance_that_components_leave(n, features, seed, share):
+    """So many components, not one fewer, leave at most 1 - share of the variance."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, features)) * rng.exponential(size=features) + 5 * rng.normal()
+    centred = z - z.mean(axis=0)
+    directions = np.linalg.svd(centred)[2]
+    k = pca_rank(torch.tensor(z), share)
+
+    def left(count):
+        kept = directions[:count]
+        return ((centred - centred @ kept.T @ kept) ** 2).sum() / (centred**2).sum()
+
+    assert left(k) <= 1 - share + 1e-8
+    assert left(k - 1) >= 1 - share - 1e-8
+
+
+def test_pca_rank_is_of_what_varies():
+    assert pca_rank(torch.full((50, 20), 7.3)) == 0  # where the effective rank is 1
+    z = torch.full((100, 20), 7.3)
+    z[:, 4] += torch.linspace(0, 1, 100)
+    assert pca_rank(z) == 1
+    assert pca_rank(torch.eye(100) + 1e4) == 99  # centring takes one direction
+
+
+@pytest.mark.parametrize(("live", "dead"), [(100, 0), (100, 28), (7, 121), (0, 64)])
+def test_rank_of_the_live_among_orthogonal_neurons(live, dead):
+    """Live neurons that are orthogonal and equally strong: k of n hold k/n of the sum."""
+    hadamard = torch.tensor(linalg.hadamard(256), dtype=torch.float64)
+    z = torch.cat([hadamard[:, 1 : live + 1], torch.full((256, dead), 0.8)], dim=1)
+    assert dead_neurons(z).tolist() == [False] * live + [True] * dead
+    expected = math.ceil(0.99 * live)
+    assert live_rank(z, dead_neurons(z)) == expected
+    measured = measure_layer(z)
+    assert measured["srank_live"] == expected
+    assert measured["srank_live_share"] == pytest.approx(expected / live if live else 0)
+    if dead == 0:
+        assert measured["effective_rank"] == expected
+        assert stable_rank(z) == pytest.approx(live)
+
+
+def test_the_scaled_test_is_of_the_shape_of_a_layer_alone():
+    """A fresh network of tiny values is dead by its scale; a constant neuron is dead at any."""
+    torch.manual_seed(0)
+    z = 0.5 * torch.randn(2048, 40, dtype=torch.float64)
+    z[:, :10] = 0.4
+    expected = [True] * 10 + [False] * 30
+    for scale in (1e-6, 1e-3, 1.0, 1e3):
+        assert dead_neurons(scale_to_layer(scale * z)).tolist() == expected
+        assert measure_layer(scale * z)["dead_std"] == 0.25
+    assert measure_layer(1e-3 * z)["dead_kde"] == 1
+    assert measure_layer(z)["dead_kde"] == 0.25
+    # Against scipy: the test of v1 on z over the root mean square of the whole layer.
+    z = torch.randn(500, 30, dtype=torch.float64) * torch.logspace(-4, 1, 30)
+    scaled = z.numpy() / np.sqrt((z.numpy() ** 2).mean())
+    noise = the_noise(*z.shape)
+    points = np.linspace(scaled.min(axis=0) - 0.01, scaled.max(axis=0) + 0.01, 4000)
+    peaks = [
+        scipy_density(scaled[:, i], noise[:, i], points[:, i]).max() for i in range(z.shape[1])
+    ]
+    assert min(abs(peak - 20) for peak in peaks) > 0.1
+    dead = dead_neurons(scale_to_layer(z))
+    assert dead.tolist() == [peak >= 20 for peak in peaks]
+    assert 0 < dead.sum() < 30
+    assert measure_layer(torch.zeros(100, 3))["dead_std"] == 1
+
+
+def test_gradient_dormancy_against_a_loop():
+    torch.manual_seed(0)
+    gradient = torch.randn(30, 7) * torch.logspace(-4, 1, 30)[:, None]
+    gradient[3] = 0
+    scores = [sum(abs(g) for g in row) / 7 for row in gradient.tolist()]
+    for tau in (0.0, 0.01, 0.1, 1.0):
+        expected = [score / (sum(scores) / 30) <= tau for score in scores]
+        assert grad_dormant_neurons(gradient, tau).tolist() == expected
+        assert grad_dormant_neurons(1e-6 * gradient, tau).tolist() == expected
+    measured = measure_weights(torch.full((2, 8), 0.5), torch.eye(2, 8))
+    assert measured == {"grad_dormant_0.01": 0, "grad_dormant_0.1": 0, "weight_norm": 2.0}
+    assert grad_dormant_neurons(torch.zeros(4, 3)).all()
+
+
+def test_values_and_gradients_disagree_on_who_is_dead():
+    """A tanh that flips between -1 and 1 is alive and learns nothing; a constant one may learn."""
+    torch.manual_seed(0)
+    x = torch.randn(2048, 20)
+    layer = HadamardLinear(20, 3, "tanh", branches=1)
+    with torch.no_grad():
+        layer.weight[0] *= 1e4  # saturated on both sides
+        layer.weight[1] = 0  # constant at tanh(0.3)
+        layer.bias[1] = 0.3
+    z = layer(x)
+    (torch.randn(2048, 3) * z).mean().backward()
+    assert dead_neurons(z).tolist() == [False, True, False]
+    assert grad_dormant_neurons(layer.weight.grad, 0.01).tolist() == [True, False, False]
+    assert not dormant_neurons(z, 0.1).any()
+
+
+def test_churn_against_a_loop():
+    torch.manual_seed(0)
+    before, after = torch.randn(50, 4), torch.randn(50, 4)
+    changed = [
+        max(range(4), key=a.__getitem__) != max(range(4), key=b.__getitem__)
+        for a, b in zip(before.tolist(), after.tolist(), strict=True)
+    ]
+    assert churn(before, after) == sum(changed) / 50
+    assert 0 < sum(changed) < 50
+    assert churn(before, 3 * before + 1) == 0
+    assert churn(before, -before) == 1
+    with pytest.raises(ValueError, match=r"before, \(50, 4\): got \(50, 3\)"):
+        churn(before, after[:, :3])
+    with pytest.raises(ValueError, match="after holds NaN"):
+        churn(before, after * math.nan)
+
+
+def test_every_measure_has_a_name_and_a_number():
+    z, weight = torch.rand(64, 5), torch.rand(5, 3)
+    assert set(measure_layer(z) | measure_weights(weight, weight)) == set(MEASURES)
+    assert len(set(MEASURES)) == len(MEASURES)
+    norms = [sum(value**2 for value in row) ** 0.5 for row in z.tolist()]
+    assert measure_layer(z)["feature_norm"] == pytest.approx(sum(norms) / 64)
 
 
 def test_dormant_against_the_formula():
@@ -261,11 +399,11 @@ def test_results_do_not_depend_on_the_device():
     [
         (torch.tensor([[0.0], [math.nan]]), r"NaN or inf.*\(2, 1\)"),
         (torch.tensor([[0.0, 1.0], [math.inf, 1.0]]), r"NaN or inf.*\(2, 2\)"),
-        (torch.zeros(1, 5), r"at least 2 samples.*\(1, 5\)"),
+        (torch.zeros(1, 5), r"\(samples, features\) needs at least 2 rows.*\(1, 5\)"),
         (torch.zeros(5), r"\(samples, features\).*1 dims.*\(5,\)"),
         (torch.zeros(2, 3, 4), r"\(samples, features\).*3 dims.*\(2, 3, 4\)"),
         (torch.zeros(3, 4, dtype=torch.int64), r"float dtype.*int64"),
-        (torch.zeros(3, 0), r"at least .* 1 feature.*\(3, 0\)"),
+        (torch.zeros(3, 0), r"at least .* 1 column.*\(3, 0\)"),
         (np.zeros((3, 4)), "tensor.*ndarray"),
     ],
 )
@@ -282,6 +420,14 @@ def test_bad_arguments_are_named():
         dormant_neurons(z, -0.1)
     with pytest.raises(ValueError, match="share"):
         saturated_neurons(z, share=1.5)
+    with pytest.raises(ValueError, match="tau"):
+        grad_dormant_neurons(z, math.nan)
+    with pytest.raises(ValueError, match=r"gradient must be \(neurons, incoming weights\)"):
+        grad_dormant_neurons(z[0], 0.1)
+    with pytest.raises(ValueError, match="share"):
+        pca_rank(z, 0.0)
+    with pytest.raises(ValueError, match="dead must be bool"):
+        live_rank(z, torch.zeros(4, dtype=torch.bool))
     with pytest.raises(ValueError, match="noise_variance"):
         dead_neurons(z, noise_variance=-1)
     with pytest.raises(ValueError, match=r"points must be .*3.*\(7, 2\)"):

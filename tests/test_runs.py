@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import pty
 import re
@@ -29,7 +30,7 @@ from interruptions import start
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import ppo_atari
-from lab.training import run as training
+from lab.training import measure as measuring
 from metrics import MEASURES
 
 # Runs of which every curve has points: they learn, measure twice, log more than once, end games.
@@ -39,7 +40,7 @@ ROLLOUTS += ("--metrics-samples", 700, "--metrics-every", 250)
 LOGGED = {
     "dqn": (
         *("--total-timesteps", 1_400, "--learning-starts", 1_200, "--buffer-size", 1_500),
-        *("--metrics-samples", 512, "--metrics-every", 500, "--latent-dim", 64),
+        *("--metrics-samples", 512, "--metrics-every", 650, "--latent-dim", 64),
         *("--exploration-fraction", 0.8, "--num-envs", 2),
     ),
     "ppo": ROLLOUTS,
@@ -49,7 +50,8 @@ LOGGED = {
 # that reaches the total.
 LOGGED_AT = {"dqn": [1_000, 1_400], "ppo": [256, 512, 768, 1_024], "pqn": [256, 512, 768, 1_024]}
 # At 500 steps there are no 512 observations yet, after two rollouts no 700.
-MEASURED_AT = {"dqn": [512, 1_000], "ppo": [768, 1_024], "pqn": [768, 1_024]}
+MEASURED_AT = {"dqn": [512, 650, 1_300], "ppo": [768, 1_024], "pqn": [768, 1_024]}
+CHURN_AT = MEASURED_AT | {"dqn": [1_300]}  # which has no update before
 LOSSES = {
     "dqn": ("td_loss", "q_values"),
     "ppo": (
@@ -86,6 +88,7 @@ def tags_of(algorithm):
     tags |= {f"{contribution}/{part}" for part in ("live", "dead", "bias", "live_abs", "dead_abs")}
     layers = ["", "branch_0/", "branch_1/"]
     layers += ["conv_1/", "conv_2/", "conv_3/"] if algorithm == "pqn" else []
+    tags |= {f"churn/{part}" for part in ("total", "encoder", "head")}
     return tags | {f"representation/{layer}{m}" for layer in layers for m in MEASURES}
 
 
@@ -106,7 +109,12 @@ def test_what_lands_in_the_event_file(algorithm, logged, events):
             assert [step for step, _ in points] == measured_at
             width = {"1": 32, "2": 64, "3": 64}.get(tag.partition("conv_")[2][:1], 64)
             low, high = (1, width) if tag.endswith("rank") else (0, 1)
+            low, high = (0, width) if tag.endswith("srank_live") else (low, high)
+            low, high = (0, math.inf) if tag.endswith("norm") else (low, high)
             assert all(low <= value <= high for _, value in points)
+        if tag.startswith("churn/"):
+            assert [step for step, _ in points] == CHURN_AT[algorithm]
+            assert all(0 <= value <= 1 for _, value in points)
     assert log.Tags()["images"] == ["representation/kde"]
     assert log.Images("representation/kde")[0].step == measured_at[0]
 
@@ -376,9 +384,9 @@ def test_the_measured_observations_are_the_newest(
         played.append(arguments[4].obs.flatten(0, 1).clone())
         return result
 
-    ppo_play, of_network = ppo_atari.play, training.hidden_layers
+    ppo_play, of_network = ppo_atari.play, measuring.hidden_layers
     monkeypatch.setattr(ppo_atari, "play", play)
-    monkeypatch.setattr(training, "hidden_layers", hidden_layers)
+    monkeypatch.setattr(measuring, "hidden_layers", hidden_layers)
     flags = ("--total-timesteps", 1_024, "--num-envs", 2, "--num-steps", 128, "--update-epochs", 1)
     flags += ("--metrics-samples", samples, "--metrics-every", every, "--device", "cpu", *PLAIN)
     args = parse("ppo", *flags)

@@ -66,7 +66,7 @@ def test_the_wide_control_has_the_parameters_of_hr(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
-@pytest.mark.parametrize("init", ["torch", "orthogonal", "he_normal", "gated"])
+@pytest.mark.parametrize("init", ["torch", "orthogonal", "he_normal", "xavier_normal", "gated"])
 def test_the_init_is_that_of_the_flag(init, algorithm):
     """Standard deviations of the weights of z, per branch, and the heads of PPO and PQN."""
     torch.manual_seed(0)
@@ -76,6 +76,7 @@ def test_the_init_is_that_of_the_flag(init, algorithm):
         "torch": (1 / fan_in) ** 0.5 / 3**0.5,  # uniform within 1 / sqrt(fan_in)
         "orthogonal": 2**0.5 / fan_in**0.5,  # rows of norm sqrt(2)
         "he_normal": (2 / fan_in) ** 0.5,
+        "xavier_normal": (2 / (fan_in + 512)) ** 0.5,
         "gated": 2**0.5 / fan_in**0.5,
     }[init]
     for branch in network.latent.weight.split(512):
@@ -98,7 +99,11 @@ def test_the_init_is_that_of_the_flag(init, algorithm):
         if init in ("orthogonal", "gated"):
             assert torch.allclose(head @ head.T, torch.eye(4), atol=1e-4)
         else:  # 2,048 weights: a standard error of a standard deviation is 1.6 % of it
-            std = {"torch": (1 / 512) ** 0.5 / 3**0.5, "he_normal": (1 / 512) ** 0.5}[init]
+            std = {
+                "torch": (1 / 512) ** 0.5 / 3**0.5,
+                "he_normal": (1 / 512) ** 0.5,
+                "xavier_normal": (1 / (512 + 4)) ** 0.5,
+            }[init]
             assert head.std().item() == pytest.approx(std, rel=0.06)
         assert init == "torch" or network.head.bias.abs().max() == 0
 

@@ -11,6 +11,7 @@ EPSILON = "charts/epsilon"
 LEARNING_RATE = "charts/learning_rate"
 LOSSES = "losses/"
 REPRESENTATION = "representation/"
+CHURN = "churn/"
 CONTRIBUTIONS = ("q_contribution/", "value_contribution/")
 
 
@@ -37,3 +38,8 @@ def saturated(layer: str = "z") -> str:
 def contribution(part: str, algorithm: str) -> str:
     """Return the tag of what a part of z ("dead_abs", "live", ...) adds to Q-values or value."""
     return f"{'value' if algorithm == 'ppo' else 'q'}_contribution/{part}"
+
+
+def churn(part: str) -> str:
+    """Return the tag of the greedy actions that an update changes: "total", "encoder" or "head"."""
+    return CHURN + part

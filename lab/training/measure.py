@@ -1,7 +1,8 @@
-"""What a run measures of its network: the hidden layers, when, and by which tags."""
+"""What a run measures of its network: hidden layers, gradients, one update; when, by which tags."""
 
 import collections
 import copy
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -14,7 +15,12 @@ from lab.common import tags
 from lab.common.device import exact_fp32
 from lab.training.encoder import Encoder
 from lab.training.figures import try_draw_kde
-from metrics import dead_neurons, measure_layer, q_contribution
+from metrics import churn, dead_neurons, measure_layer, measure_weights, q_contribution
+
+# Observations, spread over the newest, for what takes a forward or a backward pass of its own.
+PROBES = 256
+# A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
+FIGURE_EVERY = 10
 
 
 def measurement_due(args, previous: int, step: int) -> bool:
@@ -56,18 +62,118 @@ def hidden_layers(network: Encoder, obs: Tensor, convolutions: bool = False) -> 
     return {name: torch.cat(layer) for name, layer in parts.items()}
 
 
+def spread_probes(obs: Tensor) -> Tensor:
+    """Return PROBES of the observations (samples, 4, 84, 84), evenly spread, or all if fewer."""
+    return obs[torch.linspace(0, len(obs) - 1, min(PROBES, len(obs))).long()]
+
+
+class Probed(NamedTuple):
+    """What a network makes of observations: z (samples, features), which a head reads."""
+
+    obs: Tensor
+    z: Tensor
+    head: nn.Linear
+
+
+@exact_fp32()
+@torch.no_grad()
+def probe(network: Encoder, head: nn.Linear, obs: Tensor) -> Probed:
+    """Compute z of obs (samples, 4, 84, 84) in fp32, and keep the head as it is now."""
+    z = network.latent(features(network.feature_maps(obs)[-1]))
+    return Probed(obs, z, copy.deepcopy(head))
+
+
+@torch.no_grad()
+def measure_churn(before: Probed, after: Probed) -> dict[str, float]:
+    """Measure whose greedy action changed from `before` to `after`; return shares by tag.
+
+    Both are of the same observations. `encoder` and `head`: with that part alone exchanged.
+    """
+    actions = before.head(before.z)
+    return {
+        tags.churn("total"): churn(actions, after.head(after.z)),
+        tags.churn("encoder"): churn(actions, before.head(after.z)),
+        tags.churn("head"): churn(actions, after.head(before.z)),
+    }
+
+
+class Weights(NamedTuple):
+    """The incoming weights of a layer's neurons, both (neurons, incoming weights)."""
+
+    weight: Tensor
+    gradient: Tensor
+
+
+@exact_fp32()
+def loss_gradients(
+    network: Encoder, heads: tuple[nn.Linear, ...], obs: Tensor
+) -> dict[str, Weights]:
+    """Return each hidden layer's weights and their gradient.
+
+    The loss stands in for the algorithm's: each output of the heads, for each obs (samples, 4, 84,
+    84), is wrong by a random number e ~ N(0, 1), the same at every call: L = mean(e * output). So
+    the errors are those of no algorithm, reward or stage of training, and what is compared is how
+    much gradient reaches each neuron. Of "z", of "branch_0" ... where z has several, and of
+    "conv_1" ..., of which each feature map is a neuron; the weights of a product are those of all
+    its branches.
+    """
+    # Of a copy: autograd remembers on which stream of a GPU a weight was used, which would break
+    # off the recording of a CUDA graph.
+    network, *heads = copy.deepcopy((network, *heads))
+    z = network.latent(features(network.feature_maps(obs)[-1]))
+    outputs = torch.cat([head(z) for head in heads], dim=1)
+    errors = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
+    layers = [network.latent, *network.convolutions]
+    weights = [layer.weight for layer in layers]
+    gradients = torch.autograd.grad((errors.to(outputs) * outputs).mean(), weights)
+
+    found = {}
+    for i, (layer, weight, gradient) in enumerate(zip(layers, weights, gradients, strict=True)):
+        # (branches, width, incoming weights)
+        pair = [
+            of.detach().flatten(1).unflatten(0, (layer.branches, layer.width))
+            for of in (weight, gradient)
+        ]
+        of_neurons = Weights(*(of.movedim(0, 1).flatten(1) for of in pair))
+        found["z" if i == 0 else f"conv_{i}"] = of_neurons
+        if i == 0 and layer.branches > 1:
+            for j in range(layer.branches):
+                found[f"branch_{j}"] = Weights(*(of[j] for of in pair))
+    return found
+
+
+class Snapshot(NamedTuple):
+    """What is measured of a network, as it is at an agent step."""
+
+    step: int
+    layers: dict[str, Tensor]  # of `hidden_layers`
+    weights: dict[str, Weights]  # of `loss_gradients`
+    head: nn.Linear  # reads Q-values or the value off z
+    churn: dict[str, float]  # of `measure_churn`, by tag
+
+    def to_host(self) -> "Snapshot":
+        """Return a copy in the host's memory."""
+        layers = {name: layer.to("cpu", copy=True) for name, layer in self.layers.items()}
+        weights = {
+            name: Weights(*(of.to("cpu", copy=True) for of in pair))
+            for name, pair in self.weights.items()
+        }
+        return Snapshot(self.step, layers, weights, copy.deepcopy(self.head).cpu(), self.churn)
+
+
 def measure_representation(
-    layers: dict[str, Tensor], head: nn.Linear, algorithm: str
+    layers: dict[str, Tensor], weights: dict[str, Weights], head: nn.Linear, algorithm: str
 ) -> dict[str, float]:
     """Measure the hidden layers and their head; return values by TensorBoard tag.
 
-    layers: "z" and, where there are any, "branch_0" ..., "conv_1" ..., each (samples, features);
-    `head` reads Q-values or the value off z. What live and dead neurons bring into its output are
-    means over samples and actions, those called `_abs` of the magnitudes.
+    layers: "z" and, where there are any, "branch_0" ..., "conv_1" ..., each (samples, features),
+    with the weights of each. `head` reads Q-values or the value off z. What live and dead neurons
+    bring into its output are means over samples and actions, those called `_abs` of the magnitudes.
     """
     values, dead_of = {}, {name: dead_neurons(layer) for name, layer in layers.items()}
     for name, layer in layers.items():
-        for measure, value in measure_layer(layer, dead_of[name]).items():
+        measured = measure_layer(layer, dead_of[name]) | measure_weights(*weights[name])
+        for measure, value in measured.items():
             values[tags.of_layer(measure, name)] = value
     live, dead = q_contribution(layers["z"], dead_of["z"], head.weight, head.bias)
     parts = {"live": live, "dead": dead, "bias": head.bias}
@@ -78,36 +184,72 @@ def measure_representation(
 
 
 class Measured(NamedTuple):
-    """What was measured of the hidden layers at an agent step."""
+    """What was measured of a network at an agent step."""
 
     step: int
     values: dict[str, float]  # by TensorBoard tag
     picture: np.ndarray | None  # uint8 (height, width, 3), where it was asked for
 
 
-class Measurer:
-    """Measure hidden layers: at once, or `aside`, in a thread that works on copies.
+def measure(snapshot: Snapshot, algorithm: str, is_drawn: bool) -> Measured:
+    """Measure what was taken of a network, and draw it, if that is asked for."""
+    step, layers, weights, head, churned = snapshot
+    values = measure_representation(layers, weights, head, algorithm) | churned
+    shown = {name: layer for name, layer in layers.items() if "conv" not in name}
+    return Measured(step, values, try_draw_kde(shown) if is_drawn else None)
 
-    A measurement takes half a second of a core, for which a GPU would have to wait. One is under
-    way at a time.
+
+class Measurer:
+    """Measure the network of a run where it is time: at once, or on a GPU in a thread.
+
+    A measurement takes half a second of a core, for which a GPU would have to wait: there the
+    thread works on copies. One is under way at a time. `recent.newest(count)` gives the newest
+    observations (count, 4, 84, 84), or None.
     """
 
-    def __init__(self, aside: bool):
-        self.aside = aside
+    def __init__(self, args, network: Encoder, algorithm: str):
+        self.args, self.network, self.algorithm = args, network, algorithm
+        self.aside = next(network.parameters()).device.type == "cuda"
+        self.looked = 0  # the agent step at which a measurement was last considered
+        self.count = 0  # measurements so far
+        self._before: Probed | None = None
         self._thread = ThreadPoolExecutor(1)
         self._under_way: Future | None = None
 
-    def submit(self, step: int, layers: dict[str, Tensor], head: nn.Linear, *how):
-        """Measure as `measure` does; `collect` has the result."""
-        if not self.aside:
+    def find_due(self, recent, step: int) -> Tensor | None:
+        """Return the observations that are to be measured at an agent step, or None."""
+        if measurement_due(self.args, self.looked, step):
+            return recent.newest(self.args.metrics_samples)
+        return None
+
+    def watch_update(self, recent, policy_head: nn.Linear, step: int):
+        """Keep what the update that comes next changes, if it is measured after it."""
+        obs = self.find_due(recent, step)
+        if obs is not None:
+            self._before = probe(self.network, policy_head, spread_probes(obs))
+
+    def start(self, obs: Tensor, heads: tuple[nn.Linear, ...], step: int, require_finite: Callable):
+        """Measure the network over obs (samples, 4, 84, 84); `collect` has the result.
+
+        `heads`: of the value or the Q-values, and of a policy if that is another. What
+        `require_finite` refuses is not measured.
+        """
+        layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
+        require_finite(layers.items(), step)
+        require_finite(self.network.named_parameters(), step)
+        weights, churned = loss_gradients(self.network, heads, spread_probes(obs)), {}
+        if self._before is not None:
+            churned = measure_churn(self._before, probe(self.network, heads[-1], self._before.obs))
+            self._before = None
+        snapshot = Snapshot(step, layers, weights, heads[0], churned)
+        how = (self.algorithm, self.count % FIGURE_EVERY == 0)
+        self.count += 1
+        if self.aside:
+            # On the host, where the thread does not wait for the GPU, nor the GPU for it.
+            self._under_way = self._thread.submit(measure, snapshot.to_host(), *how)
+        else:
             self._under_way = Future()
-            self._under_way.set_result(measure(step, layers, head, *how))
-            return
-        # On the host, where the thread does not wait for the GPU, nor the GPU for it.
-        layers = {name: layer.to("cpu", copy=True) for name, layer in layers.items()}
-        self._under_way = self._thread.submit(
-            measure, step, layers, copy.deepcopy(head).cpu(), *how
-        )
+            self._under_way.set_result(measure(snapshot, *how))
 
     def collect(self, wait: bool = True) -> Measured | None:
         """Return what was measured, once; None where there is nothing, or not yet without wait."""
@@ -119,12 +261,3 @@ class Measurer:
     def close(self):
         """End the thread."""
         self._thread.shutdown()
-
-
-def measure(
-    step: int, layers: dict[str, Tensor], head: nn.Linear, algorithm: str, is_drawn: bool
-) -> Measured:
-    """Measure the hidden layers and their head, and draw them, if that is asked for."""
-    values = measure_representation(layers, head, algorithm)
-    shown = {name: layer for name, layer in layers.items() if "conv" not in name}
-    return Measured(step, values, try_draw_kde(shown) if is_drawn else None)

@@ -33,7 +33,7 @@ from lab.training.checks import check_memory
 from lab.training.flags import group_script_flags, translate_cleanrl
 from lab.training.form import own_event_files
 from lab.training.logger import Logger
-from lab.training.measure import Measurer, hidden_layers, measurement_due
+from lab.training.measure import Measurer
 from lab.training.progress import Progress
 from lab.training.resume import add_resumption, load_parts, resolve_resume
 from lab.training.runfolder import (
@@ -45,9 +45,6 @@ from lab.training.runfolder import (
 )
 from lab.training.signals import CAN_RESUME, StopSignals
 from lab.training.tracking import start_tracking
-
-# A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
-FIGURE_EVERY = 10
 
 
 def launch(main: Callable, args_class: type, check: Callable, algorithm: str):
@@ -109,13 +106,11 @@ class Run:
         self.step = 0  # agent steps so far
         self.returns = collections.deque(maxlen=100)  # of the newest games
         self._previous = 0  # the agent step before the newest step of the games
-        self._looked = 0  # the agent step at which a measurement was last considered
-        self._measurements = 0
         self._elapsed, self._start = 0.0, time.monotonic()  # earlier sessions; this one
         self._next_checkpoint = 0.0  # a run can be resumed from its first step on
 
         device = next(network.parameters()).device
-        self._measurer = Measurer(aside=device.type == "cuda")
+        self._measurer = Measurer(args, network, algorithm)
         self.config = self._on_disk = describe(args, algorithm, network)
         if args.resume:
             self.folder = Path(args.resume)
@@ -185,23 +180,27 @@ class Run:
         self._logger.write(shown, self.step)
         self._logger.warn_if_full(self.step)
 
-    def measure(self, recent, head: nn.Linear):
-        """Measure z, its branches and its head over the newest observations, where it is time.
+    def watch_update(self, recent, policy_head: nn.Linear):
+        """Keep what the update that comes next changes, where `measure` will ask for it.
 
-        `recent.newest(count)` gives observations (count, 4, 84, 84) or None; `head` reads Q-values
-        or the value off z. With --apply-to all the convolutions are measured, too.
+        `recent` as for `measure`; the largest output of `policy_head` is the greedy action.
         """
-        due = measurement_due(self.args, self._looked, self.step)
-        self._looked = self.step
-        obs = recent.newest(self.args.metrics_samples) if due else None
+        self._measurer.watch_update(recent, policy_head, self.step)
+
+    def measure(self, recent, head: nn.Linear, policy_head: nn.Linear | None = None):
+        """Measure the network and its newest update over the newest observations, where it is time.
+
+        `recent.newest(count)` gives observations (count, 4, 84, 84) or None. `head` reads Q-values
+        or the value off z, and `policy_head` the policy, if that is another. With --apply-to all
+        the convolutions are measured, too.
+        """
+        obs = self._measurer.find_due(recent, self.step)
+        self._measurer.looked = self.step
         if obs is None:
             return
         self.write_measurement()  # the one before
-        layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
-        self._logger.require_finite(layers.items(), self.step)
-        is_drawn = self._measurements % FIGURE_EVERY == 0
-        self._measurements += 1
-        self._measurer.submit(self.step, layers, head, self.config["algorithm"], is_drawn)
+        heads = (head,) if policy_head is None else (head, policy_head)
+        self._measurer.start(obs, heads, self.step, self._logger.require_finite)
         self.write_measurement(wait=False)
 
     def write_measurement(self, wait: bool = True):
@@ -241,9 +240,9 @@ class Run:
         self._stop.leave_at_once = ""
         for problem in problems:
             say(f"{problem}: going on from the checkpoint before it", sys.stderr)
-        self._previous = self._looked = self.step
+        self._previous = self._measurer.looked = self.step
         self.returns.extend(run_state["returns"])
-        self._measurements, self._progress.layer = run_state["measurements"], run_state["layer"]
+        self._measurer.count, self._progress.layer = run_state["measurements"], run_state["layer"]
         self._elapsed = run_state["elapsed"]
         sizes = own_event_files(run_state["events"])
         self._logger.board = Board(self.folder, sizes, purge_step=self.step + 1)
@@ -281,7 +280,7 @@ class Run:
         try:
             run_state = {
                 "returns": list(self.returns),
-                "measurements": self._measurements,
+                "measurements": self._measurer.count,
                 "layer": self._progress.layer,
                 "elapsed": self._elapsed + time.monotonic() - self._start,
                 "events": self._logger.board.sync(),

@@ -1,14 +1,23 @@
-"""What is measured of a network: its hidden layers, computed again by torch's own functions."""
+"""What is measured of a network: its hidden layers, computed again by torch's own functions; their
+gradients, by finite differences; what an update changes, and that measuring changes nothing."""
 
 import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
+from algorithms import SCRIPTS, SHORT, parse, saved_weights
 
 from dqn_atari import Args, QNetwork
 from hadamard import ACTIVATIONS
-from lab.training.measure import hidden_layers
+from lab.training.measure import (
+    PROBES,
+    hidden_layers,
+    loss_gradients,
+    measure_churn,
+    probe,
+    spread_probes,
+)
 
 
 def layer_by_torch(layer, apply, channels_at):
@@ -63,3 +72,138 @@ def test_hidden_layers_are_those_of_the_network(branches, apply_to, layer_norm):
         distance = (feature_maps.flatten(2) - sampled.unsqueeze(2)).abs().amax(dim=1)
         assert (distance.amin(dim=1) < 1e-4).all()
         assert len(distance.argmin(dim=1).unique()) > 20
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("apply_to", ["last", "all"])
+@pytest.mark.parametrize(("branches", "policy"), [(1, False), (2, True)])
+def test_gradients_are_finite_differences_of_the_stand_in_loss(
+    branches, policy, apply_to, layer_norm
+):
+    """The mean over outputs and samples of the heads' output times N(0, 1), in float64."""
+    torch.manual_seed(0)
+    flags = {"branches": branches, "apply_to": apply_to, "layer_norm": layer_norm}
+    network = QNetwork(3, Args(**flags, latent_dim=8, init="orthogonal"))
+    heads = (network.head, torch.nn.Linear(8, 2)) if policy else (network.head,)
+    obs = torch.randint(0, 255, (6, 4, 84, 84), dtype=torch.uint8)
+    errors = torch.randn(6, 5 if policy else 3, generator=torch.Generator().manual_seed(0))
+
+    def loss():
+        _, factors = network_by_torch(network, obs)
+        z = torch.stack(factors).prod(dim=0)
+        outputs = [F.linear(z, head.weight.double(), head.bias.double()) for head in heads]
+        return (torch.cat(outputs, dim=1) * errors).mean().item()
+
+    def difference(weight, place, by):
+        with torch.no_grad():
+            weight[place] += by
+            high = loss()
+            weight[place] -= 2 * by
+            low = loss()
+            weight[place] += by
+        return (high - low) / (2 * by)
+
+    found = loss_gradients(network, heads, obs)
+    layers = dict(enumerate(network.convolutions, start=1)) if apply_to == "all" else {}
+    layers = {f"conv_{i}": layer for i, layer in layers.items()} | {"z": network.latent}
+    for name, layer in layers.items():
+        width, incoming = layer.width, layer.weight[0].numel()
+        gradient = found[name].gradient
+        assert gradient.shape == (width, branches * incoming)
+        for i in range(branches):
+            rows = layer.weight.detach().flatten(1)[i * width : (i + 1) * width]
+            columns = slice(i * incoming, (i + 1) * incoming)
+            assert torch.equal(found[name].weight[:, columns], rows)
+            if name == "z" and branches > 1:
+                branch = found[f"branch_{i}"]
+                assert torch.equal(branch.gradient, gradient[:, columns])
+                assert torch.equal(branch.weight, rows)
+            # The weight with the largest gradient of the branch, and another of that neuron.
+            neuron, most = divmod(int(gradient[:, columns].abs().argmax()), incoming)
+            flat = layer.weight.detach().flatten(1)
+            for weight in (most, (most + 7) % incoming):
+                expected = difference(flat, (i * width + neuron, weight), 1e-3)
+                largest = gradient.abs().max().item()
+                measured = gradient[neuron, i * incoming + weight].item()
+                assert measured == pytest.approx(expected, rel=0.02, abs=2e-3 * largest), name
+    assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_probes_are_spread_over_the_newest():
+    assert spread_probes(torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
+    probes = spread_probes(torch.arange(2048))
+    assert len(probes) == PROBES
+    assert (probes[0], probes[-1]) == (0, 2047)
+    assert set(probes.diff().tolist()) == {8, 9}
+
+
+def test_churn_is_told_apart_by_what_is_exchanged():
+    """Q-values of the old and the new network, and of either encoder below the other head."""
+    torch.manual_seed(0)
+    old, new = (QNetwork(4, Args(latent_dim=16, init="orthogonal")) for _ in range(2))
+    obs = torch.randint(0, 255, (200, 4, 84, 84), dtype=torch.uint8)
+    before, after = probe(old, old.head, obs), probe(new, new.head, obs)
+    with torch.no_grad():
+        zs = {"old": old.encode(obs), "new": new.encode(obs)}
+        heads = {"old": old.head, "new": new.head}
+        actions = {(e, h): heads[h](zs[e]).argmax(dim=1) for e in zs for h in heads}
+    share = {pair: (a != actions["old", "old"]).double().mean() for pair, a in actions.items()}
+    expected = {"total": ("new", "new"), "encoder": ("new", "old"), "head": ("old", "new")}
+    measured = measure_churn(before, after)
+    assert measured == {f"churn/{part}": share[pair] for part, pair in expected.items()}
+    assert all(0 < value < 1 for value in measured.values())
+    assert set(measure_churn(before, before).values()) == {0}
+    # The head is kept as it was, also where an update then moves it.
+    with torch.no_grad():
+        old.head.weight.neg_()
+    assert measure_churn(before, probe(old, old.head, obs))["churn/head"] > 0.5
+
+
+# Runs that measure after most of their updates.
+MEASURED = {
+    "dqn": ("--total-timesteps", 600, "--learning-starts", 512, "--buffer-size", 800),
+    "ppo": ("--total-timesteps", 640, *SHORT["ppo"][2:]),
+    "pqn": ("--total-timesteps", 640, *SHORT["pqn"][2:]),
+}
+MEASURED["dqn"] += ("--num-envs", 2, "--metrics-samples", 512)
+TINY = ("--branches", 1, "--latent-dim", 16, "--device", "cpu")
+CHURN = ("churn/total", "churn/encoder", "churn/head")
+
+
+@pytest.fixture
+def run_measured(tmp_path, events):
+    """Run a script that measures so often; return its folder and its curves."""
+
+    def run(algorithm, every, *flags):
+        runs = tmp_path / f"every_{every}"
+        given = (*MEASURED[algorithm], *TINY, "--metrics-every", every, "--runs-dir", runs, *flags)
+        assert SCRIPTS[algorithm].main(parse(algorithm, *given)) == 0
+        (folder,) = runs.iterdir()
+        return folder, events(folder)
+
+    return run
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_measuring_does_not_move_a_run(algorithm, run_measured):
+    """The same weights with a measurement after every update and with none."""
+    rate = ("--learning-rate", 0.003)  # at which few updates suffice to change an action
+    (often, measured), (never, plain) = (
+        run_measured(algorithm, every, *rate) for every in (16, 10_000)
+    )
+    assert "representation/dead_kde" not in plain.Tags()["scalars"]
+    churned = [point.value for tag in CHURN for point in measured.Scalars(tag)]
+    assert len(churned) >= 3
+    if algorithm != "ppo":  # whose young policy prefers the same action everywhere
+        assert max(churned) > 0
+    one, other = saved_weights(often), saved_weights(never)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("algorithm", SCRIPTS)
+def test_an_update_of_rate_0_changes_no_action(algorithm, run_measured):
+    _, log = run_measured(algorithm, 64, "--learning-rate", 0)
+    points = [point.value for tag in CHURN for point in log.Scalars(tag)]
+    assert len(points) >= 3
+    assert set(points) == {0}

@@ -127,8 +127,11 @@ def test_a_run_goes_on_while_its_layer_is_measured(make_run, aside, events, monk
 
     flags = {"metrics_samples": 512, "metrics_every": 1, "num_envs": 512}
     with make_run(**flags) as run:
-        layers = training.hidden_layers(run.network, recent.newest(512))
-        expected = measure(0, layers, run.network.head, "dqn", False).values
+        obs, head = recent.newest(512), run.network.head
+        layers = measuring.hidden_layers(run.network, obs)
+        weights = measuring.loss_gradients(run.network, (head,), measuring.spread_probes(obs))
+        snapshot = measuring.Snapshot(0, layers, weights, head, {})
+        expected = measure(snapshot, "dqn", False).values
         monkeypatch.setattr(measuring, "measure", slow)
         run.count_step()
         run.measure(recent, run.network.head)
