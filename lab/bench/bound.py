@@ -87,7 +87,8 @@ def measure_bound(args, device: torch.device) -> Iterator[dict]:
 
 
 def measure_now(run: Run, recent: RecentObs, head: torch.nn.Linear):
-    """Measure z, and wait for it, as a run on a GPU does not."""
+    """Measure the network, and wait for it, as a run on a GPU does not."""
+    run.watch_update(recent, head)
     run.measure(recent, head)
     run.write_measurement()
 

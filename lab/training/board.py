@@ -173,6 +173,7 @@ def start_board(folder: Path, config: dict, losses: tuple[str, ...]) -> Board:
             name: f"{tags.REPRESENTATION}(branch_[0-9]+/)?{name}$" for name in MEASURES
         },
         "losses": {name: tags.LOSSES + name for name in losses},
+        "churn": {part: tags.churn(part) for part in ("total", "encoder", "head")},
     }
     if config["flags"]["apply_to"] == "all":
         charts["every layer"] = {
