@@ -39,7 +39,8 @@ from lab.report.verdicts import judge_all
 
 FIGURES = ("curves", "hours", "representation", "losses", "efficiency", "profiles", "improvement")
 FIGURES += ("prediction",)
-TABLES = ("games", "variants", "over_games", "improvement", "prediction")
+TABLES = ("games", "variants", "over_games", "improvement", "prediction", "representation")
+TABLES += ("measures",)
 
 
 @dataclass

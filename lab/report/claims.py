@@ -6,7 +6,14 @@ from typing import NamedTuple
 
 from lab.common import tags
 from lab.common.stats import BOOTSTRAP_SEEDS
-from lab.report.measures import BRANCHES_DEAD, DEAD, RANK
+from lab.report.measures import (
+    BRANCHES_DEAD,
+    DEAD,
+    GRAD_DORMANT,
+    LIVE_RANK,
+    LIVE_RANK_SHARE,
+    RANK,
+)
 from lab.report.runs import SCORE
 
 MIN_SEEDS = 3
@@ -45,10 +52,21 @@ CLAIMS = (
     Claim("ReLU scores higher than Sigmoid",                             "v1 Fig. 5",          "", "dqn", ("relu", "sigmoid"),       "wins"),
     Claim("The sum of branches is worse than their product",             "v1 Fig. 7",          "", "dqn", ("tanh-hr", "tanh-sum"),   "wins"),
     Claim("SELU is worse than Tanh (HR)",                                "v1 Fig. 7",          "", "dqn", ("tanh-hr", "selu"),       "wins"),
-    Claim("Tanh with z twice as wide is worse than Tanh (HR)",           "v1 Fig. 5",          "", "dqn", ("tanh-hr", "tanh-wide"),  "wins"),
-    Claim("Tanh (HR) scores higher than Tanh where both have LayerNorm", "asked by reviewers", "", "dqn", ("tanh-hr-ln", "tanh-ln"), "wins"),
+    Claim("Tanh with z twice as wide is worse than Tanh (HR)",           "v1 Fig. 5, superseded by v5's parameter-matched control", "", "dqn", ("tanh-hr", "tanh-wide"), "wins"),
     Claim("Tanh (HR) more than doubles the median human-normalised score of Tanh",       "v4 Fig. 1", "> 2", "pqn", ("tanh-hr", "tanh"),     "doubles", human=True, seeds=BOOTSTRAP_SEEDS),
     Claim("The product of three scores like that of two (wins 35 to 65 % of the pairs)", "v1 Fig. 7", "",    "dqn", ("tanh-3hr", "tanh-hr"), "alike", between=(0.35, 0.65), seeds=BOOTSTRAP_SEEDS),
+    # As many parameters.
+    Claim("Tanh (HR) scores higher than Tanh of as many parameters", "v5 abstract, not in v4's", "", "dqn", ("tanh-hr", "tanh-match"), "wins"),
+    Claim("Tanh (HR) scores higher than Tanh of as many parameters", "v5 abstract, not in v4's", "", "ppo", ("tanh-hr", "tanh-match"), "wins"),
+    Claim("Tanh (HR) scores higher than Tanh of as many parameters", "v5 abstract, not in v4's", "", "pqn", ("tanh-hr", "tanh-match"), "wins"),
+    # Is it LayerNorm alone? {LayerNorm, none} x {HR, none}. What an algorithm has by itself, none in
+    # DQN and PPO and LayerNorm in PQN, is asked above: Tanh (HR) scores higher than Tanh.
+    Claim("Tanh (HR) scores higher than Tanh where both have LayerNorm",        "asked by reviewers", "", "dqn", ("tanh-hr-ln", "tanh-ln"),     "wins"),
+    Claim("Tanh (HR) scores higher than Tanh where both have LayerNorm",        "asked by reviewers", "", "ppo", ("tanh-hr-ln", "tanh-ln"),     "wins"),
+    Claim("Tanh (HR) scores higher than Tanh where neither has LayerNorm",      "asked by reviewers", "", "pqn", ("tanh-hr-noln", "tanh-noln"), "wins"),
+    Claim("Tanh (HR) without LayerNorm scores higher than Tanh with LayerNorm", "asked by reviewers", "", "dqn", ("tanh-hr", "tanh-ln"),        "wins"),
+    Claim("Tanh (HR) without LayerNorm scores higher than Tanh with LayerNorm", "asked by reviewers", "", "ppo", ("tanh-hr", "tanh-ln"),        "wins"),
+    Claim("Tanh (HR) without LayerNorm scores higher than Tanh with LayerNorm", "asked by reviewers", "", "pqn", ("tanh-hr-noln", "tanh"),      "wins"),
     # Representation, in DQN.
     Claim("Dead neurons in z of relu: within 10 points of the paper's share",    "v1 Fig. 6a", "about 60%", "dqn", ("relu",),    "share", (DEAD,), between=(0.5, 0.7)),
     Claim("Dead neurons in z of tanh: within 10 points of the paper's share",    "v1 Fig. 6a", "about 40%", "dqn", ("tanh",),    "share", (DEAD,), between=(0.3, 0.5)),
@@ -78,6 +96,17 @@ CLAIMS = (
     Claim("ReLU (HR) has more dead neurons than ReLU", "v1 Fig. 14",          "", "dqn", ("relu-hr", "relu"), "higher", (DEAD,)),
     Claim("ReLU (HR) has a lower rank than ReLU",      "v4 Fig. 1, inferred", "", "pqn", ("relu", "relu-hr"), "higher", (RANK,)),
     Claim("ReLU (HR) has more dead neurons than ReLU", "v4 Fig. 1, inferred", "", "pqn", ("relu-hr", "relu"), "higher", (DEAD,)),
+    # A higher rank independently of dormancy: of the live neurons, and not as there are more of them.
+    Claim("The srank (effective rank) of the live neurons of tanh-hr is higher than that of tanh", "v5 abstract, not in v4's", "", "dqn", ("tanh-hr", "tanh"), "live", (LIVE_RANK, DEAD)),
+    Claim("The srank (effective rank) of the live neurons of tanh-hr is higher than that of tanh", "v5 abstract, not in v4's", "", "ppo", ("tanh-hr", "tanh"), "live", (LIVE_RANK, DEAD)),
+    Claim("The srank (effective rank) of the live neurons of tanh-hr is higher than that of tanh", "v5 abstract, not in v4's", "", "pqn", ("tanh-hr", "tanh"), "live", (LIVE_RANK, DEAD)),
+    Claim("The srank per live neuron of tanh-hr is higher than that of tanh",                      "v5 abstract, not in v4's", "", "dqn", ("tanh-hr", "tanh"), "live", (LIVE_RANK_SHARE, DEAD)),
+    Claim("The srank per live neuron of tanh-hr is higher than that of tanh",                      "v5 abstract, not in v4's", "", "ppo", ("tanh-hr", "tanh"), "live", (LIVE_RANK_SHARE, DEAD)),
+    Claim("The srank per live neuron of tanh-hr is higher than that of tanh",                      "v5 abstract, not in v4's", "", "pqn", ("tanh-hr", "tanh"), "live", (LIVE_RANK_SHARE, DEAD)),
+    # Dormancy where v4 has dead neurons. How v5 measures it is not known; GraMa sees saturated tanh.
+    Claim("Tanh (HR) has fewer neurons that are dormant by their gradient than tanh", "v5 abstract (dormant; v4: dead), by GraMa", "", "dqn", ("tanh", "tanh-hr"), "higher", (GRAD_DORMANT,)),
+    Claim("Tanh (HR) has fewer neurons that are dormant by their gradient than tanh", "v5 abstract (dormant; v4: dead), by GraMa", "", "ppo", ("tanh", "tanh-hr"), "higher", (GRAD_DORMANT,)),
+    Claim("Tanh (HR) has fewer neurons that are dormant by their gradient than tanh", "v5 abstract (dormant; v4: dead), by GraMa", "", "pqn", ("tanh", "tanh-hr"), "higher", (GRAD_DORMANT,)),
     # Theory: deaths of products.
     Claim("Products of tanh-hr die as independent branches would, within 5 points: p^2",      "v1 Table 1", "p^2",      "dqn", ("tanh-hr",),    "gap", DEATHS, between=(-0.05, 0.05)),
     Claim("Products of sigmoid-hr die as independent branches would, within 5 points: p",     "v1 Table 1", "p",        "dqn", ("sigmoid-hr",), "gap", DEATHS, between=(-0.05, 0.05)),

@@ -42,7 +42,7 @@ PANELS = {  # title -> (tag, what it is called, factor)
         (tags.saturated(), "z, saturated", 100),
         (tags.saturated("branch_0"), "branch 0, saturated", 100),
     ],
-    "effective rank": [
+    "srank (effective rank)": [
         (tags.rank(), "z", 1),
         (tags.rank("branch_0"), "branch 0", 1),
         (tags.rank("branch_1"), "branch 1", 1),

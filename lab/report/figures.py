@@ -27,7 +27,7 @@ from lab.report.scores import Band, GroupStatistics
 
 OVER_TIME = {  # measure of a layer -> title, whether it is a share
     "dead_kde": ("dead neurons", True),
-    "effective_rank": ("effective rank", False),
+    "effective_rank": ("srank (effective rank)", False),
     "saturated": ("saturated neurons", True),
 }
 

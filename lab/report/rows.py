@@ -25,6 +25,8 @@ def tabulate_group(scores: GroupStatistics) -> dict[str, list[dict]]:
             for other, found in scores.improvements.items()
         ],
         "prediction": scores.predictions,
+        "representation": scores.representation,
+        "measures": scores.by_layer,
     }
     return {name: rows for name, rows in tables.items() if rows}
 

@@ -23,7 +23,7 @@ SCORE = "score"  # mean raw return of the newest WINDOW games
 IN_FINISHED_GAMES = "in_finished_games"  # share of the agent steps; those in others have no score
 HOURS = "hours"  # of work so far, without the time between two sessions
 # What a report keeps beside these.
-REPORTED_TAGS = (tags.REPRESENTATION, *tags.CONTRIBUTIONS, tags.LOSSES)
+REPORTED_TAGS = (tags.REPRESENTATION, tags.CHURN, *tags.CONTRIBUTIONS, tags.LOSSES)
 RUNS_CSV, CURVES_CSV = "runs.csv", "curves.csv"
 LOCAL_FLAGS = ("runs_dir", "resume")  # in no table: where the folder was
 # What config.json says beside the flags: on what a run was made, and where it was resumed.

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -64,33 +65,53 @@ class GroupStatistics:
     @functools.cached_property
     def by_game(self) -> list[dict]:
         """Return per game and variant: seeds, score at the end, measures of z, over the seeds."""
-        group, rows = self.group, []
+        group = self.group
         part = f"dead part of {'the value' if group.algorithm == 'ppo' else 'Q'}, %"
         numbers = {"score": SCORE, "mean score over the run": measures.mean_score}
         if (point := measures.first_point(group.runs)) is not None:
             early = f"dead at {group.runs[0].steps[point]:,} steps, %"
             numbers[early] = functools.partial(measures.dead_share_at, point=point)
         numbers |= {
-            "dead, %": measures.DEAD,
-            "rank": measures.RANK,
-            "saturated, %": measures.SATURATED,
+            measures.HEADERS["dead_kde"]: measures.DEAD,
+            measures.HEADERS["effective_rank"]: measures.RANK,
+            measures.HEADERS["saturated"]: measures.SATURATED,
             "branches saturated, %": measures.branches_saturated,
             part: measures.dead_part,
             "steps in finished games, %": IN_FINISHED_GAMES,
         }
-        for game in group.games:
-            for variant in group.variants:
-                if (variant, game) not in group.cells:
+        return self._rows(numbers)
+
+    @functools.cached_property
+    def representation(self) -> list[dict]:
+        """Return per game and variant: those SHOWN of the measures of z, and churn, over the seeds.
+
+        Without what no run has measured; no rows where that is all.
+        """
+        numbers = {measures.HEADERS[name]: tags.of_layer(name) for name in measures.SHOWN}
+        numbers |= {header: tag for tag, header in measures.CHURN_HEADERS.items()}
+        measured = {tag for run in self.group.runs for tag in run.measures}
+        numbers = {name: tag for name, tag in numbers.items() if tag in measured}
+        return self._rows(numbers) if numbers else []
+
+    @functools.cached_property
+    def by_layer(self) -> list[dict]:
+        """Return per game, variant and measure: its value in each layer, over the seeds.
+
+        Without what none of its runs has measured; no rows where `representation` has none.
+        """
+        if not self.representation:
+            return []
+        layers, rows = measures.list_layers(self.group.runs), []
+        for variant, game in self._cells():
+            measured = {tag for run in self.group.cells[variant, game] for tag in run.measures}
+            for measure, header in measures.HEADERS.items():
+                own = {layer: tags.of_layer(measure, layer) for layer in layers}
+                if measured.isdisjoint(own.values()):
                     continue
-                row = {"game": game, "variant": variant, "seeds": len(group.cells[variant, game])}
-                for name, measure in numbers.items():
-                    (values,) = group.values(variant, [game], measure)
-                    scale = 100 if name.endswith("%") else 1
-                    if len(values) < MIN_SEEDS:
-                        row[name] = EachSeed(tuple((scale * values).tolist()))
-                    else:
-                        found = stats.mean_over_games([values])
-                        row[name] = found.as_share if scale == 100 else found
+                row = {"game": game, "variant": variant, "measure": header}
+                for layer, tag in own.items():
+                    number = self._describe(variant, game, tag, header.endswith("%"))
+                    row[layer.replace("_", " ")] = number
                 rows.append(row)
         return rows
 
@@ -189,6 +210,32 @@ class GroupStatistics:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of nan: drawn as gaps
             return Band(self.group.runs[0].steps, *stats.mean_interval(runs), runs)
+
+    def _cells(self) -> list[tuple[str, str]]:
+        """Return the pairs of variant and game that have runs, game by game."""
+        pairs = [(variant, game) for game in self.group.games for variant in self.group.variants]
+        return [pair for pair in pairs if pair in self.group.cells]
+
+    def _rows(self, numbers: dict[str, str | Callable[[RunRecord], float]]) -> list[dict]:
+        """Return a row per game and variant: seeds, and numbers, shares where a name ends in %."""
+        rows = []
+        for variant, game in self._cells():
+            seeds = len(self.group.cells[variant, game])
+            row = {"game": game, "variant": variant, "seeds": seeds}
+            for name, measure in numbers.items():
+                row[name] = self._describe(variant, game, measure, name.endswith("%"))
+            rows.append(row)
+        return rows
+
+    def _describe(
+        self, variant: str, game: str, measure: str | Callable[[RunRecord], float], is_share: bool
+    ) -> Estimate | EachSeed:
+        """Return a number over the seeds: mean and interval, or each where they are few."""
+        (values,) = self.group.values(variant, [game], measure)
+        if len(values) < MIN_SEEDS:
+            return EachSeed(tuple(((100 if is_share else 1) * values).tolist()))
+        found = stats.mean_over_games([values])
+        return found.as_share if is_share else found
 
     def _ranges(self, variant: str, games: list[str]) -> dict[str, tuple[float, float]]:
         """Return game -> lowest and highest point of the score curves of a variant (v1 D.1)."""

@@ -19,7 +19,7 @@ from lab.common import stats
 from lab.common.stats import Estimate
 from lab.report.claims import CLAIMS, Claim
 from lab.report.groups import Group
-from lab.report.measures import DEAD, dead_part, final_value, predict_share
+from lab.report.measures import DEAD, dead_part, final_value, is_share, predict_share
 from lab.report.runs import SCORE
 
 ALPHA = 0.05  # below which a p decides
@@ -111,15 +111,30 @@ def measure_doubling(claim: Claim, group: Group, games: list[str]) -> Measured:
 
 def measure_higher(claim: Claim, group: Group, games: list[str]) -> Measured:
     """Test that a measure is higher in the first variant: mean difference over games."""
-    (first, second), (measure,) = claim.variants, claim.measures
+    (first, second), measure = claim.variants, claim.measures[0]
     values = [group.values(variant, games, measure) for variant in (first, second)]
     estimate = stats.difference(*values)
     shown, unit, scale = estimate, "", 1
-    if measure == DEAD:
+    if is_share(measure):
         shown, unit, scale = estimate.in_percent, " points", 100
     by_game = [scale * (x.mean() - y.mean()) for x, y in zip(*values, strict=True)]
     words = f"{first} - {second} = {shown}{unit}{format_games(games, by_game)}"
     return Measured(estimate, words, above=0.0)
+
+
+def measure_live(claim: Claim, group: Group, games: list[str]) -> Measured:
+    """Test as `measure_higher` does, of a measure of the live neurons.
+
+    Where hardly one lives such a measure says little: nothing is decided if in a game over 95 % of
+    the neurons of a variant are dead. DQN's start so, by the scale of z alone.
+    """
+    undecided = ""
+    for variant in claim.variants:
+        for game, dead in zip(games, group.values(variant, games, DEAD), strict=True):
+            if dead.mean() > 0.95:
+                of = f"{variant} in {game}"
+                undecided = f"hardly a neuron of {of} lives: takes runs in which at least 5 % do"
+    return measure_higher(claim, group, games)._replace(undecided=undecided)
 
 
 def measure_share(claim: Claim, group: Group, games: list[str]) -> Measured:
@@ -181,6 +196,7 @@ TESTS = {
     "alike": measure_alike,
     "doubles": measure_doubling,
     "higher": measure_higher,
+    "live": measure_live,
     "share": measure_share,
     "gap": measure_gap,
     "bias": measure_bias,

@@ -60,8 +60,8 @@ def make_runs(folder, algorithm, scores, games=("Breakout", "Seaquest"), seeds=3
         )
 
 
-def plant_measures(folder, planted, algorithm="pqn", seeds=3) -> dict[str, Finding]:
-    """Make runs with these measures, (variant, game) -> tag -> value; return claim -> finding.
+def make_measured(folder, planted, algorithm="pqn", seeds=3):
+    """Make runs with these measures, (variant, game) -> tag -> value.
 
     Seeds are 1, 1.001 and 1.002 times what is planted.
     """
@@ -78,6 +78,11 @@ def plant_measures(folder, planted, algorithm="pqn", seeds=3) -> dict[str, Findi
                 },
                 flags={"seed": seed},
             )
+
+
+def plant_measures(folder, planted, algorithm="pqn", seeds=3) -> dict[str, Finding]:
+    """Make runs as `make_measured` does; return claim -> finding."""
+    make_measured(folder, planted, algorithm, seeds)
     return {
         claim: of for (own, claim), of in judge_folder(folder).items() if own == algorithm.upper()
     }

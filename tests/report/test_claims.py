@@ -2,11 +2,19 @@
 
 import pytest
 
-from lab.common.variants import NAMED_VARIANTS
 from lab.report.claims import CLAIMS
 from lab.report.measures import BRANCHES_DEAD, DEAD, RANK
 from lab.report.verdicts import CONTRADICTED, OPEN, SUPPORTED, TESTS
-from report.planted import judge_folder, make_runs, plant_measures
+from lab.sweep.flags import Args as SweepArgs
+from lab.sweep.plan import plan_run
+from report.planted import (
+    ENDS,
+    judge_folder,
+    make_measured,
+    make_run,
+    make_runs,
+    plant_measures,
+)
 
 RANKS = "The effective rank of tanh-hr is higher than that of tanh"
 FEWER = (
@@ -17,15 +25,21 @@ BIAS = (
     "In Seaquest dead tanh neurons are a hidden bias: over a tenth (our bound) of the magnitude of "
     "the Q-values' parts"
 )
+LIVE = ("srank_live", "srank_live_share")
+OF_LIVE = ("(effective rank) of the live neurons", "per live neuron")
+DORMANT = "Tanh (HR) has fewer neurons that are dormant by their gradient than tanh"
+HIGHER = "Tanh (HR) scores higher than Tanh"
+MATCHED = f"{HIGHER} of as many parameters"
+ALONE = "Tanh (HR) without LayerNorm scores higher than Tanh with LayerNorm"
 INDEPENDENT = "Products of tanh-hr die as independent branches would, within 5 points: p^2"
 
 
-def test_every_claim_is_of_variants_that_there_are():
+def test_every_claim_is_of_variants_that_a_sweep_can_run():
+    """By the names that its algorithm gives them: PQN calls tanh what DQN calls tanh-ln."""
     for claim in CLAIMS:
-        # and, beyond the paper, the fourth of {LayerNorm, none} x {HR, none}
-        assert set(claim.variants) <= {*NAMED_VARIANTS, "tanh-hr-ln"}
-        assert claim.algorithm in ("dqn", "ppo", "pqn")
         assert claim.test in TESTS
+        for variant in claim.variants:
+            plan_run(1, "Breakout", variant, claim.algorithm, SweepArgs())
     named = [(claim.algorithm, claim.text) for claim in CLAIMS]
     assert len(named) == len(set(named))
 
@@ -235,3 +249,107 @@ def test_two_that_score_alike(tmp_path, scores, expected):
     make_runs(tmp_path, "dqn", {"tanh-3hr": three, "tanh-hr": two}, seeds=20)
     claim = "The product of three scores like that of two (wins 35 to 65 % of the pairs)"
     assert judge_folder(tmp_path)["DQN", claim].verdict == expected
+
+
+def test_more_live_neurons_and_a_higher_rank_of_each_are_told_apart(tmp_path):
+    """Tanh: rank 100 of 200 live. HR in Pong: 150 of 400; in Qbert 240 of 400."""
+    dead, rank, share = (f"representation/{name}" for name in ("dead_kde", *LIVE))
+    plain = {dead: 1 - 200 / 512, rank: 100.0, share: 0.5}
+    claims = [f"The srank {of} of tanh-hr is higher than that of tanh" for of in OF_LIVE]
+    for game, high, expected in (("Pong", 150, CONTRADICTED), ("Qbert", 240, SUPPORTED)):
+        planted = {("tanh", game): plain}
+        planted["tanh-hr", game] = {dead: 1 - 400 / 512, rank: float(high), share: high / 400}
+        for algorithm in ("dqn", "ppo", "pqn"):
+            found = plant_measures(tmp_path / game / algorithm, planted, algorithm)
+            assert [found[claim].verdict for claim in claims] == [SUPPORTED, expected]
+            # Seeds are 1, 1.001 and 1.002 times what is planted.
+            assert f"tanh-hr - tanh = {1.001 * (high - 100):.2f} (" in found[claims[0]].ours
+            points = 100.1 * (high / 400 - 0.5)
+            assert found[claims[1]].ours.startswith(f"tanh-hr - tanh = {points:.2f} (")
+            assert found[claims[1]].ours.endswith(") points")
+
+
+def test_of_the_rank_of_hardly_a_live_neuron_nothing_is_said(tmp_path):
+    """In one game of two: as DQN's z, small from the start, counts as dead by its scale."""
+    dead, rank, share = (f"representation/{name}" for name in ("dead_kde", *LIVE))
+    planted = {}
+    for game, alive in (("Pong", 0.0), ("Qbert", 0.5)):
+        planted["tanh", game] = {dead: 0.2, rank: 300.0, share: 0.7}
+        planted["tanh-hr", game] = {dead: (1 - alive) / 1.001, rank: 400 * alive, share: 2 * alive}
+    found = plant_measures(tmp_path, planted)
+    for of in OF_LIVE:
+        line = found[f"The srank {of} of tanh-hr is higher than that of tanh"]
+        assert line.verdict == OPEN
+        assert line.why == (
+            "hardly a neuron of tanh-hr in Pong lives: takes runs in which at least 5 % do"
+        )
+
+
+@pytest.mark.parametrize("algorithm", ["dqn", "ppo", "pqn"])
+@pytest.mark.parametrize(
+    ("plain", "ours", "expected"),
+    [(0.3, 0.1, SUPPORTED), (0.1, 0.3, CONTRADICTED), (0.0, 0.0, OPEN)],
+)
+def test_neurons_that_are_dormant_by_their_gradient(tmp_path, algorithm, plain, ours, expected):
+    tag = "representation/grad_dormant_0.01"
+    planted = {("tanh", "Pong"): {tag: plain}, ("tanh-hr", "Pong"): {tag: ours}}
+    line = plant_measures(tmp_path, planted, algorithm)[DORMANT]
+    assert line.verdict == expected
+    assert line.ours.startswith(f"tanh - tanh-hr = {100.1 * (plain - ours):.2f} (")
+    assert line.ours.endswith(") points")
+    assert line.source.startswith("v5 abstract")
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(
+    ("algorithm", "claim", "better", "other"),
+    [
+        *((of, MATCHED, "tanh-hr", "tanh-match") for of in ("dqn", "ppo", "pqn")),
+        ("dqn", f"{HIGHER} where both have LayerNorm", "tanh-hr-ln", "tanh-ln"),
+        ("ppo", f"{HIGHER} where both have LayerNorm", "tanh-hr-ln", "tanh-ln"),
+        ("pqn", f"{HIGHER} where neither has LayerNorm", "tanh-hr-noln", "tanh-noln"),
+        ("dqn", ALONE, "tanh-hr", "tanh-ln"),
+        ("ppo", ALONE, "tanh-hr", "tanh-ln"),
+        ("pqn", ALONE, "tanh-hr-noln", "tanh"),
+    ],
+)
+def test_rivals_of_the_product_are_judged_by_score(
+    tmp_path, algorithm, claim, better, other, seeds
+):
+    """In one game: all runs ahead are p = 0.1 with 3 seeds and 1 in 126 with 5."""
+    for name, scores in (("holds", (9.0, 5.0)), ("not", (5.0, 9.0))):
+        planted = dict(zip((better, other), scores, strict=True))
+        make_runs(tmp_path / name, algorithm, planted, games=("Pong",), seeds=seeds)
+        line = judge_folder(tmp_path / name)[algorithm.upper(), claim]
+        decided = {"holds": SUPPORTED, "not": CONTRADICTED}[name]
+        assert line.verdict == (decided if seeds == 5 else OPEN)
+        assert line.ours.startswith(f"P({better} > {other}) = {float(name == 'holds'):.2f}")
+    # Without the other, what it would take.
+    make_runs(tmp_path / "alone", algorithm, {better: 9.0}, games=("Pong",), seeds=seeds)
+    line = judge_folder(tmp_path / "alone")[algorithm.upper(), claim]
+    takes = f"takes 3 seeds of {better} and {other} in a game"
+    assert (line.verdict, line.why) == (OPEN, f"no runs of {other}: {takes}")
+
+
+def test_a_control_that_was_superseded_stays_and_says_so():
+    (line,) = (claim for claim in CLAIMS if "tanh-wide" in claim.variants)
+    assert line.source == "v1 Fig. 5, superseded by v5's parameter-matched control"
+    matched = {claim.algorithm for claim in CLAIMS if "tanh-match" in claim.variants}
+    assert matched == {"dqn", "ppo", "pqn"}
+
+
+def test_runs_of_which_some_lack_a_measure_say_what_it_takes(tmp_path):
+    """An older run of tanh among them: the measure that all have is judged, the newer is not."""
+    dead, rank, share = (f"representation/{name}" for name in ("dead_kde", *LIVE))
+    for variant, alive in (("tanh", 0.6), ("tanh-hr", 0.8)):
+        make_measured(tmp_path, {(variant, "Pong"): {dead: 1 - alive, rank: 200.0, share: 0.5}})
+    older = {"variant": "tanh", "game": "Pong", "flags": {"seed": 3}}
+    make_run(tmp_path / "older", measures={dead: [(step, 0.4) for step in ENDS]}, **older)
+    found = {claim: of for (own, claim), of in judge_folder(tmp_path).items() if own == "PQN"}
+    assert found["Tanh (HR) has fewer dead neurons than tanh"].verdict == SUPPORTED
+    line = found["The srank per live neuron of tanh-hr is higher than that of tanh"]
+    assert (line.verdict, line.ours) == (OPEN, "")
+    assert line.why == (
+        "a run has not measured representation/srank_live_share: takes runs that have, or a report "
+        "without it"
+    )

@@ -93,7 +93,7 @@ def test_axes_end_where_shares_do_and_where_the_data_do(tmp_path, share):
     low, high = dead.get_ylim()
     assert low == 0
     assert share < high < min(1.03, 3 * share)
-    assert rank.get_title() == "Breakout: effective rank"
+    assert rank.get_title() == "Breakout: srank (effective rank)"
 
 
 def test_losses_have_a_panel_each(tmp_path):

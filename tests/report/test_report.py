@@ -20,7 +20,8 @@ import lab.report.__main__ as report
 from lab.common.cli import UsageError
 from lab.report.__main__ import Args, main
 from lab.report.inputs import read_all
-from report.planted import make_run, make_runs
+from lab.report.measures import HEADERS
+from report.planted import ENDS, make_measured, make_run, make_runs
 
 
 def make_report(*runs, out="report", figures=False):
@@ -479,6 +480,47 @@ def test_scores_come_first_then_claims_and_those_without_a_number_are_folded(tmp
     assert "SELU is worse than Tanh (HR)" in folded
 
 
+LAYERS = ("", "branch_0/", "branch_1/", "conv_1/", "conv_2/", "conv_3/")
+EVERY_MEASURE = {
+    **{f"representation/{layer}{of}": 0.2 for layer in LAYERS for of in HEADERS},
+    **{f"representation/{layer}weight_norm": 12345.6 for layer in LAYERS},
+    **{f"churn/{of}": 0.2 for of in ("total", "encoder", "head")},
+}
+
+
+def test_every_measure_is_on_the_page_and_in_tables_made_again_from_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_measured(tmp_path / "runs", {("tanh-hr", "Pong"): EVERY_MEASURE})
+    older = {"representation/dead_kde": [(step, 0.5) for step in ENDS]}
+    make_run(tmp_path / "runs" / "older", variant="tanh", game="Pong", measures=older)
+    make_report("runs", out="one")
+    make_report("one", out="two")
+    page = Page(tmp_path / "one" / "index.html")
+    assert page.source == (tmp_path / "two" / "index.html").read_text()
+    shown, _, folded = page.source.partition("<summary>All measures")
+    for header in (
+        *HEADERS.values(),
+        "churn, %",
+        "churn by the encoder, %",
+        "churn by the head, %",
+    ):
+        assert f'data-column="{header}"' in shown or f">{header}<" in folded, header
+    for layer in LAYERS[1:]:
+        assert f'data-column="{layer[:-1].replace("_", " ")}"' in folded
+    # Of three seeds that are 1, 1.001 and 1.002 times 0.2; none of the older run.
+    with (tmp_path / "two" / "pqn_representation.csv").open() as file:
+        tanh, ours = csv.DictReader(file)
+    assert (tanh["variant"], tanh["churn, %"]) == ("tanh", "nan")
+    assert float(ours["churn, %"]) == pytest.approx(20.02)
+    with (tmp_path / "two" / "pqn_measures.csv").open() as file:
+        rows = {(row["variant"], row["measure"]): row for row in csv.DictReader(file)}
+    assert float(rows["tanh-hr", "weight norm"]["conv 3"]) == pytest.approx(12357.9)
+    assert rows["tanh", "dead, %"]["z"] == "50"
+    assert {row["conv 3"] for (of, _), row in rows.items() if of == "tanh"} == {"nan"}
+    for kind in ("csv", "tex"):
+        assert (tmp_path / "one" / f"pqn_measures.{kind}").exists()
+
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 # Written into the title of the page around it: what reaches beyond the page, and tables that do not
 # fit into it.
@@ -502,8 +544,11 @@ def test_nothing_reaches_beyond_the_page(tmp_path, monkeypatch, width):
     make_runs(tmp_path / "runs", "pqn", scores, games=("MontezumaRevenge", "Pong"), dead=dead)
     long = "without_a_place_to_break_" * 8
     make_run(tmp_path / "runs" / f"a{long}"[:200], flags={"init": long, "gamma": 0.5})
+    measured = {(variant, "Pong"): EVERY_MEASURE for variant in ("tanh-match", "hadamax-plain")}
+    make_measured(tmp_path / "runs", measured)
     make_report("runs", figures=True)
     page = (tmp_path / "report" / "index.html").read_text().replace("</body>", MEASURE + "</body>")
+    page = page.replace("<details>", "<details open>")  # what is unfolded has to fit, too
     (tmp_path / "frame.html").write_text(
         f'<title></title><iframe width={width} height=900 srcdoc="{html.escape(page)}"></iframe>'
     )

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from lab.common import tags
-from lab.report.measures import DEAD, predict_dead
+from lab.report.measures import CHURN_HEADERS, DEAD, HEADERS, predict_dead
 from lab.report.rows import (
     flatten_estimates,
     format_cell,
@@ -14,7 +14,8 @@ from lab.report.rows import (
     tabulate_variants,
 )
 from lab.report.scores import GroupStatistics
-from report.planted import ENDS, make_run, make_runs, read_group
+from metrics import MEASURES
+from report.planted import ENDS, make_measured, make_run, make_runs, read_group
 
 
 @pytest.mark.parametrize(
@@ -175,3 +176,105 @@ def test_the_table_of_variants_tells_flags_sizes_hours_and_machines(tmp_path):
     shared = list_flags(group)
     assert (shared["learning-rate"], shared["gamma"]) == ("0.1", "0.99")
     assert not {"branches", "activation", "seed", "env-id"} & shared.keys()
+
+
+SHARES = ("dead_kde", "dead_std", "dormant_0", "dormant_0.1", "saturated", "srank_live_share")
+SHARES += ("grad_dormant_0.01", "grad_dormant_0.1")
+NUMBERS = ("effective_rank", "srank_live", "stable_rank", "pca_rank", "entropy_rank")
+NUMBERS += ("feature_norm", "weight_norm")
+CHURN = ("total", "encoder", "head")
+
+
+def plant_all(layers, churn=True):
+    """Every measure of these layers and churn by tag, no two of them alike."""
+    planted = {}
+    for i, layer in enumerate(layers):
+        below = "" if layer == "z" else f"{layer}/"
+        for j, measure in enumerate(SHARES):
+            planted[f"representation/{below}{measure}"] = 0.1 * i + 0.01 * (j + 1)
+        for j, measure in enumerate(NUMBERS):
+            planted[f"representation/{below}{measure}"] = 100.0 * i + 10 * (j + 1)
+    return planted | {f"churn/{of}": 0.02 * (i + 1) for i, of in enumerate(CHURN) if churn}
+
+
+def interval(value, is_share):
+    """Student's, of seeds that are 1, 1.001 and 1.002 times a value; shares in percent."""
+    seeds = np.array([1, 1.001, 1.002]) * value * (100 if is_share else 1)
+    spread = seeds.std(ddof=1) / np.sqrt(3)
+    return (seeds.mean(), *stats.t.interval(0.95, 2, loc=seeds.mean(), scale=spread))
+
+
+def test_every_measure_that_a_run_takes_has_a_column():
+    assert set(MEASURES) <= HEADERS.keys() == {*SHARES, *NUMBERS}
+    for measure, header in HEADERS.items():
+        assert header.endswith("%") == (measure in SHARES)
+    assert len({*HEADERS.values(), *CHURN_HEADERS.values()}) == len(HEADERS) + len(CHURN)
+
+
+def test_tables_tell_every_measure_of_every_layer_and_churn(tmp_path):
+    """HR with two branches and a convolution beside a plain layer without."""
+    layers = {"tanh-hr": ("z", "branch_0", "branch_1", "conv_1"), "tanh": ("z",)}
+    planted = {(variant, "Pong"): plant_all(own) for variant, own in layers.items()}
+    make_measured(tmp_path, planted)
+    tables = tabulate_group(GroupStatistics(read_group(tmp_path)))
+    found = {}
+    for row in tables["measures"]:
+        assert list(row) == ["game", "variant", "measure", "z", "branch 0", "branch 1", "conv 1"]
+        for layer in ("z", "branch 0", "branch 1", "conv 1"):
+            found[row["variant"], layer, row["measure"]] = row[layer]
+    assert len(found) == 2 * 4 * len(HEADERS)
+    for (variant, layer, header), estimate in found.items():
+        (measure,) = (name for name, own in HEADERS.items() if own == header)
+        below = "" if layer == "z" else f"{layer.replace(' ', '_')}/"
+        value = planted[variant, "Pong"].get(f"representation/{below}{measure}")
+        if value is None:
+            assert format_cell(estimate) == ""
+        else:
+            assert estimate == pytest.approx(interval(value, measure in SHARES), rel=1e-4)
+    rows = {row["variant"]: row for row in tables["representation"]}
+    for variant in layers:
+        for i, of in enumerate(("churn, %", "churn by the encoder, %", "churn by the head, %")):
+            assert rows[variant][of] == pytest.approx(interval(0.02 * (i + 1), True), rel=1e-4)
+        for header in rows[variant].keys() & HEADERS.values():
+            assert rows[variant][header] == found[variant, "z", header]
+    scores = {row["variant"]: row for row in tables["games"]}
+    rank = scores["tanh"]["srank (effective rank)"]
+    assert rank == pytest.approx(
+        interval(planted["tanh", "Pong"]["representation/effective_rank"], False), rel=1e-4
+    )
+    # What claims ask of is told before anything is unfolded.
+    claimed = {HEADERS[name] for name in ("dead_kde", "grad_dormant_0.01", "srank_live_share")}
+    assert claimed | {HEADERS["srank_live"]} <= rows["tanh"].keys() | scores["tanh"].keys()
+
+
+OLDER = ("dead_kde", "dormant_0", "dormant_0.1", "saturated", "effective_rank", "entropy_rank")
+
+
+def test_of_runs_that_lack_the_newer_measures_the_tables_are_as_before(tmp_path):
+    tags_of = {f"representation/{name}": 0.5 for name in OLDER}
+    make_measured(tmp_path, {("tanh", "Pong"): tags_of, ("tanh-hr", "Pong"): tags_of})
+    tables = tabulate_group(GroupStatistics(read_group(tmp_path)))
+    assert list(tables) == ["games", "variants", "over_games", "improvement"]
+
+
+def test_where_one_variant_lacks_the_newer_measures_its_cells_are_empty(tmp_path):
+    old = {f"representation/{name}": 0.5 for name in OLDER}
+    make_measured(tmp_path, {("tanh", "Pong"): old, ("tanh-hr", "Pong"): plant_all(("z",))})
+    tables = tabulate_group(GroupStatistics(read_group(tmp_path)))
+    tanh, ours = tables["representation"]
+    assert (tanh["variant"], ours["variant"]) == ("tanh", "tanh-hr")
+    for name in tanh.keys() - {"game", "variant", "seeds"}:
+        assert (format_cell(tanh[name]), bool(format_cell(ours[name]))) == ("", True)
+    cells = {(row["variant"], row["measure"]): format_cell(row["z"]) for row in tables["measures"]}
+    assert all(cells.values())
+    own = {name for variant, name in cells if variant == "tanh"}
+    assert own == {HEADERS[measure] for measure in OLDER}
+    assert {name for variant, name in cells if variant == "tanh-hr"} == {*HEADERS.values()}
+
+
+def test_a_cell_in_which_a_run_lacks_a_measure_is_empty_rather_than_of_the_others(tmp_path):
+    make_measured(tmp_path, {("tanh", "Pong"): plant_all(("z",))})
+    make_run(tmp_path / "old", variant="tanh", game="Pong", flags={"seed": 9})
+    (row,) = tabulate_group(GroupStatistics(read_group(tmp_path)))["representation"]
+    assert row["seeds"] == 4
+    assert {format_cell(value) for name, value in row.items() if name.endswith("%")} == {""}
