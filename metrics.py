@@ -49,25 +49,31 @@ def _same_noise(samples: int, features: int) -> Tensor:
     return torch.randn(samples, features, dtype=torch.float64, generator=generator)
 
 
-def _jittered(z: Tensor, noise_variance: float, generator: torch.Generator | None):
-    """Return the neurons as rows, a' = a + N(0, noise_variance), less their first value, and that.
+def _draw_noise(z: Tensor, noise_variance: float, generator: torch.Generator | None) -> Tensor:
+    """Return N(0, noise_variance) of the shape of z (samples, features), on its device.
 
-    The shift makes the density of a constant neuron independent of how large the constant is, where
-    a' itself would swallow the noise. The noise is drawn on the CPU, so that it is the same for
-    every device, and from a generator of its own, so that measuring leaves a training run unmoved.
+    Drawn on the CPU, so that it is the same for every device, and from a generator of its own, so
+    that measuring leaves a training run unmoved.
     """
     if noise_variance < 0:
         raise ValueError(f"noise_variance must be at least 0, not {noise_variance}")
+    if generator is None:
+        noise = _same_noise(*z.shape)
+    else:
+        noise = torch.randn(z.shape, dtype=z.dtype, generator=generator, device=generator.device)
+    return noise.to(z.device) * math.sqrt(noise_variance)
+
+
+def _jitter(z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the neurons as rows, a' = a + noise, less their first value, and that (features, 1).
+
+    The shift makes the density of a constant neuron independent of how large the constant is, where
+    a' itself would swallow the noise.
+    """
     a = z.T.contiguous()
     shift = a[:, :1].clone()
     a -= shift
-    if noise_variance > 0:
-        noise = (
-            _same_noise(*z.shape)
-            if generator is None
-            else torch.randn(z.shape, dtype=z.dtype, generator=generator, device=generator.device)
-        )
-        a += noise.T.to(a.device) * math.sqrt(noise_variance)
+    a += noise.T
     return a, shift
 
 
@@ -138,7 +144,7 @@ def kernel_density(
         raise ValueError(
             f"points must be (points,) or (points, {z.shape[1]}): got shape {tuple(points.shape)}"
         )
-    a, shift = _jittered(z, noise_variance, generator)
+    a, shift = _jitter(z, _draw_noise(z, noise_variance, generator))
     points = points.T - shift
     bandwidth = _bandwidths(a)
     density = _density(a, torch.where(bandwidth > 0, bandwidth, 1.0), points)
@@ -163,21 +169,29 @@ def dead_neurons(
     the same wherever it is compared, and on the scale: a live neuron with small values counts as
     dead. A tanh neuron that switches between -1 and 1 is alive.
     """
-    a, _ = _jittered(_checked(z), noise_variance, generator)
-    samples = a.shape[1]
-    bandwidth = _bandwidths(a)
-    dead = (bandwidth == 0).flatten()
+    z = _checked(z)
+    samples, features = z.shape
+    noise = _draw_noise(z, noise_variance, generator)
+    # No density is above K(0) / bandwidth, that of samples which are all the same. Where even the
+    # noise cannot make the bandwidth small enough, the neuron is alive, and need not be looked at.
+    narrowest = (z.std(dim=0) - noise.std(dim=0)) * samples**-0.2
+    is_open = narrowest * (1 - 1e-9) <= 1 / (threshold * math.sqrt(2 * math.pi))
+    dead = torch.zeros(features, dtype=torch.bool, device=z.device)
     # The longest range there can be is sqrt(2) n^0.7 bandwidths, of two opposite outliers among n
     # samples; the margins of 6 bandwidths on either side come on top.
     longest = int(2**0.5 * samples**0.7 + 13) * BINS_PER_BANDWIDTH
     step = max(1, CHUNK_ELEMENTS // max(longest, samples))
-    # No density is above that of samples which are all the same: this spares most live neurons.
-    undecided = ~dead & (1 / (bandwidth.flatten() * math.sqrt(2 * math.pi)) >= threshold)
-    undecided = undecided.nonzero().flatten()
+    undecided = is_open.nonzero().flatten()
     for start in range(0, len(undecided), step):
-        rows = undecided[start : start + step]
-        peak = _density(a[rows], bandwidth[rows], _peak_position(a[rows], bandwidth[rows]))
-        dead[rows] = peak.flatten() >= threshold
+        neurons = undecided[start : start + step]
+        a, _ = _jitter(z[:, neurons], noise[:, neurons])
+        bandwidth = _bandwidths(a)
+        dead[neurons] = (bandwidth == 0).flatten()
+        varies = ~dead[neurons]
+        if varies.any():
+            a, bandwidth = a[varies], bandwidth[varies]
+            peak = _density(a, bandwidth, _peak_position(a, bandwidth))
+            dead[neurons[varies]] = peak.flatten() >= threshold
     return dead
 
 
@@ -192,6 +206,28 @@ def scale_to_layer(z: Tensor) -> Tensor:
     return z / scale if scale > 0 else z
 
 
+def _gram(z: Tensor) -> Tensor:
+    """Return the products of all neurons, or of all samples if these are fewer."""
+    return z.T @ z if z.shape[0] >= z.shape[1] else z @ z.T
+
+
+def _singular_values(gram: Tensor) -> Tensor:
+    """Return the singular values of z, largest first, of its `_gram`: faster than of z itself.
+
+    Those below 3e-7 of the largest are lost in rounding and count as 0.
+    """
+    squares = torch.linalg.eigvalsh(gram).flip(0)
+    return torch.where(squares > 1e-13 * squares[0], squares, 0.0).sqrt()
+
+
+def _count_until(parts: Tensor, share: float) -> int:
+    """Return how many of the largest parts, in falling order, have this share; 0 of zeros."""
+    if parts[0] == 0:
+        return 0
+    # 1e-9: equal parts reach the share exactly on paper, not in floating point.
+    return min(int((parts.cumsum(0) / parts.sum() < share - 1e-9).sum()) + 1, len(parts))
+
+
 def effective_rank(z: Tensor, delta: float = 0.01) -> int:
     """Return the smallest k whose k largest singular values of z sum to a share >= 1 - delta.
 
@@ -200,39 +236,18 @@ def effective_rank(z: Tensor, delta: float = 0.01) -> int:
     """
     if not 0 <= delta < 1:
         raise ValueError(f"delta must be at least 0 and below 1, not {delta}")
-    return _effective_rank(torch.linalg.svdvals(_checked(z)), delta)
-
-
-def _effective_rank(s: Tensor, delta: float) -> int:
-    if s[0] == 0:
-        return 0
-    share = s.cumsum(0) / s.sum()
-    # 1e-9: equal singular values reach 1 - delta exactly on paper, not in floating point.
-    return min(int((share < 1 - delta - 1e-9).sum()) + 1, len(s))
+    return _count_until(_singular_values(_gram(_checked(z))), 1 - delta)
 
 
 def live_rank(z: Tensor, dead: Tensor) -> int:
     """Return the effective rank over the neurons that are not dead; 0 if all are.
 
     z (samples, features), dead bool (features,). It still grows with the number of live neurons,
-    over which it is a share: 1 if all of them are orthogonal and equally strong.
+    of which it is a share: 1 if all of them are orthogonal and equally strong.
     """
     z = _checked(z)
     live = ~_checked_dead(dead, z)
     return effective_rank(z[:, live]) if live.any() else 0
-
-
-def stable_rank(z: Tensor) -> float:
-    """Return the squared Frobenius norm of z (samples, features) over its largest s^2.
-
-    s are the singular values, z is not centred (Rudelson and Vershynin 2007). Between 1 and the
-    number of features; 0 for a z of zeros.
-    """
-    return _stable_rank(torch.linalg.svdvals(_checked(z)))
-
-
-def _stable_rank(s: Tensor) -> float:
-    return 0.0 if s[0] == 0 else float((s / s[0]).square().sum())
 
 
 def pca_rank(z: Tensor, share: float = 0.99) -> int:
@@ -243,13 +258,9 @@ def pca_rank(z: Tensor, share: float = 0.99) -> int:
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, not {share}")
     z = _checked(z)
-    centred = z - z.mean(dim=0)
-    variances = torch.linalg.eigvalsh(centred.T @ centred).flip(0)
-    if variances.sum() <= 1e-24 * z.square().sum():  # what is left of constants is rounding
-        return 0
-    shares = variances.cumsum(0) / variances.sum()
-    # 1e-9, as in `_effective_rank`.
-    return min(int((shares < share - 1e-9).sum()) + 1, len(variances))
+    variances = _singular_values(_gram(z - z.mean(dim=0))).square()
+    constant = variances.sum() <= 1e-24 * z.square().sum()  # what is left is rounding
+    return 0 if constant else _count_until(variances, share)
 
 
 def entropy_rank(z: Tensor) -> float:
@@ -257,13 +268,11 @@ def entropy_rank(z: Tensor) -> float:
 
     z (samples, features). Between 1 and the number of features; 0 for a z of zeros.
     """
-    return _entropy_rank(torch.linalg.svdvals(_checked(z)))
+    return _entropy_rank(_singular_values(_gram(_checked(z))))
 
 
 def _entropy_rank(s: Tensor) -> float:
-    if s[0] == 0:
-        return 0.0
-    return float(torch.special.entr(s / s.sum()).sum().exp())
+    return 0.0 if s[0] == 0 else float(torch.special.entr(s / s.sum()).sum().exp())
 
 
 def dormant_neurons(z: Tensor, tau: float = 0.0) -> Tensor:
@@ -354,9 +363,9 @@ def measure_layer(z: Tensor, dead: Tensor | None = None) -> dict[str, float]:
     |z| over samples.
     """
     z = _checked(z)
-    s = torch.linalg.svdvals(z)
+    s = _singular_values(_gram(z))
     dead = dead_neurons(z) if dead is None else dead
-    rank, live = _effective_rank(s, 0.01), int((~dead).sum())
+    rank, live = _count_until(s, 0.99), int((~dead).sum())
     of_live = live_rank(z, dead) if dead.any() else rank
     return {
         "dead_kde": _share(dead),
@@ -367,7 +376,7 @@ def measure_layer(z: Tensor, dead: Tensor | None = None) -> dict[str, float]:
         "effective_rank": rank,
         "srank_live": of_live,
         "srank_live_share": of_live / max(live, 1),
-        "stable_rank": _stable_rank(s),
+        "stable_rank": float((s / s[0]).square().sum()) if s[0] > 0 else 0.0,
         "pca_rank": pca_rank(z),
         "entropy_rank": _entropy_rank(s),
         "feature_norm": z.norm(dim=1).mean().item(),

@@ -31,7 +31,6 @@ from metrics import (
     q_contribution,
     saturated_neurons,
     scale_to_layer,
-    stable_rank,
 )
 
 ALL = {
@@ -40,7 +39,6 @@ ALL = {
     "saturated_neurons": saturated_neurons,
     "effective_rank": effective_rank,
     "entropy_rank": entropy_rank,
-    "stable_rank": stable_rank,
     "pca_rank": pca_rank,
     "live_rank": lambda z: live_rank(z, torch.zeros(3, dtype=torch.bool)),
     "scale_to_layer": scale_to_layer,
@@ -187,15 +185,16 @@ def test_ranks_against_numpy(n, features, seed, delta, rank):
     z = rng.normal(size=(n, min(rank, n))) @ rng.normal(size=(min(rank, n), features))
     s = np.linalg.svd(z, compute_uv=False)
     if rank == 0:
-        for zero in (effective_rank, entropy_rank, stable_rank, pca_rank):
+        for zero in (effective_rank, entropy_rank, pca_rank):
             assert zero(torch.tensor(z)) == 0
+        assert measure_layer(torch.tensor(z))["stable_rank"] == 0
         return
     share, k = 0.0, 0
     while share < 1 - delta - 1e-9 and k < len(s):
         share += s[k] / s.sum()
         k += 1
     assert effective_rank(torch.tensor(z), delta) == max(k, 1)
-    assert stable_rank(torch.tensor(z)) == pytest.approx((z**2).sum() / s[0] ** 2)
+    assert measure_layer(torch.tensor(z))["stable_rank"] == pytest.approx((z**2).sum() / s[0] ** 2)
     p = s[s > 0] / s.sum()
     assert entropy_rank(torch.tensor(z)) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
 
@@ -253,7 +252,7 @@ def test_rank_of_the_live_among_orthogonal_neurons(live, dead):
     assert measured["srank_live_share"] == pytest.approx(expected / live if live else 0)
     if dead == 0:
         assert measured["effective_rank"] == expected
-        assert stable_rank(z) == pytest.approx(live)
+        assert measured["stable_rank"] == pytest.approx(live)
 
 
 def test_the_scaled_test_is_of_the_shape_of_a_layer_alone():
@@ -390,7 +389,7 @@ def test_results_do_not_depend_on_the_device():
     torch.manual_seed(0)
     z = torch.tanh(torch.randn(2048, 256) * torch.logspace(-3, 2, 256))
     on_gpu, on_cpu = measure_layer(z.cuda()), measure_layer(z)
-    assert on_gpu == pytest.approx(on_cpu, rel=1e-9)
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-6)  # roots of eigenvalues near rounding
 
 
 @pytest.mark.parametrize("name", sorted(ALL))

@@ -18,7 +18,7 @@ from lab.training.figures import try_draw_kde
 from metrics import churn, dead_neurons, measure_layer, measure_weights, q_contribution
 
 # Observations, spread over the newest, for what takes a forward or a backward pass of its own.
-PROBES = 256
+PROBES = 128
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
 FIGURE_EVERY = 10
 
