@@ -134,7 +134,7 @@ def test_probes_are_spread_over_the_newest():
     probes = spread_probes(torch.arange(2048))
     assert len(probes) == PROBES
     assert (probes[0], probes[-1]) == (0, 2047)
-    assert set(probes.diff().tolist()) == {8, 9}
+    assert set(probes.diff().tolist()) <= {16, 17}
 
 
 def test_churn_is_told_apart_by_what_is_exchanged():
