@@ -29,7 +29,14 @@ from lab.common.stats import mean_over_games, normalise, reference_scores
 from lab.common.variants import variant_name
 from lab.training.algorithms import ALGORITHMS, load_script, make_network, score_actions
 from lab.training.atari import AtariEnvs, game_title, make_screen, resolve_game
-from lab.training.checkpoint import FORMAT, describe_version, find_newest_whole, read_newest_footer
+from lab.training.checkpoint import (
+    FORMAT,
+    describe_version,
+    find_newest_whole,
+    has_checkpoint,
+    read_newest_footer,
+    read_weights,
+)
 from lab.training.form import check_part
 from lab.training.measure import hidden_layers
 from lab.training.resume import load_flags
@@ -88,27 +95,22 @@ class Player(NamedTuple):
 
 
 def load(folder: Path, device: torch.device) -> Player:
-    """Load the newest checkpoint of a run. Raise UsageError if there is none that can be used."""
+    """Load the newest checkpoint of a run, or the model.pt of a finished one that has none left.
+
+    Raise UsageError if there is none that can be used.
+    """
     config = read_config(folder, "")
     algorithm = config["algorithm"]
     if algorithm not in ALGORITHMS:
         raise UsageError(f"{folder}: its algorithm is {algorithm!r}, not one of {ALGORITHMS}")
-    footer = read_newest_footer(folder)
-    if footer is not None and footer.format != FORMAT:
-        raise UsageError(
-            f"{folder}: its checkpoint was {describe_version(footer)}; play it with that one, "
-            f"commit {config.get('git_commit') or 'unknown'}"
-        )
     flags = load_flags(load_script(algorithm).Args, folder, config, {}, "")
-    _, content, problems = find_newest_whole(folder, select_checkpoint_flags(config["flags"]))
-    for problem in problems:
-        say(f"{problem}: playing the checkpoint before it")
+    state = _read_newest(folder, config)
     envs = AtariEnvs(flags.env_id, 1, 0)
     num_actions = int(envs.single_action_space.n)
     envs.close()
     network = make_network(algorithm, num_actions, flags)
     try:
-        state, step = content["state"], int(content["state"]["step"])
+        step = int(state["step"])
         check_part("network", network, state["network"])
         network.load_state_dict(state["network"])
     except (KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
@@ -116,6 +118,22 @@ def load(folder: Path, device: torch.device) -> Player:
         raise UsageError(f"{folder}: its checkpoint does not fit: {said}") from None
     network = network.to(device, memory_format=torch.channels_last)
     return Player(network, algorithm, flags, step)
+
+
+def _read_newest(folder: Path, config: dict) -> dict:
+    """Read a run's "network", weights by name, and its "step"."""
+    if config.get("finished") and not has_checkpoint(folder) and (folder / "model.pt").exists():
+        return {"network": read_weights(folder / "model.pt"), "step": config["finished"]}
+    footer = read_newest_footer(folder)
+    if footer is not None and footer.format != FORMAT:
+        raise UsageError(
+            f"{folder}: its checkpoint was {describe_version(footer)}; play it with that one, "
+            f"commit {config.get('git_commit') or 'unknown'}"
+        )
+    _, content, problems = find_newest_whole(folder, select_checkpoint_flags(config["flags"]))
+    for problem in problems:
+        say(f"{problem}: playing the checkpoint before it")
+    return content["state"]
 
 
 class Chooser:

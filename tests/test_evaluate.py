@@ -78,6 +78,49 @@ def test_every_game_is_that_of_its_seed_played_alone(algorithm, games, trained, 
         assert (length == 60) == (games is CutGames)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_weights_of_a_finished_run_play_without_its_checkpoints(dtype, trained, tmp_path):
+    """model.pt and config.json are enough; weights in fp16 play as those weights in fp32."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    shutil.copy(trained["pqn"] / "config.json", folder)
+    weights = {name: weight.to(dtype) for name, weight in saved_weights(trained["pqn"]).items()}
+    torch.save(weights, folder / "model.pt")
+    player = load(folder, torch.device("cpu"))
+    assert player.step == 64
+    loaded = player.network.state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weight.float()) for name, weight in weights.items())
+    if dtype == torch.float32:
+        with_checkpoint = load(trained["pqn"], torch.device("cpu")).network.state_dict()
+        assert all(torch.equal(loaded[name], with_checkpoint[name]) for name in loaded)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is cut off, or holds more than tensors"),
+        ([1.0], "holds no weights by name"),
+        ({"head.bias": torch.zeros(4)}, "network lacks"),
+        ({"head.bias": {"a": torch.tensor([math.nan])}}, "network lacks"),
+        ({"f": print}, "could run code"),
+    ],
+)
+def test_a_model_that_no_run_has_written_is_refused(content, message, trained, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(trained["pqn"] / "config.json", folder)
+    if content == b"":
+        (folder / "model.pt").write_bytes(content)
+    else:
+        torch.save(content, folder / "model.pt")
+    with pytest.raises(UsageError, match=message):
+        load(folder, torch.device("cpu"))
+    (folder / "model.pt").unlink()
+    with pytest.raises(UsageError, match="no whole checkpoint"):
+        load(folder, torch.device("cpu"))
+
+
 def test_random_play_and_drawn_actions_have_their_shares(trained):
     device = torch.device("cpu")
     player = load(trained["ppo"], device)

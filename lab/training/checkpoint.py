@@ -133,6 +133,37 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / name).exists() for name in (NEWEST, PREVIOUS))
 
 
+def _load_plain(path: Path, content: bytes):
+    """Load what is in a file. Raise UsageError unless it is tensors and plain values."""
+    try:
+        require_plain(content)
+        with warnings.catch_warnings(action="ignore"):  # torch says it in many lines
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # a crafted file can make them raise anything
+        raise UsageError(
+            f"{path} is cut off, or holds more than tensors and numbers, which could run code: it "
+            "is not loaded"
+        ) from None
+
+
+def read_weights(path: Path) -> dict:
+    """Read the weights in a model.pt, by name, in fp32: a file of half the size may have fp16.
+
+    Raises UsageError where it cannot be read, and for anything but tensors and plain values.
+    """
+    try:
+        with open_regular(path) as file:
+            weights = _load_plain(path, file.read())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {describe_os(error)}") from None
+    if not isinstance(weights, dict):
+        raise UsageError(f"{path} holds no weights by name: it is not loaded")
+    return {
+        name: of.float() if isinstance(of, torch.Tensor) and of.dtype == torch.half else of
+        for name, of in weights.items()
+    }
+
+
 def read_state(path: Path) -> dict:
     """Read the state in a checkpoint file.
 
@@ -146,14 +177,7 @@ def read_state(path: Path) -> dict:
         content = file.read()[:-FOOTER_BYTES]
     if zlib.crc32(content) != footer.checksum:
         raise Damaged(f"{path.name} does not have its checksum")
-    try:
-        require_plain(content)
-        with warnings.catch_warnings(action="ignore"):  # torch says it in many lines
-            saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception:  # a crafted file can make them raise anything
-        raise UsageError(
-            f"{path} holds more than tensors and numbers, which could run code: it is not loaded"
-        ) from None
+    saved = _load_plain(path, content)
     try:
         check_content(saved)
     except ValueError as error:

@@ -12,6 +12,7 @@ from lab.common.drawing import own_style
 from metrics import dead_neurons, kernel_density
 
 NEURONS = 16  # of each layer
+NOISE = 1e-5**0.5  # standard deviation of what `kernel_density` adds to the values
 
 
 def try_draw_kde(layers: dict[str, Tensor]) -> np.ndarray | None:
@@ -49,7 +50,7 @@ def draw_kde(layers: dict[str, Tensor]) -> np.ndarray:
         neurons = torch.linspace(0, z.shape[1] - 1, min(NEURONS, z.shape[1])).long()
         z = z[:, neurons].double().cpu()
         low, high = z.min().item(), z.max().item()
-        pad = 0.05 * (high - low) or 0.05
+        pad = max(0.05 * (high - low), 4 * NOISE)
         low, high = low - pad, high + pad
         # The grid shows the shape, the quantiles find spikes that fall between its points.
         grid = torch.linspace(low, high, 200, dtype=z.dtype).unsqueeze(1).expand(-1, z.shape[1])
@@ -72,7 +73,7 @@ def draw_kde(layers: dict[str, Tensor]) -> np.ndarray:
                 color=color if dead[i] else "0.75",
                 lw=1.2,
             )
-            axes.text(x0 + 0.07, y0 + 0.84, f"{neuron}  peak {peak:.2g}", fontsize=7)
+            axes.text(x0 + 0.07, y0 + 0.84, f"{neuron}  peak {peak:.3g}", fontsize=7)
         axes.set_title(f"{title}: values from {low + pad:.2g} to {high - pad:.2g}", fontsize=9)
         axes.set(xlim=(0, 4), ylim=(0, 4))
         axes.set_axis_off()

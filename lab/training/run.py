@@ -211,7 +211,8 @@ class Run:
         self._logger.write(measured.values, measured.step)
         self._logger.require_finite_values(measured.values, measured.step)
         dead, rank = measured.values[tags.dead()], measured.values[tags.rank()]
-        self._progress.layer = f"  dead {dead:.0%}  rank {rank}"
+        is_untrained = measured.step <= getattr(self.args, "learning_starts", 0)
+        self._progress.layer = f"  {'untrained: ' * is_untrained}dead {dead:.0%}  rank {rank}"
         if measured.picture is not None:
             self._logger.board.image(tags.of_layer("kde"), measured.picture, measured.step)
         self._logger.board.flush()

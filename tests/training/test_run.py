@@ -92,6 +92,21 @@ def test_what_is_measured_of_a_network(branches, apply_to, make_run, events):
         assert (f"representation/conv_{i}/dead_kde" in tags) == (apply_to == "all" and i > 0)
 
 
+@pytest.mark.parametrize("learning_starts", [256, 512])
+def test_what_is_dead_before_anything_was_learnt_is_said_to_be_untrained(
+    learning_starts, make_run, capsys
+):
+    recent = RecentObs(512, torch.device("cpu"))
+    recent.add(torch.randint(0, 255, (1, 512, 4, 84, 84), dtype=torch.uint8))
+    flags = {"metrics_samples": 512, "metrics_every": 1, "num_envs": 512}
+    with make_run(learning_starts=learning_starts, total_timesteps=512, **flags) as run:
+        run.count_step()
+        run.measure(recent, run.network.head)
+        run.log({})
+    expected = "  untrained: dead " if learning_starts == 512 else "/s  ETA 0:00:00  dead "
+    assert expected in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_folder_that_cannot_be_filled_leaves_nothing(error, tmp_path, monkeypatch):
     def full(*args, **kwargs):
