@@ -22,7 +22,9 @@ import dqn_atari
 import ppo_atari
 import pqn_atari
 from dqn_atari import Args
+from hadamard import ACTIVATIONS
 from lab.common.cli import UsageError, parse_flags
+from lab.common.variants import variant_flags, variant_name
 from lab.report.runs import read_run
 from lab.training import replay, resume
 from lab.training.atari import AtariEnvs
@@ -218,16 +220,24 @@ def test_a_stop_waits_for_the_rollout_and_its_update(algorithm, stop_at, tmp_pat
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)
-def test_a_matched_network_that_was_stopped_is_the_one_that_was_not(
-    algorithm, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("variant", "more"),
+    [
+        ("tanh-match", ("--init", "xavier_normal")),
+        pytest.param("hadamax", (), marks=pytest.mark.long),
+        pytest.param("hadamax-plain", (), marks=pytest.mark.long),
+    ],
+)
+def test_a_network_of_version_5_that_was_stopped_is_the_one_that_was_not(
+    variant, more, algorithm, tmp_path, monkeypatch
 ):
-    """Of a width that no flag says in numbers: stopped in the middle, resumed, bit for bit."""
+    """A matched width, which no flag has in numbers, and Hadamax: stopped, resumed, bit for bit."""
     script, send, seen = SCRIPTS[algorithm], AtariEnvs.send, collections.Counter()
-    flags = ("--branches", 1, "--width", "match", "--latent-dim", 16, "--device", "cpu")
-    flags = (*SHORT[algorithm], *flags)
+    flags = [*SHORT[algorithm], "--latent-dim", 16, "--device", "cpu", *more]
+    flags += variant_flags(variant, ACTIVATIONS)
     stop_at = 70  # of 80 steps of the games, of which DQN learns after 60
     if algorithm != "dqn":
-        flags, stop_at = (*flags, "--total-timesteps", 192), 40  # in the second of three rollouts
+        flags, stop_at = [*flags, "--total-timesteps", 192], 40  # in the second of three rollouts
 
     def interrupted(games, actions):
         seen["steps"] += 1
@@ -242,7 +252,7 @@ def test_a_matched_network_that_was_stopped_is_the_one_that_was_not(
         status.append(script.main(parse(algorithm, *flags, "--runs-dir", tmp_path / name)))
         folders += (tmp_path / name).iterdir()
     assert status == [0, CAN_RESUME]
-    assert "__tanh-z16-match__" in folders[1].name
+    assert variant_name(parse(algorithm, *flags)).replace("-z16", "") == variant
     monkeypatch.setattr(sys, "argv", [f"{algorithm}_atari.py", "--resume", str(folders[1])])
     with pytest.raises(SystemExit) as exit_:
         launch(script.main, script.Args, script.check, algorithm)
