@@ -6,7 +6,7 @@
 #   make evidence  make the environment and rebuild the page of results/evidence from its tables,
 #                with the runs in ARGS, if any
 #   make demo    make the environment and check what needs no game, half a minute
-#   make test    make the environment and pass the tests; test-long passes the six long ones
+#   make test    make the environment and pass the tests; test-long passes the long ones
 #   make bench   make the environment and measure speed against this machine's own limit
 PYTHON ?= python3
 ALGO ?= dqn

@@ -26,6 +26,7 @@ from lab.training.checks import check_shared_flags
 from lab.training.encoder import Encoder
 from lab.training.graphs import Graphed
 from lab.training.logger import Means
+from lab.training.measure import PROBES
 from lab.training.replay import Batch, ReplayBuffer
 from lab.training.run import Run, launch, make_envs
 
@@ -263,6 +264,10 @@ def main(args: Args) -> int:
     buffer.start(obs)
     losses = Means(device)  # of the updates since the last log
 
+    def measured_loss(network: QNetwork) -> Tensor:
+        batch = buffer.sample(PROBES, torch.Generator().manual_seed(0))
+        return td_loss(network, target_network, batch, args.gamma, args.double_dqn)[0]
+
     parts = {  # all that a checkpoint holds
         "network": q_network,
         "target_network": target_network,
@@ -311,7 +316,7 @@ def main(args: Args) -> int:
             if run.times_due(LOG_EVERY) or run.step >= args.total_timesteps:
                 logs = {"charts/epsilon": epsilon, "charts/learning_rate": args.learning_rate}
                 run.log(logs | losses.pop())
-            run.measure(buffer, q_network.head)
+            run.measure(buffer, q_network.head, measured_loss)
         status = run.finish(parts)
     envs.close()
     return status

@@ -24,8 +24,9 @@ from lab.common.device import pick_device, upload
 from lab.training.atari import AtariEnvs
 from lab.training.checks import check_rollout_flags, check_shared_flags
 from lab.training.encoder import Encoder
-from lab.training.frames import RecentObs, channels_last, empty_obs, take_steps
+from lab.training.frames import RecentObs, channels_last, empty_obs, flatten_steps, take_steps
 from lab.training.graphs import Graphed
+from lab.training.measure import spread
 from lab.training.run import Run, launch, make_envs
 
 LOSSES = (
@@ -348,8 +349,7 @@ def update(
     `learn(*minibatch)` is `gradient_step` of the agent. The parts are of the last minibatch, but
     clipfrac, which is the mean over all.
     """
-    device = rollout.obs.device
-    steps = Rollout(*(upload(field.flatten(0, 1), device) for field in rollout))
+    device, steps = rollout.obs.device, flatten_steps(rollout)
     clipfracs = []
     for _ in range(args.update_epochs):
         order = upload(torch.randperm(len(steps.obs), generator=generator), device)
@@ -396,6 +396,10 @@ def main(args: Args) -> int:
     )
     choose, learn = make_graphs(agent, optimizer, args)
 
+    def measured_loss(network: Agent) -> Tensor:
+        steps = flatten_steps(rollout)
+        return ppo_loss(network, take_steps(steps, spread(len(steps.obs)).to(device)), args)[0]
+
     parts = {  # all that a checkpoint holds
         "network": agent,
         "optimizer": optimizer,
@@ -435,7 +439,7 @@ def main(args: Args) -> int:
             # 5. log
             logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.log(logs)
-            run.measure(recent, agent.critic, agent.actor)
+            run.measure(recent, agent.critic, measured_loss)
         status = run.finish(parts)
     envs.close()
     return status

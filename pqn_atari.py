@@ -25,8 +25,9 @@ from lab.common.device import pick_device, upload
 from lab.training.atari import AtariEnvs
 from lab.training.checks import check_rollout_flags, check_shared_flags
 from lab.training.encoder import Encoder
-from lab.training.frames import RecentObs, channels_last, empty_obs, take_steps
+from lab.training.frames import RecentObs, channels_last, empty_obs, flatten_steps, take_steps
 from lab.training.graphs import Graphed
+from lab.training.measure import spread
 from lab.training.radam import RAdam
 from lab.training.run import Run, launch, make_envs
 
@@ -262,12 +263,17 @@ def q_lambda_returns(
     return returns
 
 
+def td_loss(q_network: nn.Module, batch: Rollout) -> tuple[Tensor, Tensor]:
+    """Return L = 1/2 (G - Q(s, a))^2, mean over the batch, and the Q(s, a) (batch,)."""
+    q_values = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+    return 0.5 * F.mse_loss(q_values, batch.returns), q_values
+
+
 def gradient_step(
     q_network: nn.Module, optimizer: torch.optim.Optimizer, batch: Rollout, args: Args
 ) -> tuple[Tensor, Tensor]:
-    """Take one gradient step on L = 1/2 (G - Q(s, a))^2; return the loss and the mean Q(s, a)."""
-    q_values = q_network(batch.obs).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
-    loss = 0.5 * F.mse_loss(q_values, batch.returns)
+    """Take one gradient step; return the loss and the mean Q(s, a)."""
+    loss, q_values = td_loss(q_network, batch)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(q_network.parameters(), args.max_grad_norm)
@@ -282,8 +288,7 @@ def update(
 
     `learn(*minibatch)` is `gradient_step` of the network.
     """
-    device = rollout.obs.device
-    steps = Rollout(*(upload(field.flatten(0, 1), device) for field in rollout))
+    device, steps = rollout.obs.device, flatten_steps(rollout)
     learnt = []
     for _ in range(args.update_epochs):
         order = upload(torch.randperm(len(steps.obs), generator=generator), device)
@@ -324,6 +329,10 @@ def main(args: Args) -> int:
     optimizer = RAdam(q_network.parameters(), lr=args.learning_rate)
     choose, learn = make_graphs(q_network, optimizer, args)
 
+    def measured_loss(network: QNetwork) -> Tensor:
+        steps = flatten_steps(rollout)
+        return td_loss(network, take_steps(steps, spread(len(steps.obs)).to(device)))[0]
+
     parts = {  # all that a checkpoint holds
         "network": q_network,
         "optimizer": optimizer,
@@ -360,7 +369,7 @@ def main(args: Args) -> int:
             logs["charts/epsilon"] = compute_epsilon(args, run.step - args.num_envs)
             logs["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             run.log(logs)
-            run.measure(recent, q_network.head)
+            run.measure(recent, q_network.head, measured_loss)
         status = run.finish(parts)
     envs.close()
     return status

@@ -450,10 +450,10 @@ class Check:
     def measure(self, found):
         """Seconds of one measurement of the representation, and how they split."""
         from lab.training.measure import (
+            PROBES,
             hidden_layers,
             loss_gradients,
             measure_representation,
-            spread_probes,
         )
         from metrics import dead_neurons, measure_layer, q_contribution
 
@@ -465,10 +465,14 @@ class Check:
                 head, everywhere = value_head(network), args.apply_to == "all"
                 layers = hidden_layers(network, obs, everywhere)
                 dead = {name: dead_neurons(layer) for name, layer in layers.items()}
-                probes = spread_probes(obs)
-                weights = loss_gradients(network, (head,), probes)
+
+                def mean_value(copied, algorithm=algorithm):
+                    outputs = copied(obs[:PROBES])
+                    return (outputs[1] if algorithm == "ppo" else outputs).mean()
+
+                weights = loss_gradients(network, mean_value)
                 found[algorithm] = {
-                    "loss_gradients": self.seconds(loss_gradients, network, (head,), probes),
+                    "loss_gradients": self.seconds(loss_gradients, network, mean_value),
                     "hidden_layers": self.seconds(hidden_layers, network, obs, everywhere),
                     "measure_representation": self.seconds(
                         measure_representation, layers, weights, head, algorithm

@@ -19,6 +19,7 @@ from lab.training.algorithms import load_script, script_args
 from lab.training.atari import AtariEnvs
 from lab.training.checkpoint import read_newest_footer
 from lab.training.frames import RecentObs
+from lab.training.measure import spread
 from lab.training.replay import SEGMENT, ReplayBuffer
 from lab.training.run import Run
 
@@ -86,10 +87,17 @@ def measure_bound(args, device: torch.device) -> Iterator[dict]:
         yield results
 
 
+def mean_output(network: torch.nn.Module, recent: RecentObs) -> torch.Tensor:
+    """Return a loss that costs what that of an algorithm does."""
+    obs = recent.newest(len(recent.frames))
+    outputs = network(obs[spread(len(obs)).to(obs.device)])
+    return (outputs[1] if isinstance(outputs, tuple) else outputs).mean()
+
+
 def measure_now(run: Run, recent: RecentObs, head: torch.nn.Linear):
     """Measure the network, and wait for it, as a run on a GPU does not."""
     run.watch_update(recent, head)
-    run.measure(recent, head)
+    run.measure(recent, head, lambda network: mean_output(network, recent))
     run.write_measurement()
 
 

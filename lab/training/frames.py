@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lab.common.device import upload
+
 FRAME_SHAPE = (84, 84)
 OBS_SHAPE = (4, *FRAME_SHAPE)
 
@@ -41,6 +43,12 @@ def take_steps(steps: NamedTuple, index: Tensor) -> NamedTuple:
         return field.movedim(1, -1).index_select(0, index).movedim(-1, 1)
 
     return type(steps)(*(rows(field) for field in steps))
+
+
+def flatten_steps(rollout: NamedTuple) -> NamedTuple:
+    """Return the steps of a rollout, each field (steps * envs, ...) on the device of its obs."""
+    device = rollout.obs.device
+    return type(rollout)(*(upload(field.flatten(0, 1), device) for field in rollout))
 
 
 class RecentObs:

@@ -62,9 +62,9 @@ def hidden_layers(network: Encoder, obs: Tensor, convolutions: bool = False) -> 
     return {name: torch.cat(layer) for name, layer in parts.items()}
 
 
-def spread_probes(obs: Tensor) -> Tensor:
-    """Return PROBES of the observations (samples, 4, 84, 84), evenly spread, or all if fewer."""
-    return obs[torch.linspace(0, len(obs) - 1, min(PROBES, len(obs))).long()]
+def spread(count: int) -> Tensor:
+    """Return PROBES numbers below a count, evenly spread, or all if there are fewer: int64."""
+    return torch.linspace(0, count - 1, min(PROBES, count)).long()
 
 
 class Probed(NamedTuple):
@@ -105,27 +105,20 @@ class Weights(NamedTuple):
 
 
 @exact_fp32()
-def loss_gradients(
-    network: Encoder, heads: tuple[nn.Linear, ...], obs: Tensor
-) -> dict[str, Weights]:
-    """Return each hidden layer's weights and their gradient.
+def loss_gradients(network: Encoder, loss: Callable[[Encoder], Tensor]) -> dict[str, Weights]:
+    """Return each hidden layer's weights and their gradient, in fp32 whatever its precision.
 
-    The loss stands in for the algorithm's: each output of the heads, for each obs (samples, 4, 84,
-    84), is wrong by a random number e ~ N(0, 1), the same at every call: L = mean(e * output). So
-    the errors are those of no algorithm, reward or stage of training, and what is compared is how
-    much gradient reaches each neuron. Of "z", of "branch_0" ... where z has several, and of
+    `loss(network)` is the algorithm's own. Of "z", of "branch_0" ... where z has several, and of
     "conv_1" ..., of which each feature map is a neuron; the weights of a product are those of all
     its branches.
     """
     # Of a copy: autograd remembers on which stream of a GPU a weight was used, which would break
     # off the recording of a CUDA graph.
-    network, *heads = copy.deepcopy((network, *heads))
-    z = network.latent(features(network.feature_maps(obs)[-1]))
-    outputs = torch.cat([head(z) for head in heads], dim=1)
-    errors = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
+    network = copy.deepcopy(network)
+    network.dtype = torch.float32
     layers = [network.latent, *network.convolutions]
     weights = [layer.weight for layer in layers]
-    gradients = torch.autograd.grad((errors.to(outputs) * outputs).mean(), weights)
+    gradients = torch.autograd.grad(loss(network), weights)
 
     found = {}
     for i, (layer, weight, gradient) in enumerate(zip(layers, weights, gradients, strict=True)):
@@ -212,7 +205,8 @@ class Measurer:
         self.aside = next(network.parameters()).device.type == "cuda"
         self.looked = 0  # the agent step at which a measurement was last considered
         self.count = 0  # measurements so far
-        self._before: Probed | None = None
+        self._before: Probed | None = None  # the newest update
+        self._policy_head: nn.Linear | None = None
         self._thread = ThreadPoolExecutor(1)
         self._under_way: Future | None = None
 
@@ -226,22 +220,31 @@ class Measurer:
         """Keep what the update that comes next changes, if it is measured after it."""
         obs = self.find_due(recent, step)
         if obs is not None:
-            self._before = probe(self.network, policy_head, spread_probes(obs))
+            self._before = probe(self.network, policy_head, obs[spread(len(obs))])
+            self._policy_head = policy_head
 
-    def start(self, obs: Tensor, heads: tuple[nn.Linear, ...], step: int, require_finite: Callable):
+    def start(
+        self,
+        obs: Tensor,
+        head: nn.Linear,
+        loss: Callable[[Encoder], Tensor],
+        step: int,
+        require_finite: Callable,
+    ):
         """Measure the network over obs (samples, 4, 84, 84); `collect` has the result.
 
-        `heads`: of the value or the Q-values, and of a policy if that is another. What
-        `require_finite` refuses is not measured.
+        `head` reads Q-values or the value off z. What `require_finite` refuses is not measured.
         """
         layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
         require_finite(layers.items(), step)
         require_finite(self.network.named_parameters(), step)
-        weights, churned = loss_gradients(self.network, heads, spread_probes(obs)), {}
+        weights, churned = loss_gradients(self.network, loss), {}
+        gradients = ((f"the gradient of {name}", of.gradient) for name, of in weights.items())
+        require_finite(gradients, step)
         if self._before is not None:
-            churned = measure_churn(self._before, probe(self.network, heads[-1], self._before.obs))
-            self._before = None
-        snapshot = Snapshot(step, layers, weights, heads[0], churned)
+            after = probe(self.network, self._policy_head, self._before.obs)
+            churned, self._before = measure_churn(self._before, after), None
+        snapshot = Snapshot(step, layers, weights, head, churned)
         how = (self.algorithm, self.count % FIGURE_EVERY == 0)
         self.count += 1
         if self.aside:

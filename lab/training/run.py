@@ -187,20 +187,19 @@ class Run:
         """
         self._measurer.watch_update(recent, policy_head, self.step)
 
-    def measure(self, recent, head: nn.Linear, policy_head: nn.Linear | None = None):
+    def measure(self, recent, head: nn.Linear, loss: Callable[[nn.Module], torch.Tensor]):
         """Measure the network and its newest update over the newest observations, where it is time.
 
         `recent.newest(count)` gives observations (count, 4, 84, 84) or None. `head` reads Q-values
-        or the value off z, and `policy_head` the policy, if that is another. With --apply-to all
-        the convolutions are measured, too.
+        or the value off z, and `loss(network)` is what the algorithm minimises, over some of its
+        newest data. With --apply-to all the convolutions are measured, too.
         """
         obs = self._measurer.find_due(recent, self.step)
         self._measurer.looked = self.step
         if obs is None:
             return
         self.write_measurement()  # the one before
-        heads = (head,) if policy_head is None else (head, policy_head)
-        self._measurer.start(obs, heads, self.step, self._logger.require_finite)
+        self._measurer.start(obs, head, loss, self.step, self._logger.require_finite)
         self.write_measurement(wait=False)
 
     def write_measurement(self, wait: bool = True):

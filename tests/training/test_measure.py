@@ -16,7 +16,7 @@ from lab.training.measure import (
     loss_gradients,
     measure_churn,
     probe,
-    spread_probes,
+    spread,
 )
 
 
@@ -76,23 +76,20 @@ def test_hidden_layers_are_those_of_the_network(branches, apply_to, layer_norm):
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("apply_to", ["last", "all"])
-@pytest.mark.parametrize(("branches", "policy"), [(1, False), (2, True)])
-def test_gradients_are_finite_differences_of_the_stand_in_loss(
-    branches, policy, apply_to, layer_norm
-):
-    """The mean over outputs and samples of the heads' output times N(0, 1), in float64."""
+@pytest.mark.parametrize("branches", [1, 2])
+def test_gradients_are_finite_differences_of_the_loss(branches, apply_to, layer_norm):
+    """In float64, by torch's own functions, where the run computes in bf16."""
     torch.manual_seed(0)
     flags = {"branches": branches, "apply_to": apply_to, "layer_norm": layer_norm}
-    network = QNetwork(3, Args(**flags, latent_dim=8, init="orthogonal"))
-    heads = (network.head, torch.nn.Linear(8, 2)) if policy else (network.head,)
+    network = QNetwork(3, Args(**flags, latent_dim=8, init="orthogonal", precision="bf16"))
     obs = torch.randint(0, 255, (6, 4, 84, 84), dtype=torch.uint8)
-    errors = torch.randn(6, 5 if policy else 3, generator=torch.Generator().manual_seed(0))
+    targets = torch.randn(6, 3)
 
     def loss():
         _, factors = network_by_torch(network, obs)
-        z = torch.stack(factors).prod(dim=0)
-        outputs = [F.linear(z, head.weight.double(), head.bias.double()) for head in heads]
-        return (torch.cat(outputs, dim=1) * errors).mean().item()
+        head = (network.head.weight.double(), network.head.bias.double())
+        q_values = F.linear(torch.stack(factors).prod(dim=0), *head)
+        return ((q_values - targets) ** 2).mean().item()
 
     def difference(weight, place, by):
         with torch.no_grad():
@@ -103,7 +100,7 @@ def test_gradients_are_finite_differences_of_the_stand_in_loss(
             weight[place] += by
         return (high - low) / (2 * by)
 
-    found = loss_gradients(network, heads, obs)
+    found = loss_gradients(network, lambda copied: F.mse_loss(copied(obs), targets))
     layers = dict(enumerate(network.convolutions, start=1)) if apply_to == "all" else {}
     layers = {f"conv_{i}": layer for i, layer in layers.items()} | {"z": network.latent}
     for name, layer in layers.items():
@@ -130,8 +127,8 @@ def test_gradients_are_finite_differences_of_the_stand_in_loss(
 
 
 def test_probes_are_spread_over_the_newest():
-    assert spread_probes(torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
-    probes = spread_probes(torch.arange(2048))
+    assert spread(5).tolist() == [0, 1, 2, 3, 4]
+    probes = spread(2048)
     assert len(probes) == PROBES
     assert (probes[0], probes[-1]) == (0, 2047)
     assert set(probes.diff().tolist()) <= {16, 17}
@@ -194,7 +191,7 @@ def test_measuring_does_not_move_a_run(algorithm, run_measured):
     assert "representation/dead_kde" not in plain.Tags()["scalars"]
     churned = [point.value for tag in CHURN for point in measured.Scalars(tag)]
     assert len(churned) >= 3
-    if algorithm != "ppo":  # whose young policy prefers the same action everywhere
+    if algorithm == "dqn":  # the others prefer the same action everywhere so early
         assert max(churned) > 0
     one, other = saved_weights(often), saved_weights(never)
     assert one.keys() == other.keys()

@@ -65,6 +65,11 @@ def test_a_run_that_is_asked_to_stop_says_until_when_it_goes_on(make_run, capsys
     assert said[1:] == expected
 
 
+def mean_output(recent):
+    """A loss for networks that are measured, over some of the newest observations."""
+    return lambda network: network(recent.newest(512)[:64]).mean()
+
+
 def test_scores_are_means_over_the_last_100_games(make_run, events):
     with make_run() as run:
         for game in range(150):
@@ -84,7 +89,7 @@ def test_what_is_measured_of_a_network(branches, apply_to, make_run, events):
     flags = {"metrics_samples": 512, "metrics_every": 1, "num_envs": 512}
     with make_run(apply_to=apply_to, branches=branches, **flags) as run:
         run.count_step()
-        run.measure(recent, run.network.head)
+        run.measure(recent, run.network.head, mean_output(recent))
     tags = set(events(run.folder).Tags()["scalars"])
     assert "representation/effective_rank" in tags
     for i in range(4):
@@ -101,7 +106,7 @@ def test_what_is_dead_before_anything_was_learnt_is_said_to_be_untrained(
     flags = {"metrics_samples": 512, "metrics_every": 1, "num_envs": 512}
     with make_run(learning_starts=learning_starts, total_timesteps=512, **flags) as run:
         run.count_step()
-        run.measure(recent, run.network.head)
+        run.measure(recent, run.network.head, mean_output(recent))
         run.log({})
     expected = "  untrained: dead " if learning_starts == 512 else "/s  ETA 0:00:00  dead "
     assert expected in capsys.readouterr().err
@@ -144,12 +149,12 @@ def test_a_run_goes_on_while_its_layer_is_measured(make_run, aside, events, monk
     with make_run(**flags) as run:
         obs, head = recent.newest(512), run.network.head
         layers = measuring.hidden_layers(run.network, obs)
-        weights = measuring.loss_gradients(run.network, (head,), measuring.spread_probes(obs))
+        weights = measuring.loss_gradients(run.network, mean_output(recent))
         snapshot = measuring.Snapshot(0, layers, weights, head, {})
         expected = measure(snapshot, "dqn", False).values
         monkeypatch.setattr(measuring, "measure", slow)
         run.count_step()
-        run.measure(recent, run.network.head)
+        run.measure(recent, run.network.head, mean_output(recent))
         with torch.no_grad():
             for weight in run.network.parameters():
                 weight.zero_()
