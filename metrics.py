@@ -43,14 +43,17 @@ def _checked(
 
 
 @functools.lru_cache(maxsize=4)
-def _same_noise(samples: int, features: int) -> Tensor:
-    """Return what is added without a generator: drawn once for all layers of one shape."""
+def _same_noise(samples: int, features: int) -> tuple[Tensor, Tensor]:
+    """Return what is added without a generator, and its deviations: drawn once for each shape."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(samples, features, dtype=torch.float64, generator=generator)
+    noise = torch.randn(samples, features, dtype=torch.float64, generator=generator)
+    return noise, noise.std(dim=0)
 
 
-def _draw_noise(z: Tensor, noise_variance: float, generator: torch.Generator | None) -> Tensor:
-    """Return N(0, noise_variance) of the shape of z (samples, features), on its device.
+def _draw_noise(
+    z: Tensor, noise_variance: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Return N(0, noise_variance) of the shape of z (samples, features), and its std (features,).
 
     Drawn on the CPU, so that it is the same for every device, and from a generator of its own, so
     that measuring leaves a training run unmoved.
@@ -58,10 +61,12 @@ def _draw_noise(z: Tensor, noise_variance: float, generator: torch.Generator | N
     if noise_variance < 0:
         raise ValueError(f"noise_variance must be at least 0, not {noise_variance}")
     if generator is None:
-        noise = _same_noise(*z.shape)
+        noise, spread = _same_noise(*z.shape)
     else:
         noise = torch.randn(z.shape, dtype=z.dtype, generator=generator, device=generator.device)
-    return noise.to(z.device) * math.sqrt(noise_variance)
+        spread = noise.std(dim=0)
+    scale = math.sqrt(noise_variance)
+    return scale * noise.to(z.device), scale * spread.to(z.device)
 
 
 def _jitter(z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +149,7 @@ def kernel_density(
         raise ValueError(
             f"points must be (points,) or (points, {z.shape[1]}): got shape {tuple(points.shape)}"
         )
-    a, shift = _jitter(z, _draw_noise(z, noise_variance, generator))
+    a, shift = _jitter(z, _draw_noise(z, noise_variance, generator)[0])
     points = points.T - shift
     bandwidth = _bandwidths(a)
     density = _density(a, torch.where(bandwidth > 0, bandwidth, 1.0), points)
@@ -171,10 +176,10 @@ def dead_neurons(
     """
     z = _checked(z)
     samples, features = z.shape
-    noise = _draw_noise(z, noise_variance, generator)
+    noise, spread = _draw_noise(z, noise_variance, generator)
     # No density is above K(0) / bandwidth, that of samples which are all the same. Where even the
     # noise cannot make the bandwidth small enough, the neuron is alive, and need not be looked at.
-    narrowest = (z.std(dim=0) - noise.std(dim=0)) * samples**-0.2
+    narrowest = (z.std(dim=0) - spread) * samples**-0.2
     is_open = narrowest * (1 - 1e-9) <= 1 / (threshold * math.sqrt(2 * math.pi))
     dead = torch.zeros(features, dtype=torch.bool, device=z.device)
     # The longest range there can be is sqrt(2) n^0.7 bandwidths, of two opposite outliers among n
@@ -307,9 +312,12 @@ def grad_dormant_neurons(gradient: Tensor, tau: float = 0.0) -> Tensor:
     """
     if not tau >= 0:
         raise ValueError(f"tau must be at least 0, not {tau}")
-    gradient = _checked(gradient, "gradient", "neurons", "incoming weights", fewest=1)
-    score = gradient.abs().mean(dim=1)
+    score = _gradient_score(gradient)
     return score <= tau * score.mean()
+
+
+def _gradient_score(gradient: Tensor) -> Tensor:
+    return _checked(gradient, "gradient", "neurons", "incoming weights", fewest=1).abs().mean(dim=1)
 
 
 def churn(before: Tensor, after: Tensor) -> float:
@@ -367,11 +375,12 @@ def measure_layer(z: Tensor, dead: Tensor | None = None) -> dict[str, float]:
     dead = dead_neurons(z) if dead is None else dead
     rank, live = _count_until(s, 0.99), int((~dead).sum())
     of_live = live_rank(z, dead) if dead.any() else rank
+    score = z.abs().mean(dim=0)  # of `dormant_neurons`
     return {
         "dead_kde": _share(dead),
         "dead_std": _share(dead_neurons(scale_to_layer(z))),
-        "dormant_0": _share(dormant_neurons(z, 0.0)),
-        "dormant_0.1": _share(dormant_neurons(z, 0.1)),
+        "dormant_0": _share(score <= 0),
+        "dormant_0.1": _share(score <= 0.1 * score.mean()),
         "saturated": _share(saturated_neurons(z)),
         "effective_rank": rank,
         "srank_live": of_live,
@@ -388,9 +397,10 @@ def measure_weights(weight: Tensor, gradient: Tensor) -> dict[str, float]:
 
     The norm is the root of the sum of squares over the whole layer.
     """
+    score = _gradient_score(gradient)
     return {
-        "grad_dormant_0.01": _share(grad_dormant_neurons(gradient, 0.01)),
-        "grad_dormant_0.1": _share(grad_dormant_neurons(gradient, 0.1)),
+        "grad_dormant_0.01": _share(score <= 0.01 * score.mean()),
+        "grad_dormant_0.1": _share(score <= 0.1 * score.mean()),
         "weight_norm": weight.detach().double().norm().item(),
     }
 

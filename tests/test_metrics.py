@@ -332,6 +332,10 @@ def test_every_measure_has_a_name_and_a_number():
     z, weight = torch.rand(64, 5), torch.rand(5, 3)
     assert set(measure_layer(z) | measure_weights(weight, weight)) == set(MEASURES)
     assert len(set(MEASURES)) == len(MEASURES)
+    z[:, 0], z[:, 1] = 0, 0.01
+    for tau in (0, 0.1):
+        share = dormant_neurons(z, tau).double().mean()
+        assert measure_layer(z)[f"dormant_{tau}"] == share == (0.4 if tau else 0.2)
     norms = [sum(value**2 for value in row) ** 0.5 for row in z.tolist()]
     assert measure_layer(z)["feature_norm"] == pytest.approx(sum(norms) / 64)
 

@@ -19,7 +19,7 @@ from lab.training.algorithms import load_script, script_args
 from lab.training.atari import AtariEnvs
 from lab.training.checkpoint import read_newest_footer
 from lab.training.frames import RecentObs
-from lab.training.measure import spread
+from lab.training.measure import PROBES
 from lab.training.replay import SEGMENT, ReplayBuffer
 from lab.training.run import Run
 
@@ -89,8 +89,7 @@ def measure_bound(args, device: torch.device) -> Iterator[dict]:
 
 def mean_output(network: torch.nn.Module, recent: RecentObs) -> torch.Tensor:
     """Return a loss that costs what that of an algorithm does."""
-    obs = recent.newest(len(recent.frames))
-    outputs = network(obs[spread(len(obs)).to(obs.device)])
+    outputs = network(recent.frames[:PROBES])
     return (outputs[1] if isinstance(outputs, tuple) else outputs).mean()
 
 
