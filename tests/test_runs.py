@@ -88,6 +88,8 @@ def tags_of(algorithm):
     tags |= {f"{contribution}/{part}" for part in ("live", "dead", "bias", "live_abs", "dead_abs")}
     layers = ["", "branch_0/", "branch_1/"]
     layers += ["conv_1/", "conv_2/", "conv_3/"] if algorithm == "pqn" else []
+    how = ("magnitude", "with_branches", "without_branches")
+    tags |= {f"representation/dead_{name}" for name in how}
     tags |= {f"churn/{part}" for part in ("total", "encoder", "head")}
     return tags | {f"representation/{layer}{m}" for layer in layers for m in MEASURES}
 

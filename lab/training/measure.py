@@ -154,6 +154,24 @@ class Snapshot(NamedTuple):
         return Snapshot(self.step, layers, weights, copy.deepcopy(self.head).cpu(), self.churn)
 
 
+def describe_deaths(layers: dict[str, Tensor], dead_of: dict[str, Tensor]) -> dict[str, float]:
+    """Describe how the dead neurons of z are dead; return values by tag.
+
+    layers as in `measure_representation`; dead_of: bool (features,) of each. Shares of all neurons
+    of z: dead with all their branches, and dead while all their branches live. The mean over dead
+    neurons of |their mean|, which is near 1 for a tanh that died at its ends; 0 without any.
+    """
+    dead, found = dead_of["z"], {}
+    held = layers["z"].double().mean(dim=0)[dead].abs()
+    found[tags.of_layer("dead_magnitude")] = held.mean().item() if len(held) > 0 else 0.0
+    branches = [of for name, of in dead_of.items() if name.startswith("branch_")]
+    if branches:
+        together, any_branch = torch.stack(branches).all(dim=0), torch.stack(branches).any(dim=0)
+        found[tags.of_layer("dead_with_branches")] = (dead & together).double().mean().item()
+        found[tags.of_layer("dead_without_branches")] = (dead & ~any_branch).double().mean().item()
+    return found
+
+
 def measure_representation(
     layers: dict[str, Tensor], weights: dict[str, Weights], head: nn.Linear, algorithm: str
 ) -> dict[str, float]:
@@ -168,6 +186,7 @@ def measure_representation(
         measured = measure_layer(layer, dead_of[name]) | measure_weights(*weights[name])
         for measure, value in measured.items():
             values[tags.of_layer(measure, name)] = value
+    values |= describe_deaths(layers, dead_of)
     live, dead = q_contribution(layers["z"], dead_of["z"], head.weight, head.bias)
     parts = {"live": live, "dead": dead, "bias": head.bias}
     parts |= {"live_abs": live.abs(), "dead_abs": dead.abs()}

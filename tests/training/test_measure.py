@@ -12,12 +12,14 @@ from dqn_atari import Args, QNetwork
 from hadamard import ACTIVATIONS
 from lab.training.measure import (
     PROBES,
+    describe_deaths,
     hidden_layers,
     loss_gradients,
     measure_churn,
     probe,
     spread,
 )
+from metrics import dead_neurons
 
 
 def layer_by_torch(layer, apply, channels_at):
@@ -124,6 +126,25 @@ def test_gradients_are_finite_differences_of_the_loss(branches, apply_to, layer_
                 measured = gradient[neuron, i * incoming + weight].item()
                 assert measured == pytest.approx(expected, rel=0.02, abs=2e-3 * largest), name
     assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_how_products_are_dead():
+    """Both branches dead, one, and none where the product is of small numbers; at 1 and at 0."""
+    torch.manual_seed(0)
+    n = 2048
+    lives, one, small = torch.randn(n).tanh(), torch.full((n,), 0.98), 0.1 * torch.randn(n)
+    pairs = [(one, one), (one, lives), (lives, one), (small, small), (lives, lives)]
+    first, second = (torch.stack(of, dim=1) for of in zip(*pairs, strict=True))
+    layers = {"z": first * second, "branch_0": first, "branch_1": second}
+    dead = {name: dead_neurons(layer) for name, layer in layers.items()}
+    assert dead["z"].tolist() == [True, False, False, True, False]
+    found = describe_deaths(layers, dead)
+    assert found["representation/dead_with_branches"] == pytest.approx(1 / 5)
+    assert found["representation/dead_without_branches"] == pytest.approx(1 / 5)
+    held = (0.98**2 + layers["z"][:, 3].mean().abs()) / 2
+    assert found["representation/dead_magnitude"] == pytest.approx(held.item(), abs=1e-6)
+    alone = describe_deaths({"z": lives[:, None]}, {"z": torch.tensor([False])})
+    assert alone == {"representation/dead_magnitude": 0}
 
 
 def test_probes_are_spread_over_the_newest():
