@@ -265,8 +265,10 @@ def main(args: Args) -> int:
     losses = Means(device)  # of the updates since the last log
 
     def measured_loss(network: QNetwork) -> Tensor:
+        target = copy.deepcopy(target_network)
+        target.dtype = torch.float32  # as the network that is measured
         batch = buffer.sample(PROBES, torch.Generator().manual_seed(0))
-        return td_loss(network, target_network, batch, args.gamma, args.double_dqn)[0]
+        return td_loss(network, target, batch, args.gamma, args.double_dqn)[0]
 
     parts = {  # all that a checkpoint holds
         "network": q_network,

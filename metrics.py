@@ -16,6 +16,7 @@ MEASURES = ("dead_kde", "dead_std", "dormant_0", "dormant_0.1", "saturated")
 MEASURES += ("effective_rank", "srank_live", "srank_live_share", "stable_rank", "pca_rank")
 MEASURES += ("entropy_rank", "feature_norm", "grad_dormant_0.01", "grad_dormant_0.1", "weight_norm")
 
+NOISE_VARIANCE = 1e-5  # of what v1's test adds to the values of a neuron
 # Grid points per kernel bandwidth when the peak of a density is searched for. Linear binning onto
 # this grid errs by at most (1 / 16)^2 / 8 = 5e-4 of the peak; the peak itself is then exact.
 BINS_PER_BANDWIDTH = 16
@@ -132,7 +133,7 @@ def _peak_position(a: Tensor, bandwidth: Tensor) -> Tensor:
 def kernel_density(
     z: Tensor,
     points: Tensor,
-    noise_variance: float = 1e-5,
+    noise_variance: float = NOISE_VARIANCE,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Compute the Gaussian kernel density of each neuron (v1 App. B.1), with that test's noise.
@@ -160,7 +161,7 @@ def kernel_density(
 def dead_neurons(
     z: Tensor,
     threshold: float = 20.0,
-    noise_variance: float = 1e-5,
+    noise_variance: float = NOISE_VARIANCE,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Test which neurons are dead (v1 App. B.1): bool (features,).
@@ -174,19 +175,21 @@ def dead_neurons(
     the same wherever it is compared, and on the scale: a live neuron with small values counts as
     dead. A tanh neuron that switches between -1 and 1 is alive.
     """
+    if not threshold > 0:
+        raise ValueError(f"threshold must be above 0, not {threshold}")
     z = _checked(z)
     samples, features = z.shape
     noise, spread = _draw_noise(z, noise_variance, generator)
     # No density is above K(0) / bandwidth, that of samples which are all the same. Where even the
     # noise cannot make the bandwidth small enough, the neuron is alive, and need not be looked at.
     narrowest = (z.std(dim=0) - spread) * samples**-0.2
-    is_open = narrowest * (1 - 1e-9) <= 1 / (threshold * math.sqrt(2 * math.pi))
+    may_be_dead = narrowest * (1 - 1e-9) <= 1 / (threshold * math.sqrt(2 * math.pi))
     dead = torch.zeros(features, dtype=torch.bool, device=z.device)
     # The longest range there can be is sqrt(2) n^0.7 bandwidths, of two opposite outliers among n
     # samples; the margins of 6 bandwidths on either side come on top.
     longest = int(2**0.5 * samples**0.7 + 13) * BINS_PER_BANDWIDTH
     step = max(1, CHUNK_ELEMENTS // max(longest, samples))
-    undecided = is_open.nonzero().flatten()
+    undecided = may_be_dead.nonzero().flatten()
     for start in range(0, len(undecided), step):
         neurons = undecided[start : start + step]
         a, _ = _jitter(z[:, neurons], noise[:, neurons])
@@ -237,7 +240,7 @@ def effective_rank(z: Tensor, delta: float = 0.01) -> int:
     """Return the smallest k whose k largest singular values of z sum to a share >= 1 - delta.
 
     Kumar et al. 2021 (srank). z (samples, features), not centred; it should have at least as many
-    samples as features. 0 for a z of zeros.
+    samples as features. Singular values below 3e-7 of the largest count as 0; 0 for a z of zeros.
     """
     if not 0 <= delta < 1:
         raise ValueError(f"delta must be at least 0 and below 1, not {delta}")
@@ -247,8 +250,8 @@ def effective_rank(z: Tensor, delta: float = 0.01) -> int:
 def live_rank(z: Tensor, dead: Tensor) -> int:
     """Return the effective rank over the neurons that are not dead; 0 if all are.
 
-    z (samples, features), dead bool (features,). It still grows with the number of live neurons,
-    of which it is a share: 1 if all of them are orthogonal and equally strong.
+    z (samples, features), dead bool (features,). It grows with the number of live neurons: of n
+    that are orthogonal and equally strong it is ceil(0.99 n).
     """
     z = _checked(z)
     live = ~_checked_dead(dead, z)
@@ -271,7 +274,8 @@ def pca_rank(z: Tensor, share: float = 0.99) -> int:
 def entropy_rank(z: Tensor) -> float:
     """Return exp of the entropy of the singular values over their sum (Roy and Vetterli 2007).
 
-    z (samples, features). Between 1 and the number of features; 0 for a z of zeros.
+    z (samples, features). Between 1 and the number of features; 0 for a z of zeros. Singular values
+    below 3e-7 of the largest count as 0.
     """
     return _entropy_rank(_singular_values(_gram(_checked(z))))
 
@@ -306,8 +310,9 @@ def saturated_neurons(z: Tensor, level: float = 0.99, share: float = 0.99) -> Te
 def grad_dormant_neurons(gradient: Tensor, tau: float = 0.0) -> Tensor:
     """Test E|g_i| / mean_k E|g_k| <= tau (GraMa, arXiv 2505.24061): bool (neurons,).
 
-    gradient (neurons, incoming weights): that of a loss, one row for each neuron's own weights. It
-    sees a saturated tanh neuron, and no scale of the layer. In a layer without any gradient every
+    gradient (neurons, incoming weights): that of a mean loss, of which E|g_i| is the mean over the
+    weights of a neuron; samples that pull in opposite directions cancel. It sees a saturated tanh
+    neuron and does not depend on the scale of the layer. In a layer without any gradient every
     neuron is dormant.
     """
     if not tau >= 0:

@@ -24,9 +24,16 @@ from lab.common.device import pick_device, upload
 from lab.training.atari import AtariEnvs
 from lab.training.checks import check_rollout_flags, check_shared_flags
 from lab.training.encoder import Encoder
-from lab.training.frames import RecentObs, channels_last, empty_obs, flatten_steps, take_steps
+from lab.training.frames import (
+    RecentObs,
+    channels_last,
+    empty_obs,
+    flatten_steps,
+    sample_steps,
+    take_steps,
+)
 from lab.training.graphs import Graphed
-from lab.training.measure import spread
+from lab.training.measure import PROBES
 from lab.training.run import Run, launch, make_envs
 
 LOSSES = (
@@ -397,8 +404,7 @@ def main(args: Args) -> int:
     choose, learn = make_graphs(agent, optimizer, args)
 
     def measured_loss(network: Agent) -> Tensor:
-        steps = flatten_steps(rollout)
-        return ppo_loss(network, take_steps(steps, spread(len(steps.obs)).to(device)), args)[0]
+        return ppo_loss(network, sample_steps(rollout, PROBES), args)[0]
 
     parts = {  # all that a checkpoint holds
         "network": agent,

@@ -25,9 +25,16 @@ from lab.common.device import pick_device, upload
 from lab.training.atari import AtariEnvs
 from lab.training.checks import check_rollout_flags, check_shared_flags
 from lab.training.encoder import Encoder
-from lab.training.frames import RecentObs, channels_last, empty_obs, flatten_steps, take_steps
+from lab.training.frames import (
+    RecentObs,
+    channels_last,
+    empty_obs,
+    flatten_steps,
+    sample_steps,
+    take_steps,
+)
 from lab.training.graphs import Graphed
-from lab.training.measure import spread
+from lab.training.measure import PROBES
 from lab.training.radam import RAdam
 from lab.training.run import Run, launch, make_envs
 
@@ -330,8 +337,7 @@ def main(args: Args) -> int:
     choose, learn = make_graphs(q_network, optimizer, args)
 
     def measured_loss(network: QNetwork) -> Tensor:
-        steps = flatten_steps(rollout)
-        return td_loss(network, take_steps(steps, spread(len(steps.obs)).to(device)))[0]
+        return td_loss(network, sample_steps(rollout, PROBES))[0]
 
     parts = {  # all that a checkpoint holds
         "network": q_network,

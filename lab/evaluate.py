@@ -1,5 +1,7 @@
 """How well a checkpoint plays: many games at once, each from its own seed, and the best one seen.
 
+Of a finished run `config.json` and `model.pt` are enough.
+
     python -m lab.evaluate runs/NAME                          30 greedy games
     python -m lab.evaluate runs/NAME --epsilon 0.05 --gif best.gif
 

@@ -453,6 +453,7 @@ class Check:
             PROBES,
             hidden_layers,
             loss_gradients,
+            measure_gradient,
             measure_representation,
         )
         from metrics import dead_neurons, measure_layer, q_contribution
@@ -470,7 +471,10 @@ class Check:
                     outputs = copied(obs[:PROBES])
                     return (outputs[1] if algorithm == "ppo" else outputs).mean()
 
-                weights = loss_gradients(network, mean_value)
+                weights = {
+                    name: measure_gradient(*pair)
+                    for name, pair in loss_gradients(network, mean_value, everywhere).items()
+                }
                 found[algorithm] = {
                     "loss_gradients": self.seconds(loss_gradients, network, mean_value),
                     "hidden_layers": self.seconds(hidden_layers, network, obs, everywhere),
@@ -486,9 +490,7 @@ class Check:
                         "shape": list(layer.shape),
                         "dead_neurons": self.seconds(dead_neurons, layer),
                         "svdvals": self.seconds(torch.linalg.svdvals, layer.double()),
-                        "measure_layer, with its svdvals": self.seconds(
-                            measure_layer, layer, dead[name]
-                        ),
+                        "measure_layer": self.seconds(measure_layer, layer, dead[name]),
                     }
 
     def kernels(self, found):

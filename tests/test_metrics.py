@@ -417,6 +417,9 @@ def test_bad_input_is_named(name, z, message):
 
 def test_bad_arguments_are_named():
     z = torch.randn(5, 3)
+    for threshold in (0, -1, math.nan):
+        with pytest.raises(ValueError, match="threshold must be above 0"):
+            dead_neurons(z, threshold)
     with pytest.raises(ValueError, match="delta"):
         effective_rank(z, 1.0)
     with pytest.raises(ValueError, match="tau"):

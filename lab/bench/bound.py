@@ -88,7 +88,7 @@ def measure_bound(args, device: torch.device) -> Iterator[dict]:
 
 
 def mean_output(network: torch.nn.Module, recent: RecentObs) -> torch.Tensor:
-    """Return a loss that costs what that of an algorithm does."""
+    """Return a loss over PROBES observations: one forward pass (DQN's own has two)."""
     outputs = network(recent.frames[:PROBES])
     return (outputs[1] if isinstance(outputs, tuple) else outputs).mean()
 

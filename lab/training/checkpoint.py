@@ -147,7 +147,7 @@ def _load_plain(path: Path, content: bytes):
 
 
 def read_weights(path: Path) -> dict:
-    """Read the weights in a model.pt, by name, in fp32: a file of half the size may have fp16.
+    """Read the weights in a model.pt, by name, in fp32, also where the file holds fp16.
 
     Raises UsageError where it cannot be read, and for anything but tensors and plain values.
     """

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from lab.common.cli import say
 from lab.common.drawing import own_style
-from metrics import dead_neurons, kernel_density
+from metrics import NOISE_VARIANCE, dead_neurons, kernel_density
 
 NEURONS = 16  # of each layer
-NOISE = 1e-5**0.5  # standard deviation of what `kernel_density` adds to the values
 
 
 def try_draw_kde(layers: dict[str, Tensor]) -> np.ndarray | None:
@@ -50,7 +49,7 @@ def draw_kde(layers: dict[str, Tensor]) -> np.ndarray:
         neurons = torch.linspace(0, z.shape[1] - 1, min(NEURONS, z.shape[1])).long()
         z = z[:, neurons].double().cpu()
         low, high = z.min().item(), z.max().item()
-        pad = max(0.05 * (high - low), 4 * NOISE)
+        pad = max(0.05 * (high - low), 4 * NOISE_VARIANCE**0.5)
         low, high = low - pad, high + pad
         # The grid shows the shape, the quantiles find spikes that fall between its points.
         grid = torch.linspace(low, high, 200, dtype=z.dtype).unsqueeze(1).expand(-1, z.shape[1])

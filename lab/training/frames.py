@@ -51,6 +51,13 @@ def flatten_steps(rollout: NamedTuple) -> NamedTuple:
     return type(rollout)(*(upload(field.flatten(0, 1), device) for field in rollout))
 
 
+def sample_steps(rollout: NamedTuple, count: int) -> NamedTuple:
+    """Draw so many steps of a rollout, or all if there are fewer: the same places at every call."""
+    steps = flatten_steps(rollout)
+    order = torch.randperm(len(steps.obs), generator=torch.Generator().manual_seed(0))
+    return take_steps(steps, upload(order[:count], steps.obs.device))
+
+
 class RecentObs:
     """Keep the newest observations of rollouts, uint8 (count, 4, 84, 84), for the measures."""
 

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from lab.training.encoder import Encoder
 from lab.training.figures import try_draw_kde
 from metrics import churn, dead_neurons, measure_layer, measure_weights, q_contribution
 
-# Observations, spread over the newest, for what takes a forward or a backward pass of its own.
+# Observations or steps, for what takes a forward or a backward pass of its own.
 PROBES = 128
 # A figure every so many measurements: it costs about as much as one, and 16 neurons change slowly.
 FIGURE_EVERY = 10
@@ -62,11 +63,6 @@ def hidden_layers(network: Encoder, obs: Tensor, convolutions: bool = False) -> 
     return {name: torch.cat(layer) for name, layer in parts.items()}
 
 
-def spread(count: int) -> Tensor:
-    """Return PROBES numbers below a count, evenly spread, or all if there are fewer: int64."""
-    return torch.linspace(0, count - 1, min(PROBES, count)).long()
-
-
 class Probed(NamedTuple):
     """What a network makes of observations: z (samples, features), which a head reads."""
 
@@ -97,42 +93,43 @@ def measure_churn(before: Probed, after: Probed) -> dict[str, float]:
     }
 
 
-class Weights(NamedTuple):
-    """The incoming weights of a layer's neurons, both (neurons, incoming weights)."""
-
-    weight: Tensor
-    gradient: Tensor
-
-
 @exact_fp32()
-def loss_gradients(network: Encoder, loss: Callable[[Encoder], Tensor]) -> dict[str, Weights]:
-    """Return each hidden layer's weights and their gradient, in fp32 whatever its precision.
+def loss_gradients(
+    network: Encoder, loss: Callable[[Encoder], Tensor], convolutions: bool = False
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each hidden layer's weight and gradient, both (neurons, incoming weights), in fp32.
 
-    `loss(network)` is the algorithm's own. Of "z", of "branch_0" ... where z has several, and of
-    "conv_1" ..., of which each feature map is a neuron; the weights of a product are those of all
-    its branches.
+    `loss(network)` is the algorithm's own. Of "z", of "branch_0" ... where z has several, and with
+    `convolutions` of "conv_1" ..., of which each feature map is a neuron. The weights of a product
+    are those of all its branches.
     """
     # Of a copy: autograd remembers on which stream of a GPU a weight was used, which would break
     # off the recording of a CUDA graph.
     network = copy.deepcopy(network)
     network.dtype = torch.float32
-    layers = [network.latent, *network.convolutions]
-    weights = [layer.weight for layer in layers]
+    layers = {"z": network.latent}
+    if convolutions:
+        layers |= {f"conv_{i}": layer for i, layer in enumerate(network.convolutions, start=1)}
+    weights = [layer.weight for layer in layers.values()]
     gradients = torch.autograd.grad(loss(network), weights)
 
     found = {}
-    for i, (layer, weight, gradient) in enumerate(zip(layers, weights, gradients, strict=True)):
-        # (branches, width, incoming weights)
-        pair = [
-            of.detach().flatten(1).unflatten(0, (layer.branches, layer.width))
-            for of in (weight, gradient)
-        ]
-        of_neurons = Weights(*(of.movedim(0, 1).flatten(1) for of in pair))
-        found["z" if i == 0 else f"conv_{i}"] = of_neurons
-        if i == 0 and layer.branches > 1:
-            for j in range(layer.branches):
-                found[f"branch_{j}"] = Weights(*(of[j] for of in pair))
+    for (name, layer), weight, gradient in zip(layers.items(), weights, gradients, strict=True):
+        by_branch = [
+            tensor.detach().flatten(1).unflatten(0, (layer.branches, layer.width))
+            for tensor in (weight, gradient)
+        ]  # (branches, width, incoming weights)
+        found[name] = tuple(tensor.movedim(0, 1).flatten(1) for tensor in by_branch)
+        if name == "z" and layer.branches > 1:
+            found |= {f"branch_{i}": pair for i, pair in enumerate(zip(*by_branch, strict=True))}
     return found
+
+
+def measure_gradient(weight: Tensor, gradient: Tensor) -> dict[str, float]:
+    """Return what `measure_weights` does, or nan where the loss has no finite gradient."""
+    if torch.isfinite(gradient).all():
+        return measure_weights(weight, gradient)
+    return dict.fromkeys(measure_weights(weight, weight), math.nan)
 
 
 class Snapshot(NamedTuple):
@@ -140,50 +137,52 @@ class Snapshot(NamedTuple):
 
     step: int
     layers: dict[str, Tensor]  # of `hidden_layers`
-    weights: dict[str, Weights]  # of `loss_gradients`
+    weights: dict[str, dict[str, float]]  # of `measure_gradient`
     head: nn.Linear  # reads Q-values or the value off z
     churn: dict[str, float]  # of `measure_churn`, by tag
 
     def to_host(self) -> "Snapshot":
         """Return a copy in the host's memory."""
         layers = {name: layer.to("cpu", copy=True) for name, layer in self.layers.items()}
-        weights = {
-            name: Weights(*(of.to("cpu", copy=True) for of in pair))
-            for name, pair in self.weights.items()
-        }
-        return Snapshot(self.step, layers, weights, copy.deepcopy(self.head).cpu(), self.churn)
+        return self._replace(layers=layers, head=copy.deepcopy(self.head).cpu())
 
 
 def describe_deaths(layers: dict[str, Tensor], dead_of: dict[str, Tensor]) -> dict[str, float]:
     """Describe how the dead neurons of z are dead; return values by tag.
 
     layers as in `measure_representation`; dead_of: bool (features,) of each. Shares of all neurons
-    of z: dead with all their branches, and dead while all their branches live. The mean over dead
-    neurons of |their mean|, which is near 1 for a tanh that died at its ends; 0 without any.
+    of z: dead with all their branches, and dead while all their branches live. Where any is dead,
+    the mean over them of |their mean|, which is near 1 for a tanh that died at its ends.
     """
     dead, found = dead_of["z"], {}
-    held = layers["z"].double().mean(dim=0)[dead].abs()
-    found[tags.of_layer("dead_magnitude")] = held.mean().item() if len(held) > 0 else 0.0
-    branches = [of for name, of in dead_of.items() if name.startswith("branch_")]
+    if dead.any():
+        held = layers["z"].double().mean(dim=0)[dead].abs().mean()
+        found[tags.of_layer("dead_magnitude")] = held.item()
+    branches = [neurons for name, neurons in dead_of.items() if name.startswith("branch_")]
     if branches:
-        together, any_branch = torch.stack(branches).all(dim=0), torch.stack(branches).any(dim=0)
-        found[tags.of_layer("dead_with_branches")] = (dead & together).double().mean().item()
-        found[tags.of_layer("dead_without_branches")] = (dead & ~any_branch).double().mean().item()
+        count = torch.stack(branches).sum(dim=0)  # of a neuron's dead branches
+        kinds = {"dead_with_branches": count == len(branches), "dead_without_branches": count == 0}
+        for name, kind in kinds.items():
+            found[tags.of_layer(name)] = (dead & kind).double().mean().item()
     return found
 
 
 def measure_representation(
-    layers: dict[str, Tensor], weights: dict[str, Weights], head: nn.Linear, algorithm: str
+    layers: dict[str, Tensor],
+    weights: dict[str, dict[str, float]],
+    head: nn.Linear,
+    algorithm: str,
 ) -> dict[str, float]:
     """Measure the hidden layers and their head; return values by TensorBoard tag.
 
     layers: "z" and, where there are any, "branch_0" ..., "conv_1" ..., each (samples, features),
-    with the weights of each. `head` reads Q-values or the value off z. What live and dead neurons
-    bring into its output are means over samples and actions, those called `_abs` of the magnitudes.
+    and what was measured of the weights of each. `head` reads Q-values or the value off z. What
+    live and dead neurons bring into its output are means over samples and actions, those called
+    `_abs` of the magnitudes.
     """
     values, dead_of = {}, {name: dead_neurons(layer) for name, layer in layers.items()}
     for name, layer in layers.items():
-        measured = measure_layer(layer, dead_of[name]) | measure_weights(*weights[name])
+        measured = measure_layer(layer, dead_of[name]) | weights[name]
         for measure, value in measured.items():
             values[tags.of_layer(measure, name)] = value
     values |= describe_deaths(layers, dead_of)
@@ -214,15 +213,15 @@ def measure(snapshot: Snapshot, algorithm: str, is_drawn: bool) -> Measured:
 class Measurer:
     """Measure the network of a run where it is time: at once, or on a GPU in a thread.
 
-    A measurement takes half a second of a core, for which a GPU would have to wait: there the
-    thread works on copies. One is under way at a time. `recent.newest(count)` gives the newest
+    A measurement takes most of a second, for which a GPU would have to wait: there the thread works
+    on copies. One is under way at a time. `recent.newest(count)` gives the newest
     observations (count, 4, 84, 84), or None.
     """
 
     def __init__(self, args, network: Encoder, algorithm: str):
         self.args, self.network, self.algorithm = args, network, algorithm
         self.aside = next(network.parameters()).device.type == "cuda"
-        self.looked = 0  # the agent step at which a measurement was last considered
+        self.last_considered = 0  # the agent step at which a measurement was last considered
         self.count = 0  # measurements so far
         self._before: Probed | None = None  # the newest update
         self._policy_head: nn.Linear | None = None
@@ -231,7 +230,7 @@ class Measurer:
 
     def find_due(self, recent, step: int) -> Tensor | None:
         """Return the observations that are to be measured at an agent step, or None."""
-        if measurement_due(self.args, self.looked, step):
+        if measurement_due(self.args, self.last_considered, step):
             return recent.newest(self.args.metrics_samples)
         return None
 
@@ -239,7 +238,8 @@ class Measurer:
         """Keep what the update that comes next changes, if it is measured after it."""
         obs = self.find_due(recent, step)
         if obs is not None:
-            self._before = probe(self.network, policy_head, obs[spread(len(obs))])
+            spread = torch.linspace(0, len(obs) - 1, min(PROBES, len(obs))).long()
+            self._before = probe(self.network, policy_head, obs[spread])
             self._policy_head = policy_head
 
     def start(
@@ -254,12 +254,13 @@ class Measurer:
 
         `head` reads Q-values or the value off z. What `require_finite` refuses is not measured.
         """
-        layers = hidden_layers(self.network, obs, self.args.apply_to == "all")
+        convolutions = self.args.apply_to == "all"
+        layers = hidden_layers(self.network, obs, convolutions)
         require_finite(layers.items(), step)
         require_finite(self.network.named_parameters(), step)
-        weights, churned = loss_gradients(self.network, loss), {}
-        gradients = ((f"the gradient of {name}", of.gradient) for name, of in weights.items())
-        require_finite(gradients, step)
+        gradients = loss_gradients(self.network, loss, convolutions)
+        weights = {name: measure_gradient(*pair) for name, pair in gradients.items()}
+        churned = {}
         if self._before is not None:
             after = probe(self.network, self._policy_head, self._before.obs)
             churned, self._before = measure_churn(self._before, after), None

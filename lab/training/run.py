@@ -181,7 +181,7 @@ class Run:
         self._logger.warn_if_full(self.step)
 
     def watch_update(self, recent, policy_head: nn.Linear):
-        """Keep what the update that comes next changes, where `measure` will ask for it.
+        """Remember the network before the coming update, if `measure` will be due after it.
 
         `recent` as for `measure`; the largest output of `policy_head` is the greedy action.
         """
@@ -191,11 +191,11 @@ class Run:
         """Measure the network and its newest update over the newest observations, where it is time.
 
         `recent.newest(count)` gives observations (count, 4, 84, 84) or None. `head` reads Q-values
-        or the value off z, and `loss(network)` is what the algorithm minimises, over some of its
-        newest data. With --apply-to all the convolutions are measured, too.
+        or the value off z, and `loss(network)` is the algorithm's loss over 128 of the steps that
+        it learns from. With --apply-to all the convolutions are measured, too.
         """
         obs = self._measurer.find_due(recent, self.step)
-        self._measurer.looked = self.step
+        self._measurer.last_considered = self.step
         if obs is None:
             return
         self.write_measurement()  # the one before
@@ -211,7 +211,8 @@ class Run:
         self._logger.require_finite_values(measured.values, measured.step)
         dead, rank = measured.values[tags.dead()], measured.values[tags.rank()]
         is_untrained = measured.step <= getattr(self.args, "learning_starts", 0)
-        self._progress.layer = f"  {'untrained: ' * is_untrained}dead {dead:.0%}  rank {rank}"
+        state = "untrained: " if is_untrained else ""
+        self._progress.layer = f"  {state}dead {dead:.0%}  rank {rank}"
         if measured.picture is not None:
             self._logger.board.image(tags.of_layer("kde"), measured.picture, measured.step)
         self._logger.board.flush()
@@ -240,7 +241,7 @@ class Run:
         self._stop.leave_at_once = ""
         for problem in problems:
             say(f"{problem}: going on from the checkpoint before it", sys.stderr)
-        self._previous = self._measurer.looked = self.step
+        self._previous = self._measurer.last_considered = self.step
         self.returns.extend(run_state["returns"])
         self._measurer.count, self._progress.layer = run_state["measurements"], run_state["layer"]
         self._elapsed = run_state["elapsed"]

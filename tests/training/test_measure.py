@@ -2,6 +2,8 @@
 gradients, by finite differences; what an update changes, and that measuring changes nothing."""
 
 import functools
+import itertools
+import math
 
 import pytest
 import torch
@@ -11,13 +13,12 @@ from algorithms import SCRIPTS, SHORT, parse, saved_weights
 from dqn_atari import Args, QNetwork
 from hadamard import ACTIVATIONS
 from lab.training.measure import (
-    PROBES,
     describe_deaths,
     hidden_layers,
     loss_gradients,
     measure_churn,
+    measure_gradient,
     probe,
-    spread,
 )
 from metrics import dead_neurons
 
@@ -102,21 +103,23 @@ def test_gradients_are_finite_differences_of_the_loss(branches, apply_to, layer_
             weight[place] += by
         return (high - low) / (2 * by)
 
-    found = loss_gradients(network, lambda copied: F.mse_loss(copied(obs), targets))
+    everywhere = apply_to == "all"
+    found = loss_gradients(network, lambda copied: F.mse_loss(copied(obs), targets), everywhere)
+    assert set(found) == set(hidden_layers(network, obs, everywhere))
     layers = dict(enumerate(network.convolutions, start=1)) if apply_to == "all" else {}
     layers = {f"conv_{i}": layer for i, layer in layers.items()} | {"z": network.latent}
     for name, layer in layers.items():
         width, incoming = layer.width, layer.weight[0].numel()
-        gradient = found[name].gradient
+        weights, gradient = found[name]
         assert gradient.shape == (width, branches * incoming)
         for i in range(branches):
             rows = layer.weight.detach().flatten(1)[i * width : (i + 1) * width]
             columns = slice(i * incoming, (i + 1) * incoming)
-            assert torch.equal(found[name].weight[:, columns], rows)
+            assert torch.equal(weights[:, columns], rows)
             if name == "z" and branches > 1:
-                branch = found[f"branch_{i}"]
-                assert torch.equal(branch.gradient, gradient[:, columns])
-                assert torch.equal(branch.weight, rows)
+                branch_weights, branch_gradient = found[f"branch_{i}"]
+                assert torch.equal(branch_gradient, gradient[:, columns])
+                assert torch.equal(branch_weights, rows)
             # The weight with the largest gradient of the branch, and another of that neuron.
             neuron, most = divmod(int(gradient[:, columns].abs().argmax()), incoming)
             flat = layer.weight.detach().flatten(1)
@@ -143,16 +146,14 @@ def test_how_products_are_dead():
     assert found["representation/dead_without_branches"] == pytest.approx(1 / 5)
     held = (0.98**2 + layers["z"][:, 3].mean().abs()) / 2
     assert found["representation/dead_magnitude"] == pytest.approx(held.item(), abs=1e-6)
-    alone = describe_deaths({"z": lives[:, None]}, {"z": torch.tensor([False])})
-    assert alone == {"representation/dead_magnitude": 0}
+    assert describe_deaths({"z": lives[:, None]}, {"z": torch.tensor([False])}) == {}
 
 
-def test_probes_are_spread_over_the_newest():
-    assert spread(5).tolist() == [0, 1, 2, 3, 4]
-    probes = spread(2048)
-    assert len(probes) == PROBES
-    assert (probes[0], probes[-1]) == (0, 2047)
-    assert set(probes.diff().tolist()) <= {16, 17}
+def test_a_gradient_that_is_not_finite_is_nan_and_not_dormant():
+    for bad in (math.nan, math.inf):
+        measured = measure_gradient(torch.ones(3, 4), torch.full((3, 4), bad))
+        assert all(math.isnan(value) for value in measured.values())
+    assert measure_gradient(torch.ones(3, 4), torch.ones(3, 4))["grad_dormant_0.1"] == 0
 
 
 def test_churn_is_told_apart_by_what_is_exchanged():
@@ -217,6 +218,26 @@ def test_measuring_does_not_move_a_run(algorithm, run_measured):
     one, other = saved_weights(often), saved_weights(never)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
+def test_churn_is_that_of_the_policy_over_one_update(algorithm, run_measured, monkeypatch):
+    """Each update makes another action the greedy one everywhere, by the head alone."""
+    calls = itertools.count()
+
+    def update(learn, *others):
+        (network,) = learn.modules
+        head = network.actor if algorithm == "ppo" else network.head
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.zero_()
+            head.bias[next(calls) % len(head.bias)] = 1
+        return {}
+
+    monkeypatch.setattr(SCRIPTS[algorithm], "update", update)
+    _, log = run_measured(algorithm, 64)
+    for tag, expected in zip(CHURN, (1, 0, 1), strict=True):
+        assert {point.value for point in log.Scalars(tag)} == {expected}
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)

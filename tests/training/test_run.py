@@ -149,7 +149,8 @@ def test_a_run_goes_on_while_its_layer_is_measured(make_run, aside, events, monk
     with make_run(**flags) as run:
         obs, head = recent.newest(512), run.network.head
         layers = measuring.hidden_layers(run.network, obs)
-        weights = measuring.loss_gradients(run.network, mean_output(recent))
+        pairs = measuring.loss_gradients(run.network, mean_output(recent))
+        weights = {name: measuring.measure_gradient(*pair) for name, pair in pairs.items()}
         snapshot = measuring.Snapshot(0, layers, weights, head, {})
         expected = measure(snapshot, "dqn", False).values
         monkeypatch.setattr(measuring, "measure", slow)
