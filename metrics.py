@@ -326,7 +326,7 @@ def _gradient_score(gradient: Tensor) -> Tensor:
 
 
 def churn(before: Tensor, after: Tensor) -> float:
-    """Return the share of observations of which the greedy action is another one.
+    """Return the share of observations whose greedy action is another one (arXiv 2206.00730).
 
     before, after: Q-values or logits (samples, actions) of the same observations.
     """
