@@ -9,7 +9,9 @@ PPO plays its most likely action, or with --sample draws from its policy as in t
 those of training: no-ops at the start, FIRE after a life lost, all lives, raw scores.
 """
 
+import dataclasses
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ from lab.training.checkpoint import (
     read_newest_footer,
     read_weights,
 )
+from lab.training.checks import check_memory
 from lab.training.form import check_part
 from lab.training.measure import hidden_layers
 from lab.training.resume import load_flags
@@ -105,7 +108,14 @@ def load(folder: Path, device: torch.device) -> Player:
     algorithm = config["algorithm"]
     if algorithm not in ALGORITHMS:
         raise UsageError(f"{folder}: its algorithm is {algorithm!r}, not one of {ALGORITHMS}")
-    flags = load_flags(load_script(algorithm).Args, folder, config, {}, "")
+    script = load_script(algorithm)
+    flags = load_flags(script.Args, folder, config, {}, "")
+    try:
+        # As on the machine of the run, which may have been another one.
+        script.check(here := dataclasses.replace(flags, device="cpu", precision="fp32"))
+        check_memory(here)
+    except UsageError as error:
+        raise UsageError(f"{folder}/config.json: {error}") from None
     state = _read_newest(folder, config)
     envs = AtariEnvs(flags.env_id, 1, 0)
     num_actions = int(envs.single_action_space.n)
@@ -124,8 +134,9 @@ def load(folder: Path, device: torch.device) -> Player:
 
 def _read_newest(folder: Path, config: dict) -> dict:
     """Read a run's "network", weights by name, and its "step"."""
-    if config.get("finished") and not has_checkpoint(folder) and (folder / "model.pt").exists():
-        return {"network": read_weights(folder / "model.pt"), "step": config["finished"]}
+    model = folder / "model.pt"
+    if config.get("finished") and not has_checkpoint(folder) and os.path.lexists(model):
+        return {"network": read_weights(model), "step": config["finished"]}
     footer = read_newest_footer(folder)
     if footer is not None and footer.format != FORMAT:
         raise UsageError(

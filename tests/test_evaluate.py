@@ -96,6 +96,81 @@ def test_the_weights_of_a_finished_run_play_without_its_checkpoints(dtype, train
         assert all(torch.equal(loaded[name], with_checkpoint[name]) for name in loaded)
 
 
+@pytest.fixture
+def small_run(trained, tmp_path):
+    """A folder with the config.json and the model.pt of a finished run, and no more."""
+    folder = tmp_path / "small_run"
+    folder.mkdir()
+    for name in ("config.json", "model.pt"):
+        shutil.copy(trained["pqn"] / name, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("env_id", "CartPole-v1", "unknown game 'CartPole-v1'"),
+        ("activation", "foo", "--activation 'foo'"),
+        ("combine", "foo", "--combine 'foo'"),
+        ("encoder", "foo", "--encoder 'foo'"),
+        ("init", "foo", "--init 'foo'"),
+        ("apply_to", "foo", "--apply-to 'foo'"),
+        ("branches", 0, "--branches must be at least 1"),
+        ("branches", 10**9, "--branches 1000000000 needs"),
+        ("latent_dim", 0, "--latent-dim must be"),
+        ("width", -1.0, "--width must be above 0"),
+        ("width", 1e9, "needs|--metrics-samples must be at least"),
+        ("sticky_actions", 2.0, "--sticky-actions must be"),
+    ],
+)
+def test_a_flag_that_no_run_can_have_is_refused(flag, value, message, small_run):
+    config = json.loads((small_run / "config.json").read_text())
+    config["flags"][flag] = value
+    (small_run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=rf"small_run/config.json: .*({message})"):
+        load(small_run, torch.device("cpu"))
+
+
+def test_a_run_of_a_gpu_plays_on_a_cpu(small_run):
+    config = json.loads((small_run / "config.json").read_text())
+    config["flags"] |= {"device": "cuda", "precision": "tf32"}
+    (small_run / "config.json").write_text(json.dumps(config))
+    assert load(small_run, torch.device("cpu")).step == 64
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # the weights are the largest part by far
+    path.write_bytes(content)
+
+
+def expand(path):
+    weights = torch.load(path, weights_only=True)
+    weights["head.bias"] = torch.zeros(1).half().expand(2**44)
+    torch.save(weights, path)
+
+
+def outgrow(path):
+    with path.open("r+b") as file:
+        file.truncate(2 * 10**11)  # holes, which take no room
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_bit, "is damaged"),
+        (expand, "head.bias is larger than what is stored"),
+        (outgrow, "it is larger than half of the free memory"),
+        (lambda path: (path.unlink(), path.symlink_to("nowhere")), "No such file"),
+        (lambda path: (path.unlink(), path.mkdir()), "no regular file|Is a directory"),
+    ],
+)
+def test_a_damaged_model_is_refused(damage, message, small_run):
+    damage(small_run / "model.pt")
+    with pytest.raises(UsageError, match=message):
+        load(small_run, torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

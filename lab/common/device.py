@@ -2,10 +2,8 @@
 
 import contextlib
 import ctypes
-import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lab.common.cli import UsageError, one_of, say
-from lab.common.limits import count_cores, free_in_groups
+from lab.common.limits import count_cores, free_host_memory
 
 
 def check_device(args):
@@ -106,17 +104,7 @@ def free_memory(device: torch.device) -> float:
     """Return the bytes that are free on the device; inf where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = math.inf
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(line for line in lines if line.startswith("MemAvailable"))
-        free = int(available.split()[1]) * 1024
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        with contextlib.suppress(OSError, ValueError):
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            free = min(free, limit - pages * resource.getpagesize())
-    return min(free, free_in_groups())
+    return free_host_memory()
 
 
 def require_memory(what: str, count: int, bytes_each: int, device: torch.device):

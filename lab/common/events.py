@@ -17,7 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import CRC_TABLE, masked_crc32c
 
 from lab.common.cli import describe_os
-from lab.common.files import EVENT_FILE, open_regular
+from lab.common.files import EVENT_FILE, read_regular
 
 FIRST_SESSION = 0  # agent step from which a run that was not resumed writes
 
@@ -98,8 +98,7 @@ def read_events(path: Path) -> Iterator[Event | Gap]:
 
     A record is its length (uint64), a checksum of that (uint32), the event, and a checksum of it.
     """
-    with open_regular(path) as file:
-        content = file.read()
+    content = read_regular(path)
     spans, at = [], 0
     while (found := _find_record(content, at)) is not None:
         begin, length = found

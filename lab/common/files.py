@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from lab.common.cli import UsageError, explain_unwritable, require_writable
+from lab.common.limits import free_host_memory
 
 # Time, host and process, as TensorBoard's writers name them: a copy called .bak is none.
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.[^/]+\.\d+")
@@ -73,10 +74,17 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> IO[bytes]:
     return os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "r+b")
 
 
+def read_regular(path: Path) -> bytes:
+    """Read a file whole. Raise OSError for one that memory does not hold, or that is none."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > free_host_memory() / 2:
+            raise OSError(errno.EFBIG, "it is larger than half of the free memory", str(path))
+        return file.read()
+
+
 def read_json(path: Path) -> dict:
     """Read a JSON file that holds an object. Raise OSError, or ValueError if it is damaged."""
-    with open_regular(path) as file:
-        content = file.read()
+    content = read_regular(path)
     try:
         value = json.loads(content)
     except RecursionError:
@@ -162,7 +170,7 @@ def replace_files(folder: Path, flag: str, outdated: Iterable[str] = ()):
             staged = Path(name)
             yield staged
             written = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
-            check_targets(folder, map(str, written), flag)
+            check_targets(folder, {*outdated, *map(str, written)}, flag)
             for path in written:
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ there at once. `root` is the folder in which proc and sys lie.
 import contextlib
 import math
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,21 @@ def free_in_groups(root: Path = ROOT) -> float:
                     # Page cache counts as used, though the system drops it when memory is short.
                     free = min(free, limit - used + int(counts[cache]))
     return free
+
+
+def free_host_memory() -> float:
+    """Return the bytes of memory that this process can get; inf where the system does not tell."""
+    free = math.inf
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        free = int(available.split()[1]) * 1024
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError):
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            free = min(free, limit - pages * resource.getpagesize())
+    return min(free, free_in_groups())
 
 
 def cores_in_groups(root: Path = ROOT) -> float:

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 from lab.common.cli import UsageError, describe_os
-from lab.common.files import atomic_write, open_regular, sync_folder
+from lab.common.files import atomic_write, open_regular, read_regular, sync_folder
 from lab.training.form import check_content, require_plain
 
 # 4: all draws are made on the host, also where a GPU trains, so that a generator's state is one of
@@ -152,12 +153,18 @@ def read_weights(path: Path) -> dict:
     Raises UsageError where it cannot be read, and for anything but tensors and plain values.
     """
     try:
-        with open_regular(path) as file:
-            weights = _load_plain(path, file.read())
+        content = read_regular(path)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {describe_os(error)}") from None
+    weights = _load_plain(path, content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if archive.testzip() is not None:  # torch itself does not look
+            raise UsageError(f"{path} is damaged: it is not loaded")
     if not isinstance(weights, dict):
         raise UsageError(f"{path} holds no weights by name: it is not loaded")
+    for name, tensor in iterate_tensors(weights):
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UsageError(f"{path}: {name} is larger than what is stored: it is not loaded")
     return {
         name: of.float() if isinstance(of, torch.Tensor) and of.dtype == torch.half else of
         for name, of in weights.items()
@@ -173,8 +180,7 @@ def read_state(path: Path) -> dict:
     footer = read_footer(path)
     if footer.format != FORMAT:
         raise UsageError(f"{path} was {describe_version(footer)}: resume it with that one")
-    with open_regular(path) as file:
-        content = file.read()[:-FOOTER_BYTES]
+    content = read_regular(path)[:-FOOTER_BYTES]
     if zlib.crc32(content) != footer.checksum:
         raise Damaged(f"{path.name} does not have its checksum")
     saved = _load_plain(path, content)

@@ -18,7 +18,7 @@ from torch import nn
 from lab.common import cli, tags
 from lab.common.cli import UsageError, describe_os, say
 from lab.common.events import list_losses
-from lab.common.files import atomic_write, write_json
+from lab.common.files import atomic_write, check_targets, write_json
 from lab.common.limits import count_cores, describe_load
 from lab.training.atari import AtariEnvs
 from lab.training.board import Board, start_board
@@ -114,6 +114,7 @@ class Run:
         self.config = self._on_disk = describe(args, algorithm, network)
         if args.resume:
             self.folder = Path(args.resume)
+            check_targets(self.folder, ("model.pt",), "--resume")
             self._lock, board = lock(self.folder), None  # the curves go on in `resume`
             tracked = start_tracking(self.folder, self.config)
         else:

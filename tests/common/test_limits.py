@@ -124,7 +124,7 @@ def test_torch_takes_no_more_threads_than_the_quota_and_what_is_asked_for(monkey
 
 
 def test_free_memory_knows_the_groups(monkeypatch):
-    monkeypatch.setattr(devices, "free_in_groups", lambda: 12345.0)
+    monkeypatch.setattr(limits, "free_in_groups", lambda: 12345.0)
     assert devices.free_memory(torch.device("cpu")) == 12345.0
     assert limits.free_in_groups() > 0  # of this machine, whatever it has
 

@@ -124,6 +124,13 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(error, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_in_the_way_of_the_weights_is_told_before_a_run_goes_on(tmp_path):
+    (tmp_path / "model.pt").mkdir()
+    with pytest.raises(UsageError, match=r"model\.pt is a folder and in the way: remove it"):
+        Run(Args(resume=str(tmp_path)), "dqn", QNetwork(4, Args()), ())
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
 @pytest.fixture
 def aside(monkeypatch):
     """Layers are measured in a thread, as on a GPU."""
