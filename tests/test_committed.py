@@ -5,8 +5,12 @@ import itertools
 from collections import defaultdict
 
 import numpy as np
+import pytest
+import torch
 from conftest import ROOT
 from scipy import stats
+
+from lab import evaluate
 
 
 def test_the_table_of_precision_is_that_of_its_curves():
@@ -72,3 +76,14 @@ def test_the_table_of_how_large_z_starts_is_that_of_the_theory():
             if predicted is not None:
                 numbers = [f"{number:.2g}" for number in predicted]
                 assert f"| {' | '.join([inputs, init, str(branches), *numbers])} |" in page
+
+
+@pytest.mark.parametrize(("name", "random_play"), [("roadrunner", 11.5), ("breakout", 1.7)])
+def test_the_small_checkpoints_play(name, random_play):
+    """Within 4 MB each, and far above random play (Mnih et al. 2015) in one game."""
+    folder = ROOT / "results" / "checkpoints" / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4_000_000
+    args = evaluate.Args(str(folder), games=2, epsilon=0.01)
+    player = evaluate.load(folder, torch.device("cpu"))
+    played = evaluate.play(player, evaluate.Chooser(player, args, torch.device("cpu")), args)
+    assert played.scores.mean() > 2 * random_play
