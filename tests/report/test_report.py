@@ -521,6 +521,29 @@ def test_every_measure_is_on_the_page_and_in_tables_made_again_from_it(tmp_path,
         assert (tmp_path / "one" / f"pqn_measures.{kind}").exists()
 
 
+@pytest.mark.parametrize(
+    "tag",
+    [
+        *("churn/total", "churn/encoder", "churn/head"),
+        *("representation/dead_kde", "representation/feature_norm"),
+        *("representation/branch_0/saturated", "representation/conv_1/dead_kde"),
+        *("q_contribution/dead", "losses/td_loss"),
+    ],
+)
+def test_a_run_with_one_measure_alone_has_a_page(tmp_path, monkeypatch, tag):
+    """From the run and again from its tables; no table of it is empty."""
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "one", measures={tag: [(step, 0.5) for step in ENDS]})
+    make_report("one", out="first")
+    make_report("first", out="second")
+    source = Page(tmp_path / "first" / "index.html").source
+    assert source == (tmp_path / "second" / "index.html").read_text()
+    more = source.partition('id="pqn-more"')[2].partition('id="runs"')[0]
+    assert "None." not in more
+    assert ("All measures" in more) == (tmp_path / "first" / "pqn_measures.csv").exists()
+    assert ('data-column="churn' in more) == tag.startswith("churn/")
+
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 # Written into the title of the page around it: what reaches beyond the page, and tables that do not
 # fit into it.
