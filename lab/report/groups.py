@@ -137,13 +137,19 @@ def group_runs(runs: list[RunRecord]) -> list[Group]:
 
 
 def name_groups(groups: list[Group]) -> list[str]:
-    """Return what the names of their files begin with, which are anchors of the page, too."""
+    """Return what the names of their files begin with, which are anchors of the page, too.
+
+    They are cut to what the name of a file holds: an algorithm may be called anything.
+    """
     taken = {"top", "settings", "claims", "runs"}
     names = []
     for group in groups:
-        name = re.sub(r"[^a-z0-9]+", "-", group.title.lower()).strip("-")
+        title = f"{group.algorithm[:60]} {group.letter}".lower()
+        name = stem = re.sub(r"[^a-z0-9]+", "-", title).strip("-")
+        number = 1
         while name in taken:
-            name += "-2"
+            number += 1
+            name = f"{stem}-{number}"
         taken.add(name)
         names.append(name)
     return names

@@ -56,6 +56,18 @@ def test_settings_are_called_by_letters_and_so_are_their_files(tmp_path):
         assert name_letters(runs)[group.algorithm, group.setting] == group.letter
 
 
+def test_algorithms_of_any_length_have_files_of_their_own(tmp_path):
+    """Names that differ beyond what the name of a file holds, and those that are equal in part."""
+    long = "long" * 2500
+    for i, algorithm in enumerate((long, f"{long}a", f"{long}b", "dqn", "runs", "DQN", "dqn!")):
+        make_run(tmp_path / f"run{i}", algorithm=algorithm)
+        make_run(tmp_path / f"other{i}", algorithm=algorithm, flags={"gamma": 0.5})
+    names = name_groups(group_runs(read_all((str(tmp_path),))[0]))
+    assert len(set(names)) == len(names) == 14
+    assert max(map(len, names)) < 70
+    assert {"dqn-a", "dqn-b", "dqn-a-2", "dqn-a-3"} <= {*names}
+
+
 def test_variants_are_in_the_order_of_the_paper_and_others_follow_by_name(tmp_path):
     scores = dict.fromkeys(("silu-hr", "relu-ln", "tanh-hr", "relu"), 1.0)
     make_runs(tmp_path, "dqn", scores, games=("Pong",), seeds=1)
