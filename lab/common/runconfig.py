@@ -26,8 +26,8 @@ KINDS = PROVENANCE_KINDS | {
     "resumed": list,
 }
 SESSION_KINDS = PROVENANCE_KINDS | {"step": int}  # of an entry of "resumed"
-WORDS = {str: "text", int: "a whole number", bool: "true or false", dict: "an object"}
-WORDS |= {list: "a list"}
+LARGEST_WHOLE = 2**53  # no entry has a number so large; below, a float tells each from the next
+WORDS = {str: "text", bool: "true or false", dict: "an object", list: "a list"}
 
 
 def read_run_config(path: Path) -> dict:
@@ -37,11 +37,27 @@ def read_run_config(path: Path) -> dict:
         if name not in config:
             raise ValueError(f"{name} is missing")
     _check(config, NEEDED, "", may_be_null=False)
-    for name, value in config["flags"].items():
-        if not (value is None or isinstance(value, bool | int | float | str)):
-            raise ValueError(f"flags: {name} must be text or a number, not {_shorten(value)}")
+    check_flags(config["flags"])
     check_kinds(config)
     return config
+
+
+def check_flags(flags: dict):
+    """Raise ValueError for the first flag of a run that is neither text, a number nor null."""
+    for name, value in flags.items():
+        if not (value is None or isinstance(value, bool | int | float | str)):
+            raise ValueError(f"flags: {name} must be text or a number, not {_shorten(value)}")
+
+
+def check_whole(name: str, value, low: int = 0, high: float = LARGEST_WHOLE):
+    """Raise ValueError unless a value is a whole number, at least `low` and below `high`."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not low <= value < high:
+        limit = "2**53" if high == LARGEST_WHOLE else f"{high:g}"
+        raise ValueError(
+            f"{name} must be a whole number, at least {low} and below {limit}, not "
+            f"{_shorten(value)}"
+        )
 
 
 def check_kinds(config: dict):
@@ -60,12 +76,17 @@ def _check(config: dict, kinds: dict[str, type], where: str, may_be_null: bool =
             continue
         if value is None and may_be_null and name in PROVENANCE_KINDS:
             continue
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        if kind is int:
+            check_whole(f"{where}{name}", value)
+        elif not isinstance(value, kind):
             raise ValueError(f"{where}{name} must be {WORDS[kind]}, not {_shorten(value)}")
-        if name == "versions":
+        if name == "versions" and kind is dict:
             _check(value, dict.fromkeys(value, str), f"{where}versions: ")
 
 
 def _shorten(value) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested deeply, or a number of thousands of digits
+        return "what is there"
     return text if len(text) <= 60 else f"{text[:60]}…"

@@ -14,7 +14,7 @@ from lab.common import tags
 from lab.common.cli import LARGEST_FLAG, UsageError, escape_controls, named_path
 from lab.common.events import Curve, read_scalars
 from lab.common.files import open_regular, read_json
-from lab.common.runconfig import check_kinds, read_run_config
+from lab.common.runconfig import check_kinds, check_whole, read_run_config
 from lab.common.tables import format_number, read_csv
 
 POINTS = 100  # of a curve, evenly spaced over the agent steps that the run was to take
@@ -144,26 +144,20 @@ def _read_whole(read: Callable[[Path], dict], path: Path) -> dict:
         ) from None
 
 
-def _require_number(values: dict, name: str, low: int):
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < LARGEST_FLAG:
-        raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
-
-
 def _read_config(path: Path) -> dict:
     """Read a config.json with all that a report needs. Raise ValueError if something is missing."""
     config = read_run_config(path)
     for name in ("game", "variant"):
         if config.get(name) is None:
             raise ValueError(f"{name} is missing")
-    _require_number(config["flags"], "total_timesteps", 1)
-    _require_number(config["flags"], "seed", 0)
+    check_whole("total_timesteps", config["flags"].get("total_timesteps"), 1)
+    check_whole("seed", config["flags"].get("seed"), high=LARGEST_FLAG)
     return config
 
 
 def _read_divergence(path: Path) -> dict:
     report = read_json(path)
-    _require_number(report, "step", 0)
+    check_whole("step", report.get("step"))
     return report
 
 

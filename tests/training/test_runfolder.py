@@ -64,8 +64,20 @@ def test_a_config_that_is_no_file_is_refused_and_not_read(tmp_path, kind):
         ({"resumed": [3]}, "resumed: entry 0 must be an object, not 3"),
         ({"resumed": [{"step": "3"}]}, "resumed, entry 0: step must be a whole number"),
         ({"torch_threads": [2]}, "torch_threads must be a whole number"),
+        *(
+            (entry, f"{name} must be a whole number, at least 0 and below")
+            for number in (-1, 2**53, 10**400)
+            for name, entry in (
+                ("finished", {"finished": number}),
+                ("num_parameters", {"num_parameters": number}),
+                ("multiply_adds", {"multiply_adds": number}),
+                ("torch_threads", {"torch_threads": number}),
+                ("resumed, entry 1: step", {"resumed": [{"step": 0}, {"step": number}]}),
+            )
+        ),
         ({"device": 5}, "device must be text"),
         ({"versions": {"torch": 2}}, "versions: torch must be text"),
+        ({"versions": {"versions": 2}}, "versions: versions must be text"),
         ({"git_commit": {"a": "x" * 999}}, "git_commit must be text, not .{50,70}…"),
     ],
 )
@@ -77,8 +89,16 @@ def test_an_entry_of_another_kind_is_named(tmp_path, entry, message):
     # Null is what was not known of where it ran; of what it did there is nothing of the kind.
     null = config | dict.fromkeys(entry.keys() - config)
     (tmp_path / "config.json").write_text(json.dumps(null))
-    if entry.keys() & {"finished", "resumed"}:
+    if entry.keys() & {"finished", "resumed", "num_parameters", "multiply_adds"}:
         with pytest.raises(UsageError, match=r"must be .*, not None"):
             read_config(tmp_path)
     else:
         assert read_config(tmp_path)["algorithm"] == "dqn"
+
+
+def test_entries_that_are_odd_and_right_are_read(tmp_path):
+    """The largest number there may be, and a library that is called versions."""
+    config = {"algorithm": "dqn", "flags": {"seed": 1}, "started": "2026"}
+    config |= {"finished": 2**53 - 1, "resumed": [{"step": 0}], "versions": {"versions": "2"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(tmp_path) == config
