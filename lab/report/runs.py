@@ -138,9 +138,10 @@ def _read_whole(read: Callable[[Path], dict], path: Path) -> dict:
     """Return what `read` makes of a JSON file of a run. Raise UsageError if it is damaged."""
     try:
         return _escape(read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise UsageError(
-            f"{path} is damaged ({error}): put it back, or leave that run out"
+            f"{path} is damaged ({what}): put it back, or leave that run out"
         ) from None
 
 

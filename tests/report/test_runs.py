@@ -225,6 +225,28 @@ def test_an_entry_of_another_kind_is_named_or_unknown(tmp_path, monkeypatch, key
             assert "\n" not in problem
 
 
+@pytest.mark.parametrize("depth", [100, 900, 100_000])
+@pytest.mark.parametrize("brackets", [("[", "]"), ('{"x": ', "}")])
+@pytest.mark.parametrize("where", ["extra", "flags", "resumed", "diverged.json"])
+def test_what_is_nested_is_read_or_refused_in_a_line(tmp_path, monkeypatch, depth, brackets, where):
+    monkeypatch.chdir(tmp_path)
+    odd = {"flags": {"odd": 5}, "resumed": [{"step": 0, "odd": 5}], "extra": {"odd": 5}}
+    folder = make_run(tmp_path / "run", **{name: odd[name] for name in odd if name == where})
+    file = folder / ("diverged.json" if where == "diverged.json" else "config.json")
+    if where == "diverged.json":
+        file.write_text('{"step": 300, "odd": 5}')
+    before, found, after = file.read_text().partition('"odd": 5')
+    nested = brackets[0] * depth + "0" + brackets[1] * depth
+    file.write_text(f"{before}{found[:-1]}{nested}{after}")
+    if depth > 100 or where == "flags":
+        with pytest.raises(UsageError, match=rf"run/{file.name} is damaged") as refused:
+            read_run(folder)
+        assert "\n" not in str(refused.value)
+    else:
+        for source, out in (("run", "one"), ("one", "two")):
+            assert main(Args((source,), out=out, figures=False)) == 0
+
+
 def test_curves_of_a_run_that_is_not_listed_are_refused(tmp_path):
     runs = [read_run(make_run(tmp_path / name)) for name in ("a", "b")]
     listed, points = tabulate_runs(runs)
