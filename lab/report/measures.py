@@ -8,28 +8,6 @@ import numpy as np
 from lab.common import tags
 from lab.report.runs import POINTS, SCORE, RunRecord
 
-HEADERS = {  # measure of a layer -> its column; what ends in % is a share
-    "dead_kde": "dead, %",
-    "dead_std": "dead when scaled, %",
-    "dormant_0": "dormant (tau 0), %",
-    "dormant_0.1": "dormant (tau 0.1), %",
-    "grad_dormant_0.01": "dormant by gradient (tau 0.01), %",
-    "grad_dormant_0.1": "dormant by gradient (tau 0.1), %",
-    "saturated": "saturated, %",
-    "effective_rank": "srank (effective rank)",  # the field's name, and the paper's
-    "srank_live": "srank of live neurons",
-    "srank_live_share": "srank per live neuron, %",
-    "stable_rank": "stable rank",
-    "pca_rank": "PCA rank",
-    "entropy_rank": "entropy rank",
-    "feature_norm": "feature norm",
-    "weight_norm": "weight norm",
-}
-CHURN_HEADERS = {
-    tags.churn("total"): "churn, %",
-    tags.churn("encoder"): "churn by the encoder, %",
-    tags.churn("head"): "churn by the head, %",
-}
 DEAD, RANK, SATURATED = tags.dead(), tags.rank(), tags.saturated()
 LIVE_RANK, LIVE_RANK_SHARE = map(tags.of_layer, ("srank_live", "srank_live_share"))
 GRAD_DORMANT = tags.of_layer("grad_dormant_0.01")
@@ -49,12 +27,6 @@ def final_value(run: RunRecord, measure: str) -> float:
         return math.nan
     values = run.measures[measure]
     return float(values[-1] if measure == SCORE else np.mean(values[-(POINTS // 10) :]))
-
-
-def is_share(tag: str) -> bool:
-    """Return whether the measure of a tag is a share, which is told in percent."""
-    header = CHURN_HEADERS.get(tag) or HEADERS.get(tag.rpartition("/")[2], "")
-    return header.endswith("%")
 
 
 def list_layers(runs: list[RunRecord]) -> list[str]:

@@ -12,6 +12,7 @@ from lab.common.stats import Estimate
 from lab.report import measures
 from lab.report.claims import MIN_SEEDS
 from lab.report.groups import Group
+from lab.report.headers import CHURN_HEADERS, HEADERS
 from lab.report.runs import HOURS, IN_FINISHED_GAMES, SCORE, RunRecord
 
 
@@ -72,9 +73,9 @@ class GroupStatistics:
             early = f"dead at {group.runs[0].steps[point]:,} steps, %"
             numbers[early] = functools.partial(measures.dead_share_at, point=point)
         numbers |= {
-            measures.HEADERS["dead_kde"]: measures.DEAD,
-            measures.HEADERS["effective_rank"]: measures.RANK,
-            measures.HEADERS["saturated"]: measures.SATURATED,
+            HEADERS["dead_kde"]: measures.DEAD,
+            HEADERS["effective_rank"]: measures.RANK,
+            HEADERS["saturated"]: measures.SATURATED,
             "branches saturated, %": measures.branches_saturated,
             part: measures.dead_part,
             "steps in finished games, %": IN_FINISHED_GAMES,
@@ -87,8 +88,8 @@ class GroupStatistics:
 
         Without what no run has measured; no rows where that is all.
         """
-        numbers = {measures.HEADERS[name]: tags.of_layer(name) for name in measures.SHOWN}
-        numbers |= {header: tag for tag, header in measures.CHURN_HEADERS.items()}
+        numbers = {HEADERS[name]: tags.of_layer(name) for name in measures.SHOWN}
+        numbers |= {header: tag for tag, header in CHURN_HEADERS.items()}
         measured = {tag for run in self.group.runs for tag in run.measures}
         numbers = {name: tag for name, tag in numbers.items() if tag in measured}
         return self._rows(numbers) if numbers else []
@@ -104,7 +105,7 @@ class GroupStatistics:
         layers, rows = measures.list_layers(self.group.runs), []
         for variant, game in self._cells():
             measured = {tag for run in self.group.cells[variant, game] for tag in run.measures}
-            for measure, header in measures.HEADERS.items():
+            for measure, header in HEADERS.items():
                 own = {layer: tags.of_layer(measure, layer) for layer in layers}
                 if measured.isdisjoint(own.values()):
                     continue

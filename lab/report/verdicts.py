@@ -19,7 +19,8 @@ from lab.common import stats
 from lab.common.stats import Estimate
 from lab.report.claims import CLAIMS, Claim
 from lab.report.groups import Group
-from lab.report.measures import DEAD, dead_part, final_value, is_share, predict_share
+from lab.report.headers import is_share
+from lab.report.measures import DEAD, dead_part, final_value, predict_share
 from lab.report.runs import SCORE
 
 ALPHA = 0.05  # below which a p decides

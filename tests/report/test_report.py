@@ -19,8 +19,8 @@ from PIL import Image
 import lab.report.__main__ as report
 from lab.common.cli import UsageError
 from lab.report.__main__ import Args, main
+from lab.report.headers import HEADERS
 from lab.report.inputs import read_all
-from lab.report.measures import HEADERS
 from report.planted import ENDS, make_measured, make_run, make_runs
 
 

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from lab.common import tags
-from lab.report.measures import CHURN_HEADERS, DEAD, HEADERS, predict_dead
+from lab.report.headers import CHURN_HEADERS, HEADERS
+from lab.report.measures import DEAD, predict_dead
 from lab.report.rows import (
     flatten_estimates,
     format_cell,
