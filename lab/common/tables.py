@@ -5,6 +5,7 @@ import io
 import re
 import statistics
 
+csv.field_size_limit(2**31 - 1)  # a cell is as large as what was written: a list of many sessions
 # What a spreadsheet would take for a formula, perhaps behind marks that we have put there.
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
 

@@ -55,3 +55,9 @@ def test_numbers_stay_numbers_in_a_spreadsheet(number):
 def test_every_text_reads_back(texts):
     rows = [{"name": text, "n": "1"} for text in texts]
     assert read_csv(format_csv(rows)) == rows
+
+
+def test_a_cell_of_any_size_reads_back():
+    """Beyond the limit of Python's csv, as where a run was made in many sessions."""
+    rows = [{"name": "[" * 1_000_000}]
+    assert read_csv(format_csv(rows)) == rows
