@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,11 +15,19 @@ from lab.common import tags
 from lab.common.cli import LARGEST_FLAG, UsageError, escape_controls, named_path
 from lab.common.events import Curve, read_scalars
 from lab.common.files import open_regular, read_json
-from lab.common.runconfig import check_kinds, check_whole, read_run_config
+from lab.common.runconfig import (
+    LARGEST_WHOLE,
+    check_flags,
+    check_kinds,
+    check_whole,
+    read_run_config,
+)
 from lab.common.tables import format_number, read_csv
+from lab.report.headers import HEADERS, is_share
 
 POINTS = 100  # of a curve, evenly spaced over the agent steps that the run was to take
 WINDOW = 100  # games that a score is the mean of
+LARGEST_VALUE = 1e30  # what reaches it is no value of a measure, such as a loss that diverged
 SCORE = "score"  # mean raw return of the newest WINDOW games
 IN_FINISHED_GAMES = "in_finished_games"  # share of the agent steps; those in others have no score
 HOURS = "hours"  # of work so far, without the time between two sessions
@@ -33,6 +42,10 @@ COLUMNS = ("name", "algorithm", "game", "variant", "seed", "total", "last_step",
 COLUMNS += ("started",)  # of runs.csv, as they are called in RunRecord
 # Columns of runs.csv in JSON -> their field of RunRecord; older tables may lack them.
 JSON_COLUMNS = {"made": "provenance", "whole": "whole", "diverged": "diverged"}
+# Columns of whole numbers -> the least that they may be, and what is beyond the largest.
+WHOLE_COLUMNS = {"seed": (0, LARGEST_FLAG), "total": (1, LARGEST_WHOLE)}
+WHOLE_COLUMNS |= {"last_step": (0, LARGEST_WHOLE)}
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|[+-]?inf", re.ASCII)
 
 
 @dataclass
@@ -172,6 +185,7 @@ def read_run(folder: Path) -> RunRecord:
         resumed = [session["step"] for session in sessions if session.get("step") is not None]
         curves, losses = read_scalars(folder, resumed)
         last = max((int(curve.steps[-1]) for curve in curves.values()), default=0)
+        check_whole("the last step of its event files", last)
         report = folder / "diverged.json"
         diverged = None
         if report.exists():
@@ -192,6 +206,7 @@ def read_run(folder: Path) -> RunRecord:
         raise UsageError(f"{folder} is no run folder that can be read ({what})") from None
 
 
+@np.errstate(invalid="ignore")  # of an infinite return or length: nan, from that game on
 def _measure(
     curves: dict[str, Curve], steps: np.ndarray, last: int, ended: bool
 ) -> dict[str, np.ndarray]:
@@ -217,8 +232,22 @@ def _measure(
         if not ended:
             # A rollout may end a little before or after a point; beyond that there is nothing.
             values[steps > last + 0.01 * total] = np.nan
-        measures[name] = np.array([float(format_number(value)) for value in values])
-    return measures
+        rounded = np.array([float(format_number(value)) for value in values])
+        # What no table may hold is not there: a report can be made again from what it writes.
+        measures[name] = np.where(is_possible(name, rounded), rounded, np.nan)
+    return {name: values for name, values in measures.items() if not np.isnan(values).all()}
+
+
+def is_possible(measure: str, values: np.ndarray) -> np.ndarray:
+    """Return where a measure can have these values; nan is none.
+
+    Shares are from 0 to 1, ranks, norms and hours at least 0, and nothing reaches LARGEST_VALUE,
+    beyond which statistics would overflow.
+    """
+    share = is_share(measure) or measure == IN_FINISHED_GAMES
+    above_zero = share or measure == HOURS or measure.rpartition("/")[2] in HEADERS
+    low = 0 if above_zero else -LARGEST_VALUE
+    return (values >= low) & (values <= 1 if share else np.abs(values) < LARGEST_VALUE)
 
 
 def has_tables(folder: Path) -> bool:
@@ -263,38 +292,69 @@ def tabulate_runs(runs: list[RunRecord]) -> tuple[list[dict], list[dict]]:
     return about, points
 
 
+def _parse_json(column: str, cell: str):
+    """Return the value of a cell in JSON. Raise ValueError, with the column, if it is damaged."""
+    try:
+        return _escape(json.loads(cell))
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else f"no JSON ({error})"
+        raise ValueError(f"{column} is {what}") from None
+
+
+def _parse_numbers(row: dict[str, str]) -> dict[str, float]:
+    """Return the numbers of a row of curves.csv. Raise ValueError for a cell that is none."""
+    for name, cell in row.items():
+        if NUMBER.fullmatch(cell) is None:
+            raise ValueError(f"{name} must be a number, not {cell[:60]!r}")
+    return {name: float(cell) for name, cell in row.items()}
+
+
 def _from_rows(row: dict[str, str], points: list[dict[str, float]]) -> RunRecord:
     """Return a run of its row and its points in the tables. ValueError if they are damaged."""
     name = row["name"]
-    flags = {
-        column.removeprefix("flag_"): json.loads(row.pop(column))
+    cells = {
+        column: _parse_json(column, row.pop(column))
         for column in list(row)
+        if column.startswith("flag_") or column in (*JSON_COLUMNS, *WHOLE_COLUMNS)
+    }
+    flags = {
+        column.removeprefix("flag_"): cells.pop(column)
+        for column in list(cells)
         if column.startswith("flag_")
     }
-    numbers = {column: int(row.pop(column)) for column in ("seed", "total", "last_step")}
-    parsed = {
-        JSON_COLUMNS[column]: json.loads(row.pop(column))
-        for column in JSON_COLUMNS.keys() & row.keys()
-    }
+    check_flags(flags)
+    for column, (low, high) in WHOLE_COLUMNS.items():
+        check_whole(f"{column} of {name}", cells[column], low, high)
+    if cells.get("diverged") is not None:
+        check_whole(f"diverged of {name}", cells["diverged"])
+    if not isinstance(cells.get("whole", True), bool):
+        raise ValueError(f"whole of {name} must be true or false")
     try:
-        check_kinds(parsed.get("provenance", {}))
+        check_kinds(cells.get("made", {}))
     except (ValueError, AttributeError) as error:
         raise ValueError(f"of {name}, made is not as a report writes it ({error})") from None
+    total = cells["total"]
+    parsed = {JSON_COLUMNS.get(column, column): value for column, value in cells.items()}
     if len(points) != POINTS:
         raise ValueError(f"{name} has {len(points)} points, not {POINTS}")
     columns = {column: np.array([point[column] for point in points]) for column in points[0]}
-    if any(np.isinf(values).any() for values in columns.values()):
-        raise ValueError(f"{name} has a value that is infinite")
-    steps = columns.pop("agent_step").astype(int)
-    if (np.diff(steps, prepend=0) < 0).any() or steps[-1] != numbers["total"]:
-        raise ValueError(f"the agent steps of {name} do not rise to its {numbers['total']}")
+    steps = columns.pop("agent_step")
+    inside = (steps >= 0) & (steps <= total)  # neither is nan
+    if not inside.all() or (np.diff(steps) < 0).any() or (steps % 1).any() or steps[-1] != total:
+        raise ValueError(f"the agent steps of {name} do not rise to its {total}")
+    for tag, values in columns.items():
+        if (wrong := values[~(is_possible(tag, values) | np.isnan(values))]).size:
+            raise ValueError(f"{tag} of {name} cannot be {wrong[0]:g}")
     measures = {tag: values for tag, values in columns.items() if not np.isnan(values).all()}
-    return RunRecord(**row, **numbers, **parsed, flags=flags, steps=steps, measures=measures)
+    return RunRecord(**row, **parsed, flags=flags, steps=steps.astype(int), measures=measures)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
     with open_regular(path) as file:
-        return _escape(read_csv(file.read()))
+        rows = read_csv(file.read())
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError(f"{path.name} has a row with more or fewer cells than its header")
+    return _escape(rows)
 
 
 def read_tables(folder: Path) -> list[RunRecord]:
@@ -302,7 +362,7 @@ def read_tables(folder: Path) -> list[RunRecord]:
     try:
         points = defaultdict(list)
         for row in _read_rows(folder / CURVES_CSV):
-            points[row.pop("name")].append({name: float(cell) for name, cell in row.items()})
+            points[row.pop("name")].append(_parse_numbers(row))
         rows = _read_rows(folder / RUNS_CSV)
         runs = [_from_rows(row, points.pop(row["name"], [])) for row in rows]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:

@@ -275,7 +275,7 @@ def test_of_the_rank_of_hardly_a_live_neuron_nothing_is_said(tmp_path):
     planted = {}
     for game, alive in (("Pong", 0.0), ("Qbert", 0.5)):
         planted["tanh", game] = {dead: 0.2, rank: 300.0, share: 0.7}
-        planted["tanh-hr", game] = {dead: (1 - alive) / 1.001, rank: 400 * alive, share: 2 * alive}
+        planted["tanh-hr", game] = {dead: (1 - alive) / 1.002, rank: 400 * alive, share: alive}
     found = plant_measures(tmp_path, planted)
     for of in OF_LIVE:
         line = found[f"The srank {of} of tanh-hr is higher than that of tanh"]

@@ -16,6 +16,7 @@ from lab.common.tables import format_csv
 from lab.report.__main__ import Args, main
 from lab.report.runs import (
     CURVES_CSV,
+    HOURS,
     IN_FINISHED_GAMES,
     POINTS,
     RUNS_CSV,
@@ -159,6 +160,24 @@ def test_a_table_that_is_cut_off_is_refused(tmp_path):
         read_tables(tmp_path)
 
 
+# Measures, and what is none of their values: beside what is too large, for all of them.
+IMPOSSIBLE = {
+    SCORE: (),
+    "losses/td_loss": (),
+    "q_contribution/dead": (),
+    "representation/dead_kde": ("1.5", "-0.1"),
+    "representation/conv_2/saturated": ("1.00001", "-1e-09"),
+    "representation/branch_1/srank_live_share": ("100",),
+    "churn/encoder": ("2", "-1"),
+    IN_FINISHED_GAMES: ("1.1", "-0.1"),
+    "representation/effective_rank": ("-3",),
+    "representation/branch_0/stable_rank": ("-0.5",),
+    "representation/conv_1/feature_norm": ("-1",),
+    "representation/weight_norm": ("-1e-05",),
+    HOURS: ("-1",),
+}
+
+
 @pytest.mark.parametrize(
     ("table", "column", "cell", "message"),
     [
@@ -171,19 +190,108 @@ def test_a_table_that_is_cut_off_is_refused(tmp_path):
                 '{"resumed": [{"versions": 3}]}',
             )
         ),
+        *(
+            (0, "diverged", cell, "diverged of run must be a whole number, at least 0")
+            for cell in ("-1", "2.5", "true", '"x"', "[]", "{}", str(2**53))
+        ),
+        *((0, "whole", cell, "whole of run must be true or false") for cell in ("null", "1", "[]")),
+        *((0, "flag_gamma", cell, "flags: gamma must be text or a num") for cell in ("[1]", "{}")),
+        *(
+            (0, column, cell, f"{column} is no JSON")
+            for column in ("flag_gamma", "whole", "diverged", "made", "seed", "total", "last_step")
+            for cell in ("", "x", "1_000", "\N{DEVANAGARI DIGIT TWO}", "[", "1" * 5000)
+        ),
+        *(
+            (0, column, text * 100_000, f"{column} is nested too deeply")
+            for column in ("flag_gamma", "whole", "diverged", "made", "seed")
+            for text in ("[", '{"x":')
+        ),
+        *(
+            (0, column, cell, f"{column} of run must be a whole number")
+            for column in ("seed", "total", "last_step")
+            for cell in ("-1", "1.5", "true", "null", '"1"', "1" * 19)
+        ),
+        (0, "total", "0", "total of run must be a whole number, at least 1"),
         (0, "name", "other", "other has 0 points, not 100"),
-        (1, SCORE, "inf", "run has a value that is infinite"),
-        (1, "agent_step", "-10", "the agent steps of run do not rise to its 1000"),
-        (1, "agent_step", "999", "the agent steps of run do not rise to its 1000"),
+        *(
+            (1, measure, cell, f"{measure} of run cannot be {float(cell):g}")
+            for measure, cells in IMPOSSIBLE.items()
+            for cell in (*cells, "1e30", "-1e30", "inf", "-inf", "1e999")
+        ),
+        *(
+            (1, column, cell, f"{column} must be a number, not ")
+            for column in ("agent_step", SCORE)
+            for cell in ("", " 1", "1_0", "0x1", "1f", "infinity", "\N{DEVANAGARI DIGIT TWO}")
+        ),
+        *(
+            (1, "agent_step", cell, "the agent steps of run do not rise to its 1000")
+            for cell in ("-10", "999", "nan", "inf", "-inf", "10.5", "1e308", "-1e308")
+        ),
     ],
 )
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_cell_that_no_report_writes_is_refused(tmp_path, table, column, cell, message):
-    tables = tabulate_runs([read_run(make_run(tmp_path / "run"))])
+    tags = [tag for tag in IMPOSSIBLE if "/" in tag]
+    measures = {tag: [(10, 0.5)] for tag in (*tags, "charts/episodic_length")}
+    tables = tabulate_runs([read_run(make_run(tmp_path / "run", measures=measures))])
+    assert column in tables[table][0]
     tables[table][0][column] = cell
     for name, rows in zip((RUNS_CSV, CURVES_CSV), tables, strict=True):
         (tmp_path / name).write_bytes(format_csv(rows))
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message.replace("+", r"\+")) as refused:
         read_tables(tmp_path)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("name", [RUNS_CSV, CURVES_CSV])
+@pytest.mark.parametrize("change", [lambda line: f"{line},5", lambda line: line.rpartition(",")[0]])
+def test_a_row_with_a_cell_more_or_fewer_is_refused(tmp_path, name, change):
+    """Also where the last column is a text, of which None is no value."""
+    for table, rows in zip(
+        (RUNS_CSV, CURVES_CSV), tabulate_runs([read_run(make_run(tmp_path / "run"))]), strict=True
+    ):
+        rows = [dict(reversed(row.items())) for row in rows]
+        (tmp_path / table).write_bytes(format_csv(rows))
+    *lines, last = (tmp_path / name).read_text().splitlines()
+    (tmp_path / name).write_text("\n".join([*lines, change(last)]))
+    with pytest.raises(UsageError, match=f"{name} has a row with more or fewer cells"):
+        read_tables(tmp_path)
+
+
+def test_texts_of_flags_and_of_where_a_run_was_made_are_escaped_in_tables_too(
+    tmp_path, monkeypatch
+):
+    """JSON can hold halves of characters and what steers a terminal, in letters that are plain."""
+    monkeypatch.chdir(tmp_path)
+    odd = {"processor": "a\ud800", "versions": {"torch": "\x1b[2J"}}
+    make_run(tmp_path / "run", flags={"gamma": "\udfff\u202e"}, **odd)
+    assert main(Args(("run",), out="one", figures=False)) == 0
+    escaped = (tmp_path / "one" / RUNS_CSV).read_text()
+    raw = re.sub(r"\\\\(u[0-9a-f]{4}|x1b)", lambda m: "\\" + m[1].replace("x", "u00"), escaped)
+    assert raw != escaped
+    (tmp_path / "one" / RUNS_CSV).write_text(raw)
+    assert main(Args(("one",), out="two", figures=False)) == 0
+    assert (tmp_path / "two" / RUNS_CSV).read_text() == escaped
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3e38, -3e38, 1.5, -0.5])
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_what_a_report_writes_can_be_read_again(tmp_path, monkeypatch, value, ended):
+    """Whatever an event file holds, of a run that counts and of one that does not."""
+    monkeypatch.chdir(tmp_path)
+    tags = [tag for tag in IMPOSSIBLE if "/" in tag]
+    tags += ["charts/episodic_length", "charts/SPS"]
+    for tag in tags:
+        measures = {tag: [(100, 0.5), (500, value)]}
+        make_run(tmp_path / "runs" / tag.replace("/", "-"), measures=measures, flags={"odd": tag})
+    games = [(100, 1.0), (500, value), *([(1000, 2.0)] if ended else [])]
+    make_run(tmp_path / "runs" / "score", games, flags={"odd": "score"})
+    for source, out in (("runs", "one"), ("one", "two")):
+        assert main(Args((source,), out=out, figures=False)) == 0
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
 ODD = (None, 3, 2.5, True, "text", [1], ["x"], {"x": 1}, {}, [], [None], [[]], [{"x": []}])
