@@ -14,7 +14,7 @@ import numpy as np
 from lab.common import tags
 from lab.common.cli import LARGEST_FLAG, UsageError, escape_controls, named_path
 from lab.common.events import Curve, read_scalars
-from lab.common.files import open_regular, read_json
+from lab.common.files import read_json, read_regular
 from lab.common.runconfig import (
     LARGEST_WHOLE,
     check_flags,
@@ -350,8 +350,7 @@ def _from_rows(row: dict[str, str], points: list[dict[str, float]]) -> RunRecord
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    with open_regular(path) as file:
-        rows = read_csv(file.read())
+    rows = read_csv(read_regular(path))
     if any(None in row or None in row.values() for row in rows):
         raise ValueError(f"{path.name} has a row with more or fewer cells than its header")
     return _escape(rows)

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from lab.common.cli import UsageError
-from lab.common.files import check_targets, read_json, replace_files, write_files, write_json
+from lab.common.files import (
+    check_targets,
+    read_json,
+    read_regular,
+    replace_files,
+    write_files,
+    write_json,
+)
 
 
 def files(folder):
@@ -131,3 +138,19 @@ def test_json_without_an_object_is_damaged(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"(?i)expecting|object|nested"):
         read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("read", [read_regular, read_json])
+def test_a_file_that_memory_does_not_hold_is_refused_and_not_read(read, tmp_path):
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(2 * 10**11)  # holes, which take no room
+    with pytest.raises(OSError, match="larger than half of the free memory"):
+        read(path)
+
+
+def test_a_folder_in_place_of_an_outdated_file_is_told_before_anything_is_written(tmp_path):
+    (tmp_path / "old.png").mkdir()
+    with pytest.raises(UsageError, match=r"old\.png is a folder and in the way"):
+        write_files(tmp_path, {"new.csv": b"new"}, "--out", outdated=("old.png",))
+    assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
