@@ -258,7 +258,8 @@ def has_tables(folder: Path) -> bool:
 def find_runs(paths: list[str]) -> list[Path]:
     """Return the run folders, and the folders with tables of runs, at these paths and right below.
 
-    Raise UsageError for a path at which there is none.
+    Raise UsageError for a path at which there is none; but `logs`, which a sweep leaves among its
+    runs, may stand beside others, as in runs/*.
     """
     folders = {}
     for path in map(named_path, paths):
@@ -266,12 +267,14 @@ def find_runs(paths: list[str]) -> list[Path]:
         with contextlib.suppress(OSError):
             inside += sorted(config.parent for config in path.glob("*/config.json"))
             inside += sorted(table.parent for table in path.glob(f"*/{RUNS_CSV}"))
-        if not inside:
+        if not inside and (path.name != "logs" or len(paths) == 1):
             raise UsageError(
                 f"{path}: no run folder there (one has config.json) and no report ({RUNS_CSV} and "
                 f"{CURVES_CSV}), nor below it"
             )
         folders |= dict.fromkeys(inside)
+    if not folders:
+        raise UsageError(f"{paths[0]}: logs alone are no runs; name their folder, such as runs")
     return list(folders)
 
 

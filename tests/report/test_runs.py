@@ -364,6 +364,17 @@ def test_curves_of_a_run_that_is_not_listed_are_refused(tmp_path):
         read_tables(tmp_path)
 
 
+def test_the_logs_of_a_sweep_may_stand_among_its_runs(tmp_path):
+    """As in `runs/*`; alone they are refused."""
+    run, logs = make_run(tmp_path / "run"), tmp_path / "logs"
+    logs.mkdir()
+    assert find_runs([str(logs), str(run)]) == [run]
+    with pytest.raises(UsageError, match="no run folder there"):
+        find_runs([str(logs)])
+    with pytest.raises(UsageError, match="logs alone are no runs"):
+        find_runs([str(logs), str(logs)])
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no run folder there"):
         find_runs([str(tmp_path)])
