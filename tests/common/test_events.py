@@ -73,7 +73,9 @@ def test_a_record_that_is_too_short_for_an_event_is_damage(tmp_path, length):
 def test_a_record_that_is_cut_off_is_told(tmp_path, cut):
     path = write_ten(tmp_path)
     whole = path.read_bytes()
-    for more in (b"", struct.pack("<Q", 2**60) + b"rubbish" * 9):
+    # Of another first byte than the one cut off, which it would make whole again.
+    rubbish = struct.pack("<Q", 2**60 + (whole[-cut] ^ 1)) + b"rubbish" * 9
+    for more in (b"", rubbish):
         path.write_bytes(whole[:-cut] + more)
         curves, (loss,) = read_scalars(tmp_path)
         assert curves["a"].steps.tolist() == list(range(0, 90, 10))
