@@ -292,7 +292,10 @@ def dormant_neurons(z: Tensor, tau: float = 0.0) -> Tensor:
     """
     if not tau >= 0:
         raise ValueError(f"tau must be at least 0, not {tau}")
-    score = _checked(z).abs().mean(dim=0)
+    return _is_dormant(_checked(z).abs().mean(dim=0), tau)
+
+
+def _is_dormant(score: Tensor, tau: float) -> Tensor:
     return score <= tau * score.mean()
 
 
@@ -317,8 +320,7 @@ def grad_dormant_neurons(gradient: Tensor, tau: float = 0.0) -> Tensor:
     """
     if not tau >= 0:
         raise ValueError(f"tau must be at least 0, not {tau}")
-    score = _gradient_score(gradient)
-    return score <= tau * score.mean()
+    return _is_dormant(_gradient_score(gradient), tau)
 
 
 def _gradient_score(gradient: Tensor) -> Tensor:
@@ -384,8 +386,8 @@ def measure_layer(z: Tensor, dead: Tensor | None = None) -> dict[str, float]:
     return {
         "dead_kde": _share(dead),
         "dead_std": _share(dead_neurons(scale_to_layer(z))),
-        "dormant_0": _share(score <= 0),
-        "dormant_0.1": _share(score <= 0.1 * score.mean()),
+        "dormant_0": _share(_is_dormant(score, 0.0)),
+        "dormant_0.1": _share(_is_dormant(score, 0.1)),
         "saturated": _share(saturated_neurons(z)),
         "effective_rank": rank,
         "srank_live": of_live,
@@ -404,8 +406,8 @@ def measure_weights(weight: Tensor, gradient: Tensor) -> dict[str, float]:
     """
     score = _gradient_score(gradient)
     return {
-        "grad_dormant_0.01": _share(score <= 0.01 * score.mean()),
-        "grad_dormant_0.1": _share(score <= 0.1 * score.mean()),
+        "grad_dormant_0.01": _share(_is_dormant(score, 0.01)),
+        "grad_dormant_0.1": _share(_is_dormant(score, 0.1)),
         "weight_norm": weight.detach().double().norm().item(),
     }
 

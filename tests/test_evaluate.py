@@ -78,24 +78,6 @@ def test_every_game_is_that_of_its_seed_played_alone(algorithm, games, trained, 
         assert (length == 60) == (games is CutGames)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_weights_of_a_finished_run_play_without_its_checkpoints(dtype, trained, tmp_path):
-    """model.pt and config.json are enough; weights in fp16 play as those weights in fp32."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    shutil.copy(trained["pqn"] / "config.json", folder)
-    weights = {name: weight.to(dtype) for name, weight in saved_weights(trained["pqn"]).items()}
-    torch.save(weights, folder / "model.pt")
-    player = load(folder, torch.device("cpu"))
-    assert player.step == 64
-    loaded = player.network.state_dict()
-    assert loaded.keys() == weights.keys()
-    assert all(torch.equal(loaded[name], weight.float()) for name, weight in weights.items())
-    if dtype == torch.float32:
-        with_checkpoint = load(trained["pqn"], torch.device("cpu")).network.state_dict()
-        assert all(torch.equal(loaded[name], with_checkpoint[name]) for name in loaded)
-
-
 @pytest.fixture
 def small_run(trained, tmp_path):
     """A folder with the config.json and the model.pt of a finished run, and no more."""
@@ -104,6 +86,21 @@ def small_run(trained, tmp_path):
     for name in ("config.json", "model.pt"):
         shutil.copy(trained["pqn"] / name, folder)
     return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_weights_of_a_finished_run_play_without_its_checkpoints(dtype, trained, small_run):
+    """model.pt and config.json are enough; weights in fp16 play as those weights in fp32."""
+    weights = {name: weight.to(dtype) for name, weight in saved_weights(trained["pqn"]).items()}
+    torch.save(weights, small_run / "model.pt")
+    player = load(small_run, torch.device("cpu"))
+    assert player.step == 64
+    loaded = player.network.state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weight.float()) for name, weight in weights.items())
+    if dtype == torch.float32:
+        with_checkpoint = load(trained["pqn"], torch.device("cpu")).network.state_dict()
+        assert all(torch.equal(loaded[name], with_checkpoint[name]) for name in loaded)
 
 
 @pytest.mark.parametrize(
@@ -181,19 +178,17 @@ def test_a_damaged_model_is_refused(damage, message, small_run):
         ({"f": print}, "could run code"),
     ],
 )
-def test_a_model_that_no_run_has_written_is_refused(content, message, trained, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    shutil.copy(trained["pqn"] / "config.json", folder)
+def test_a_model_that_no_run_has_written_is_refused(content, message, small_run):
+    model = small_run / "model.pt"
     if content == b"":
-        (folder / "model.pt").write_bytes(content)
+        model.write_bytes(content)
     else:
-        torch.save(content, folder / "model.pt")
+        torch.save(content, model)
     with pytest.raises(UsageError, match=message):
-        load(folder, torch.device("cpu"))
-    (folder / "model.pt").unlink()
+        load(small_run, torch.device("cpu"))
+    model.unlink()
     with pytest.raises(UsageError, match="no whole checkpoint"):
-        load(folder, torch.device("cpu"))
+        load(small_run, torch.device("cpu"))
 
 
 def test_random_play_and_drawn_actions_have_their_shares(trained):
