@@ -41,6 +41,7 @@ FIGURES = ("curves", "hours", "representation", "losses", "efficiency", "profile
 FIGURES += ("prediction",)
 TABLES = ("games", "variants", "over_games", "improvement", "prediction", "representation")
 TABLES += ("measures",)
+MOST_NAMED = 5  # of the runs that do not count, after a report
 
 
 @dataclass
@@ -169,6 +170,12 @@ def main(args: Args) -> int:
         f"{plural(len(runs), 'run')}, of which {counting} count (complete, with a score): "
         f"{folder / 'index.html'}"
     )
+    left_out = [row for row in list_runs(runs) if row["counts"] != "yes"]
+    for row in left_out[:MOST_NAMED]:
+        why = row["counts"].removeprefix("no: ")
+        say(f"not counted: {row['run']}, {why}, {row['agent steps']} agent steps")
+    if more := left_out[MOST_NAMED:]:
+        say(f"not counted: {plural(len(more), 'more run')}, on the page")
     for remark in remarks:
         say(remark)
     return 0

@@ -94,7 +94,7 @@ def list_runs(runs: list[RunRecord]) -> list[dict]:
     rows, letters = [], name_letters(runs)
     for run in runs:
         counted = is_counted(run)
-        incomplete = "no score" if run.complete else "no: not complete"
+        incomplete = "no: no score" if run.complete else "no: not complete"
         rows.append(
             {
                 "run": run.name,

@@ -30,7 +30,13 @@ def print_plan(planned: list[PlannedRun], args: Args):
             step = 0 if newest.footer is None else newest.footer.step
             there = f"at {step:,}" if not newest.has_finished(run.args) else "done"
         say(f"{there:>14}  {run.algorithm}_atari.py {' '.join(run.flags)}")
-    say(plural(len(planned), "run"))
+    print_summary(planned, args)
+
+
+def print_summary(planned: list[PlannedRun], args: Args):
+    """Print how many runs there are, their agent steps, and how long they will take."""
+    total = sum(run.args.total_timesteps for run in planned)
+    say(f"{plural(len(planned), 'run')}: {total:,} agent steps together")
     at_once = count_at_once(planned, args)[0]
     if args.slurm:
         at_once = min(args.jobs or len(planned), len(planned))
@@ -46,9 +52,9 @@ def build_single_run_flags(run: PlannedRun, args: Args) -> tuple[str, ...]:
     return (*named, "--", *select_flags(run.algorithm, args.flags))
 
 
-def submit_to_slurm(args: Args) -> int:
+def submit_to_slurm(planned: list[PlannedRun], args: Args) -> int:
     """Submit those runs that have not finished, as one array of jobs."""
-    left = [run for run in plan_runs(args) if not run.has_finished()]
+    left = [run for run in planned if not run.has_finished()]
     try:
         from lab.sweep import slurm  # submitit is an optional requirement
     except ImportError as error:
@@ -80,10 +86,16 @@ def submit_to_slurm(args: Args) -> int:
 
 def main(args: Args) -> int:
     """Run, submit or only print what the flags name; return the exit status."""
+    planned = plan_runs(args)
     if args.dry_run:
-        print_plan(plan_runs(args), args)
+        print_plan(planned, args)
         return 0
-    return submit_to_slurm(args) if args.slurm else make_pool(args).run()
+    if args.slurm:
+        return submit_to_slurm(planned, args)
+    pool = make_pool(planned, args)
+    if any(job.state != "done" for job in pool.jobs):
+        print_summary(planned, args)
+    return pool.run()
 
 
 def run():

@@ -21,7 +21,7 @@ from lab.common.files import open_regular
 from lab.common.limits import count_cores
 from lab.sweep.flags import Args
 from lab.sweep.mps import share_gpus
-from lab.sweep.plan import PlannedRun, plan_runs
+from lab.sweep.plan import PlannedRun
 from lab.training.runfolder import in_use
 from lab.training.signals import CAN_RESUME, describe_leaving, list_stops
 
@@ -298,9 +298,8 @@ def count_at_once(planned: list[PlannedRun], args: Args) -> tuple[int, list[str]
     return min(at_once, len(planned)), devices
 
 
-def make_pool(args: Args) -> Pool:
-    """Return a pool of all runs that `args` name. Raise UsageError as `plan_runs` does."""
-    planned = plan_runs(args)
+def make_pool(planned: list[PlannedRun], args: Args) -> Pool:
+    """Return a pool of these runs. Raise UsageError if their logs have no place."""
     at_once, devices = count_at_once(planned, args)
     logs = Path(args.runs_dir) / "logs"
     try:

@@ -42,11 +42,13 @@ class ResumableRun:
     def __call__(self):
         from lab.common.cli import UsageError, parse_flags
         from lab.sweep.flags import Args
+        from lab.sweep.plan import plan_runs
         from lab.sweep.pool import make_pool
         from lab.training.signals import CAN_RESUME
 
         try:
-            pool = make_pool(parse_flags(Args, argv=list(self.flags)))
+            args = parse_flags(Args, argv=list(self.flags))
+            pool = make_pool(plan_runs(args), args)
         except UsageError as error:  # of this machine: it has no GPU
             sys.exit(f"lab.sweep: error: {error}")
         pool.patience = OTHER_JOB_SECONDS

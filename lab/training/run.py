@@ -350,3 +350,5 @@ class Run:
             closing.callback(self._progress.close)
             closing.callback(self._stop.close)
             closing.callback(self._measurer.close)
+        if exception[0] is KeyboardInterrupt and has_checkpoint(self.folder):
+            say(f"left at once; to go on: --resume {self.folder}", sys.stderr)

@@ -67,7 +67,8 @@ def test_the_page_holds_all_and_needs_nothing_else(tmp_path, monkeypatch, capsys
     make_run(tmp_path / "runs" / "half", last=400, flags={"seed": 9}, **relu)
     make_run(tmp_path / "runs" / "pong", game="Pong", flags={"env_id": "Pong"}, **relu)
     make_report("runs", figures=True)
-    told = "15 runs, of which 14 count (complete, with a score): report/index.html"
+    told = "15 runs, of which 14 count (complete, with a score): report/index.html\n"
+    told += "not counted: half, not complete, 900 of 1,000 agent steps\n"
     assert told in capsys.readouterr().out
     out = tmp_path / "report"
     page = Page(out / "index.html")
@@ -167,13 +168,18 @@ def test_a_single_run_has_a_report(tmp_path, monkeypatch):
     assert "1 run, of which 1 count" in Page(tmp_path / "report" / "index.html").words
 
 
-def test_runs_without_any_game_that_ended(tmp_path, monkeypatch):
+def test_runs_without_any_game_that_ended(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs" / "none", [])
+    for i in range(6):
+        make_run(tmp_path / "runs" / f"other{i}", [], flags={"seed": 10 + i})
     make_report("runs")
+    *named, more = re.findall("not counted: .*", capsys.readouterr().out)
+    assert named[0] == "not counted: none, no score, 1,000 of 1,000 agent steps"
+    assert (len(named), more) == (5, "not counted: 2 more runs, on the page")
     words = Page(tmp_path / "report" / "index.html").words
-    assert "1 run, of which 0 count" in words
-    assert "none 1,000 of 1,000 no score" in words
+    assert "7 runs, of which 0 count" in words
+    assert "none 1,000 of 1,000 no: no score" in words
 
 
 def test_a_broken_run_is_named_and_the_others_count(tmp_path, monkeypatch, capsys):

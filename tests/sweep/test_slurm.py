@@ -280,7 +280,7 @@ def test_a_stopped_job_is_put_back_at_its_limit_and_waits_where_slurm_puts_it_ba
     signals, waits, monkeypatch
 ):
     told = []
-    monkeypatch.setattr(pool, "make_pool", lambda args: Runs(*signals))
+    monkeypatch.setattr(pool, "make_pool", lambda planned, args: Runs(*signals))
     monkeypatch.setattr(cluster.time, "sleep", lambda seconds: told.append("waits"))
     before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append("put back"))
     try:

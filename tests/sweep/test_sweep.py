@@ -122,7 +122,7 @@ def test_a_dry_run_says_what_would_be_run_and_makes_nothing(script, tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 6
     assert all("--activation relu" in line and "4096" in line for line in lines[:4])
-    assert lines[4] == "4 runs"
+    assert lines[4] == "4 runs: 16,384 agent steps together"
     assert lines[5] == "nothing is known of pqn relu, ppo relu: no such run is in runs yet"
 
 
@@ -156,6 +156,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == CAN_RESUME, err
+    assert out.startswith(f"3 runs: {3 * total:,} agent steps together\n")
     assert "stopped; the same command goes on" in out
     first, second, third = folders(tmp_path)
     assert "__s3__" in third.name
@@ -185,7 +186,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(
     process = start_script("lab.sweep", flags_of((1, 2), total), tmp_path)
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
-    assert "2 runs: 2 done" in out
+    assert out.startswith("2 runs: 2 done")  # nothing of what they would take
     assert files(tmp_path) == before
 
 

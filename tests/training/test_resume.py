@@ -551,6 +551,13 @@ def test_auto_goes_on_with_the_flags_that_change_no_number_as_they_are_given(
     assert {name: getattr(resolved, name) for name in given} == given
 
 
+def test_auto_says_so_where_a_new_run_begins(tmp_path, capsys):
+    args = Args(runs_dir=str(tmp_path), resume="auto")
+    assert resolve_resume(args, "dqn") == dataclasses.replace(args, resume="")
+    said = f"--resume auto: no unfinished run of these flags in {tmp_path}: a new one begins\n"
+    assert capsys.readouterr().out == said
+
+
 def test_auto_takes_a_run_from_before_a_flag_came_in(tmp_path, run_folder):
     """It had what is the default now, so it is the run of these flags, and of no others."""
     args = Args(seed=2, runs_dir=str(tmp_path))

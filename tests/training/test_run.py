@@ -112,6 +112,22 @@ def test_what_is_dead_before_anything_was_learnt_is_said_to_be_untrained(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_run_that_is_left_at_once_says_how_to_go_on(saved, make_run, capsys):
+    def leave(run):
+        with run:
+            if saved:
+                run.checkpoint({"network": run.network}, now=True)
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+
+    run = make_run()
+    with pytest.raises(KeyboardInterrupt):
+        leave(run)
+    said = f"left at once; to go on: --resume {run.folder}"
+    assert (said in capsys.readouterr().err) == saved
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_folder_that_cannot_be_filled_leaves_nothing(error, tmp_path, monkeypatch):
     def full(*args, **kwargs):
