@@ -4,7 +4,7 @@
 
 Trains all seeds of an architecture at once, on the CPU, and writes the figure and the table of
 fits, the table of predicted against measured theory (theory.py) and TensorBoard curves. The paper
-does not say on which range, with which optimiser or for how long it trained, so `--sweep` trains on
+does not say on which range, with which optimizer or for how long it trained, so `--sweep` trains on
 a grid of these and reports for each claim in how many settings it holds.
 """
 

@@ -67,6 +67,10 @@ class Args:
 
 
 def main(args: Args) -> int:
+    for (
+        number
+    ) in STOPS:  # nohup, or a script's background job, has some ignored, which is passed on
+        signal.signal(number, signal.SIG_DFL)
     totals, found, lines = collections.Counter(), [], []
     for number, (algorithm, flags, threads, damage) in enumerate(configurations(args.algorithms)):
         kinds = [signal.SIGKILL if i % 2 == 0 else "writing" for i in range(args.breaks)]

@@ -1,5 +1,7 @@
 """The figures of regression_demo.py: fits, a grid of settings, and the theory of dying products."""
 
+import math
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -9,18 +11,22 @@ from lab.regression.claims import CLAIMS, Cell, Setting, geometric_mean, judge_c
 from lab.regression.fitting import ARCHITECTURES, POINTS, Fits, target
 from lab.regression.theory import PAPER_RATES, dead_probability, dead_share, layer_name
 
+COLUMNS = 4  # panels in a row
+ROW_HEIGHT = 10 / 3  # inches
+
 
 def draw_fits(args, all_fits: dict[str, Fits]) -> Figure:
     """Draw the fits of the first seed, and losses and effective ranks over training.
 
     `args` are the flags of regression_demo.py, all_fits: architecture -> its fits.
     """
-    figure = Figure(figsize=(15, 10), layout="constrained")
-    grid = figure.add_gridspec(3, 4)
+    num_rows = math.ceil(len(all_fits) / COLUMNS) + 1
+    figure = Figure(figsize=(15, ROW_HEIGHT * num_rows), layout="constrained")
+    grid = figure.add_gridspec(num_rows, COLUMNS)
     x = torch.linspace(args.x_min, args.x_max, POINTS)
-    losses, ranks = figure.add_subplot(grid[2, :2]), figure.add_subplot(grid[2, 2:])
+    losses, ranks = figure.add_subplot(grid[-1, :2]), figure.add_subplot(grid[-1, 2:])
     for i, (name, fits) in enumerate(all_fits.items()):
-        axes = figure.add_subplot(grid[i // 4, i % 4])
+        axes = figure.add_subplot(grid[i // COLUMNS, i % COLUMNS])
         axes.plot(x, fits.y[0], color=f"C{i}", lw=3, alpha=0.6, label=f"fit, seed {args.seed}")
         axes.plot(x, target(x), color="black", lw=0.8, label="y")
         error, title = geometric_mean(fits.cell(-1)["mse"]), ARCHITECTURES[name].title
@@ -53,10 +59,11 @@ def draw_sweep(cells: dict[Setting, Cell]) -> Figure:
     """
     rows = list(dict.fromkeys((s.optimizer, s.learning_rate) for s in cells))
     columns = list(dict.fromkeys((s.x_range, s.steps) for s in cells))
-    figure = Figure(figsize=(15, 10), layout="constrained")
-    *panels, last = figure.subplots(3, 4).flat
+    num_rows = math.ceil((len(CLAIMS) + 1) / COLUMNS)  # the last panel is the legend
+    figure = Figure(figsize=(15, ROW_HEIGHT * num_rows), layout="constrained")
+    *panels, last = figure.subplots(num_rows, COLUMNS).flat
     images = {}
-    for i, (axes, claim) in enumerate(zip(panels, CLAIMS, strict=True)):
+    for i, (axes, claim) in enumerate(zip(panels, CLAIMS, strict=False)):
         verdicts = {setting: judge_cell(claim, cell) for setting, cell in cells.items()}
         margins = np.full((len(rows), len(columns)), np.nan)
         for setting, verdict in verdicts.items():
@@ -72,7 +79,9 @@ def draw_sweep(cells: dict[Setting, Cell]) -> Figure:
         axes.set_yticks(range(len(rows)), [f"{name} {rate:g}" for name, rate in rows])
         labels = [f"{steps} steps, {x_range}" for x_range, steps in columns]
         axes.set_xticks(range(len(columns)), labels, rotation=90, fontsize=8)
-        axes.tick_params(labelbottom=i >= 8, labelleft=i % 4 == 0)
+        axes.tick_params(labelbottom=i >= COLUMNS * (num_rows - 1), labelleft=i % COLUMNS == 0)
+    for axes in panels[len(CLAIMS) :]:
+        axes.set_axis_off()
     labels = {"mse": "margin, decades of error", "rank": "margin, effective rank"}
     for at, (measure, image) in enumerate(images.items()):
         inset = last.inset_axes([0.15 + 0.5 * at, 0, 0.08, 1])
