@@ -2,11 +2,12 @@
 
 import dataclasses
 import itertools
+import zlib
 from typing import NamedTuple
 
 from hadamard import ACTIVATIONS
 from lab.common.cli import UsageError, flag
-from lab.common.variants import variant_flags, variant_name
+from lab.common.variants import FREE_FLAGS, variant_flags, variant_name
 from lab.sweep.flags import Args, check
 from lab.training.algorithms import ALGORITHMS, load_script, script_args, script_path
 from lab.training.atari import game_title, resolve_game
@@ -28,6 +29,16 @@ class PlannedRun(NamedTuple):
         """Return Game__algorithm__variant__sSEED, and a --tag as in the name of the run."""
         parts = (self.game, self.algorithm, self.variant, self.args.tag, f"s{self.seed}")
         return "__".join(filter(None, parts))
+
+    @property
+    def log_name(self) -> str:
+        """Return the name of its log: its own, and a checksum of the flags.
+
+        A sweep holds the logs of its runs. Another one may have runs that differ in a flag alone.
+        """
+        flags = dataclasses.asdict(self.args).items()
+        deciding = repr([item for item in sorted(flags) if item[0] not in FREE_FLAGS])
+        return f"{self.name}__{zlib.crc32(deciding.encode()):08x}.log"
 
     def command(self, *more: str) -> list[str]:
         """Return the command that goes on with what is there of this run, or starts it."""

@@ -72,12 +72,15 @@ class Job:
     def silent_for(self, now: float) -> float:
         """Return the seconds since the run last said something, at `now` of the monotonic clock.
 
-        A full disk, which a run survives, does not count as silence.
+        A full disk, which a run survives, does not count as silence, nor does a log that somebody
+        has taken away: it says nothing of the run.
         """
-        with contextlib.suppress(OSError):
+        try:
             size = self.log.stat().st_size
             if size != self.heard[0] or shutil.disk_usage(self.log).free == 0:
                 self.heard = (size, now)
+        except OSError:
+            self.heard = (-1, now)
         return now - self.heard[1]
 
     def checkpoint_step(self) -> int:
@@ -152,7 +155,10 @@ class Pool:
 
     def take_in(self, job: Job):
         """Decide what becomes of a job whose process has ended."""
-        status, job.process = job.process.returncode, None
+        status = job.process.returncode
+        with contextlib.suppress(ProcessLookupError):  # what it has left behind holds its log
+            os.killpg(job.process.pid, signal.SIGKILL)
+        job.process = None
         if job.planned.has_finished():
             job.state = "done"
             self.table.event(f"done: {job.planned.name}")
@@ -160,7 +166,7 @@ class Pool:
         job.state = "to come"
         if self.stops and status in (CAN_RESUME, -signal.SIGTERM, -signal.SIGKILL):
             return  # as it was told to
-        how = f"status {status}" if status >= 0 else signal.Signals(-status).name
+        how = f"status {status}" if status >= 0 else signal.strsignal(-status)
         if job.killed:
             how = f"silent for {self.stalled_after / 60:g} minutes, killed"
         self.count_failure(job, f"ended: {how}", f"; its last line: {job.last_line()}")
@@ -306,7 +312,7 @@ def make_pool(planned: list[PlannedRun], args: Args) -> Pool:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--runs-dir {args.runs_dir}: {describe_os(error)}") from None
-    jobs = [Job(run, logs / f"{run.name}.log") for run in planned]
+    jobs = [Job(run, logs / run.log_name) for run in planned]
     for job in jobs:
         job.state = "done" if job.planned.has_finished() else "to come"
     return Pool(jobs, at_once, devices, args.stalled_after)

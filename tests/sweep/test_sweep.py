@@ -44,6 +44,17 @@ def test_a_plan_has_every_combination_once():
     assert [run.seed for run in runs] == [1] * 8 + [2] * 8  # one seed of everything first
 
 
+def test_runs_that_differ_in_a_flag_have_logs_of_their_own():
+    """Else one of two sweeps at once would wait for runs that are not its own."""
+
+    def name_log(*flags, runs_dir="runs"):
+        return plan(("ppo",), ("tanh",), ("Pong",), (1,), *flags, runs_dir=runs_dir)[0].log_name
+
+    names = {name_log(), name_log("--gamma", "0.9"), name_log("--total-timesteps", "4096")}
+    assert len(names) == 3
+    assert name_log() == name_log("--checkpoint-every", "1", runs_dir="elsewhere")
+
+
 def test_a_folder_may_begin_like_a_flag(tmp_path, monkeypatch):
     """For the runs of a pool, and for the job of a cluster, which is a sweep of one run."""
     monkeypatch.chdir(tmp_path)
@@ -174,8 +185,8 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(
     assert "no whole checkpoint" in out
     assert {path: path.read_bytes() for path in third.iterdir() if path.is_file()} == before
     assert folders(tmp_path) == [first, second, third]
-    log = (tmp_path / "runs" / "logs" / "Breakout__ppo__tanh-hr-z32__s1.log").read_text()
-    assert f"done: {total:,} agent steps" in log
+    (log,) = (tmp_path / "runs" / "logs").glob("Breakout__ppo__tanh-hr-z32__s1__*.log")
+    assert f"done: {total:,} agent steps" in log.read_text()
 
     (tmp_path / "alone").mkdir()
     own = ("--seed", 1, "--total-timesteps", total, *TINY, "--latent-dim", 32)
@@ -203,7 +214,6 @@ class Stub:
         self.path.write_text(
             f"import pathlib, sys, time\nhere = pathlib.Path({str(self.folder)!r})\n{code}"
         )
-        self.found_as = None
 
     def command(self, *more):
         return [str(self.path), *more]
@@ -309,13 +319,14 @@ else:
 def test_silence_is_counted_from_the_start_and_from_the_last_word(tmp_path):
     job = pool_room.Job(None, tmp_path / "log")
     job.heard = (-1, 900.0)
-    assert job.silent_for(1000.0) == 100  # there is no log yet
     job.log.write_text("earlier\nlast\n\n")
     assert job.silent_for(1000.0) == 0
     assert job.silent_for(1030.0) == 30
     job.log.write_text("earlier\nlast\nmore\n")
     assert job.silent_for(1030.0) == 0
     assert job.last_line() == "more"
+    job.log.unlink()
+    assert job.silent_for(2000.0) == 0  # nobody knows
 
 
 def test_a_run_of_another_process_is_waited_for(monkeypatch, tmp_path, capfd):
