@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from lab.common.cli import UsageError, between, describe_os, launch, named_path, plural, say
 from lab.common.device import check_device, pick_device
-from lab.common.files import atomic_write, write_json
+from lab.common.files import atomic_write, check_targets, write_json
 from lab.common.provenance import record_provenance
 from lab.common.stats import mean_over_games, normalise, reference_scores
 from lab.common.variants import variant_name
@@ -85,9 +85,10 @@ def check(args: Args):
     if args.gif:
         if Path(args.gif).suffix.lower() != ".gif":
             raise UsageError(f"--gif {args.gif} must end in .gif, such as best.gif")
-        folder = str(Path(args.gif).parent)
-        if not Path(folder).is_dir():
+        folder = Path(args.gif).parent
+        if not folder.is_dir():
             raise UsageError(f"--gif {args.gif}: there is no folder {folder}")
+        check_targets(folder, (Path(args.gif).name,), "--gif")
 
 
 class Player(NamedTuple):

@@ -92,7 +92,7 @@ def launch(main: Callable, args_class: type, groups: Groups | None = None, hint:
         say(f"{program_name()}: error: {escape_controls(str(error))}", sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
             raise
         path = escape_controls(str(error.filename)[:80])
         say(f"{program_name()}: error: {path}: {describe_os(error)}", sys.stderr)
@@ -210,8 +210,9 @@ def _simplify(complaint: str, args_class, hint: Hint) -> str:
         similar = difflib.get_close_matches(unknown.split("=")[0], types, n=1, cutoff=0.85)
         if similar:
             return f"{complaint} (did you mean {similar[0]}?)"
-        if unknown.lower() in ("true", "false", "yes", "no", "on", "off", "0", "1"):
-            switches = [name for name, kind in types.items() if kind in ("bool", str(bool))]
+        switches = [name for name, kind in types.items() if kind in ("bool", str(bool))]
+        truths = ("true", "false", "yes", "no", "on", "off", "0", "1")
+        if switches and unknown.lower() in truths:
             return f"{complaint} ({switches[0]} and the like take no value)"
     return complaint
 

@@ -148,6 +148,8 @@ def check_targets(folder: Path, names: Iterable[str], flag: str):
 
 def check_stem(stem: Path) -> tuple[str, str]:
     """Return the names of STEM.csv and STEM.png. Raise UsageError if they cannot be written."""
+    if not stem.name:
+        raise UsageError(f"{stem} is a folder: add a name, such as {stem / 'curves'}")
     if not stem.parent.is_dir():
         raise UsageError(f"{stem}: there is no folder {stem.parent}; make it first")
     names = f"{stem.name}.csv", f"{stem.name}.png"
@@ -186,7 +188,7 @@ def replace_files(folder: Path, flag: str, outdated: Iterable[str] = ()):
 
 
 def write_files(folder: Path, contents: dict[str, bytes], flag: str, outdated: Iterable[str] = ()):
-    """Write files by name, all or none of them; see `replace_files`."""
+    """Write files by name, each whole, and none if one cannot be written; see `replace_files`."""
     with replace_files(folder, flag, outdated) as staged:
         for name, content in contents.items():
             (staged / name).write_bytes(content)

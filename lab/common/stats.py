@@ -176,7 +176,20 @@ def probability_of_improvement(
         _wins(*(z[rng.integers(len(z), size=(repeats, len(z)))] for z in (x, y)))
         for x, y in zip(ours, theirs, strict=True)
     ]
-    return Estimate(value, *percentile_interval(np.mean(drawn, axis=0), ours, theirs))
+    low, high = percentile_interval(np.mean(drawn, axis=0), ours, theirs)
+    if value in (0, 1):  # all draws are alike
+        bound = _bound_of_all_won(ours, theirs)
+        low, high = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
+    return Estimate(value, low, high)
+
+
+def _bound_of_all_won(ours: Scores, theirs: Scores) -> float:
+    """Return the lowest mean chance of winning a pair at which winning all is not too unlikely.
+
+    So many pairs share no run, and are all won with a chance of at most chance ** pairs.
+    """
+    pairs = len(ours) * min(len(game) for side in (ours, theirs) for game in side)
+    return ((1 - LEVEL) / 2) ** (1 / pairs)
 
 
 def improvement_p(ours: Scores, theirs: Scores) -> float:

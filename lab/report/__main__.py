@@ -4,8 +4,9 @@
     python -m lab.report runs/Break* --out other    these runs alone
     python -m lab.report report                     again, from the tables of an earlier report
 
-Runs of one algorithm that differ in other flags than game, seed and variant (--device and flags that
-change no number aside) are not averaged: each such setting is reported by itself. A score is a mean raw return of 100 games in training.
+Runs of one algorithm that differ in other flags than game, seed and variant (--device and flags
+that change no number aside) are not averaged: each such setting is reported by itself. A score is a
+mean raw return of 100 games in training.
 """
 
 import itertools

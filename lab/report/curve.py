@@ -27,7 +27,6 @@ TABULATED = (
     tags.LENGTH,
     tags.EPSILON,
     tags.LEARNING_RATE,
-    tags.LOSSES,
     *REPORTED_TAGS,
 )
 PANELS = {  # title -> (tag, what it is called, factor)

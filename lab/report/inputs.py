@@ -1,9 +1,8 @@
 """Which runs a report is of, and whether it may take the place of one that is there."""
 
-from collections import Counter
 from pathlib import Path
 
-from lab.common.cli import UsageError, plural
+from lab.common.cli import UsageError, escape_controls, plural
 from lab.report.groups import name_settings
 from lab.report.runs import RunRecord, find_runs, has_tables, read_run, read_tables
 
@@ -16,6 +15,11 @@ def identify(run: RunRecord) -> tuple:
 def rate_copy(run: RunRecord) -> tuple:
     """Return how good a copy of a run is: of two the one with the higher rate counts."""
     return run.complete, run.whole, run.started, run.last_step
+
+
+def rate_progress(run: RunRecord) -> tuple:
+    """Return how much a copy of a run holds: one that holds less may not take its place."""
+    return run.complete, run.whole, 0 if run.complete else run.last_step
 
 
 def read_all(paths: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:
@@ -39,11 +43,15 @@ def read_all(paths: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:
             remarks.append(
                 f"{worse.name} is left out: {better.name} is the same run, and as good or better"
             )
-    found, seen = sorted(chosen.values(), key=lambda run: run.name), Counter()
+    found = sorted(chosen.values(), key=lambda run: run.name)
+    names, given = {run.name for run in found}, set()
     for run in found:
-        seen[run.name] += 1
-        if seen[run.name] > 1:  # folders of one name at two places: in the tables a name is one run
-            run.name += f"-{seen[run.name]}"
+        stem, number = run.name, 1
+        # Folders of one name at two places: in the tables a name is one run.
+        while run.name in given or (number > 1 and run.name in names):
+            number += 1
+            run.name = f"{stem}-{number}"
+        given.add(run.name)
         if not run.whole:
             why = "; ".join(run.losses) or "an event file is damaged or gone"
             remarks.append(
@@ -53,7 +61,8 @@ def read_all(paths: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:
         if run.diverged is not None:
             then = "it went on" if run.reached_total else "it counts with what it had"
             remarks.append(f"{run.name} has diverged at agent step {run.diverged:,}: {then}")
-    return found, remarks
+    found.sort(key=lambda run: run.name)  # as from its tables
+    return found, [escape_controls(remark) for remark in remarks]
 
 
 def read_earlier(folder: Path, runs: list[RunRecord]) -> list[RunRecord]:
@@ -79,8 +88,8 @@ def read_earlier(folder: Path, runs: list[RunRecord]) -> list[RunRecord]:
             "them"
         ) from None
     name_settings(before + runs)
-    status_now = {identify(run): (run.complete, run.whole) for run in runs}
-    lost = [run for run in before if (run.complete, run.whole) > status_now.get(identify(run), ())]
+    now = {identify(run): rate_progress(run) for run in runs}
+    lost = [run for run in before if rate_progress(run) > now.get(identify(run), ())]
     # Back again: a setting is named by the flags in which the runs of one report differ.
     name_settings(before)
     name_settings(runs)

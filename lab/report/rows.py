@@ -6,10 +6,10 @@ import numpy as np
 
 from lab.common.stats import Estimate
 from lab.common.tables import format_number
-from lab.common.variants import FREE_FLAGS, VARIANT_FLAGS
-from lab.report.groups import Group, name_letters
+from lab.common.variants import VARIANT_FLAGS
+from lab.report.groups import NAMED_OR_FREE, Group, name_letters
 from lab.report.measures import final_value, is_counted
-from lab.report.runs import HOURS, LOCAL_FLAGS, SCORE, RunRecord
+from lab.report.runs import HOURS, SCORE, RunRecord
 from lab.report.scores import EachSeed, GroupStatistics
 from lab.report.verdicts import OPEN, Finding
 
@@ -70,8 +70,7 @@ def tabulate_variants(group: Group) -> list[dict]:
 
 def list_flags(group: Group) -> dict[str, str]:
     """Return the flags that all runs of a group share, but for those without a number to decide."""
-    free = {*VARIANT_FLAGS, *FREE_FLAGS, *LOCAL_FLAGS, "env_id", "seed", "device"}
-    names = sorted({name for run in group.runs for name in run.flags} - free)
+    names = sorted({name for run in group.runs for name in run.flags} - NAMED_OR_FREE)
     return {
         name.replace("_", "-"): ", ".join(
             sorted({format_flag(run.flags.get(name)) for run in group.runs})

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -252,7 +253,15 @@ def is_possible(measure: str, values: np.ndarray) -> np.ndarray:
 
 def has_tables(folder: Path) -> bool:
     """Return whether a folder holds the two tables of `tabulate_runs`."""
-    return (folder / RUNS_CSV).is_file() and (folder / CURVES_CSV).is_file()
+    return all(os.path.isfile(folder / name) for name in (RUNS_CSV, CURVES_CSV))
+
+
+def _may_be_run(folder: Path) -> bool:
+    """Return whether a folder has a config.json, or may not be read, which is told later."""
+    try:
+        return (folder / "config.json").is_file()
+    except PermissionError:
+        return True
 
 
 def find_runs(paths: list[str]) -> list[Path]:
@@ -263,9 +272,9 @@ def find_runs(paths: list[str]) -> list[Path]:
     """
     folders = {}
     for path in map(named_path, paths):
-        inside = [path] if (path / "config.json").is_file() or has_tables(path) else []
+        inside = [path] if _may_be_run(path) or has_tables(path) else []
         with contextlib.suppress(OSError):
-            inside += sorted(config.parent for config in path.glob("*/config.json"))
+            inside += sorted(filter(_may_be_run, path.iterdir()))
             inside += sorted(table.parent for table in path.glob(f"*/{RUNS_CSV}"))
         if not inside and (path.name != "logs" or len(paths) == 1):
             raise UsageError(

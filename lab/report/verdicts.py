@@ -257,7 +257,7 @@ def reach_verdict(measured: Measured, seeds: int) -> tuple[str, str]:
 
 def judge(claim: Claim, group: Group) -> Finding:
     """Test a claim on the runs of one group, which is of its algorithm."""
-    games = group.common_games(*claim.variants)
+    games = shared = group.common_games(*claim.variants)
     if claim.human:
         games = [game for game in games if game in stats.reference_scores()]
     if claim.games:
@@ -273,6 +273,9 @@ def judge(claim: Claim, group: Group) -> Finding:
     if not games:
         missing = [name for name in claim.variants if name not in group.variants]
         what = f"no runs of {' and '.join(missing)}" if missing else "no game with runs of all"
+        if shared:
+            games_of_claim = " and ".join(claim.games)
+            what = f"no runs in {games_of_claim}" if claim.games else "no game with a human score"
         return finding("", OPEN, f"{what}: takes {format_fewest_runs(claim)}")
     for name in claim.measures:
         if any(math.isnan(final_value(run, name)) for cell in cells for run in cell):

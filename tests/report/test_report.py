@@ -1,6 +1,7 @@
 """A report as a user makes it: what it writes, what it refuses, and what the page holds."""
 
 import base64
+import contextlib
 import csv
 import html
 import html.parser
@@ -10,7 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, TIMEOUT
@@ -182,6 +185,28 @@ def test_runs_without_any_game_that_ended(tmp_path, monkeypatch, capsys):
     assert "none 1,000 of 1,000 no: no score" in words
 
 
+def test_folders_of_one_name_keep_apart_also_from_a_name_like_theirs(tmp_path, monkeypatch):
+    """A report of them can be made again from its tables, and in its own place."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("a/run", "b/run", "b/run-2"), start=1):
+        make_run(tmp_path / name, flags={"seed": seed})
+    make_report("a", "b")
+    names = [run.name for run in read_all(("report",))[0]]
+    assert sorted(names) == ["run", "run-2", "run-3"]
+    make_report("report")
+    assert [run.name for run in read_all(("report",))[0]] == names
+
+
+def test_a_report_keeps_the_further_copy_of_a_run_that_is_not_complete(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "half", [(100, 1.0)], last=800)
+    make_report("runs")
+    shutil.rmtree(tmp_path / "runs")
+    make_run(tmp_path / "runs" / "half", [(100, 1.0)], last=100)
+    with pytest.raises(UsageError, match="not among those named, or not as far there"):
+        make_report("runs")
+
+
 def test_a_broken_run_is_named_and_the_others_count(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs" / "good")
@@ -236,14 +261,42 @@ def test_an_event_file_that_leads_nowhere_is_told_and_the_others_count(
 ):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs" / "good")
-    for name, spoil in (("link", lambda path: path.symlink_to("nowhere")), ("pipe", os.mkfifo)):
-        (path,) = make_run(tmp_path / "runs" / name, flags={"seed": 2}).glob("events*")
+    spoiled = {"link": lambda path: path.symlink_to("nowhere"), "pipe": os.mkfifo}
+    for seed, (name, spoil) in enumerate(spoiled.items(), start=2):
+        (path,) = make_run(tmp_path / "runs" / name, flags={"seed": seed}).glob("events*")
         path.unlink()
         spoil(path)
     make_report("runs")
     told = capsys.readouterr().out
-    assert "3 runs, of which 1 count" in told or "2 runs, of which 1 count" in told
-    assert re.search("(link|pipe): .* cannot be read .*so points are missing", told)
+    assert "3 runs, of which 1 count" in told
+    for name in spoiled:
+        assert re.search(f"{name}: .* cannot be read .*so points are missing", told)
+
+
+def test_a_run_that_may_not_be_read_is_told_and_the_others_count(capsys):
+    with tempfile.TemporaryDirectory() as name, as_user_without_rights(name):
+        runs = Path(name) / "runs"
+        make_run(runs / "good")
+        make_run(runs / "secret", flags={"seed": 2}).chmod(0)
+        make_report(str(runs), out=f"{name}/report")
+        told = capsys.readouterr().out
+        assert "1 run, of which 1 count" in told
+        assert re.search("secret is .*Permission denied", told)
+        with pytest.raises(UsageError, match=r"secret is .*Permission denied"):
+            make_report(str(runs / "secret"), out=f"{name}/other")
+        (runs / "secret").chmod(0o700)  # to be removed
+
+
+@contextlib.contextmanager
+def as_user_without_rights(folder):
+    """As somebody who owns the folder and may not read everything, as root may."""
+    root, nobody = os.geteuid(), 65534
+    os.chown(folder, nobody if root == 0 else -1, -1)
+    os.seteuid(nobody if root == 0 else root)
+    try:
+        yield
+    finally:
+        os.seteuid(root)
 
 
 @pytest.mark.parametrize(
