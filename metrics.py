@@ -372,10 +372,10 @@ def q_contribution(z: Tensor, dead: Tensor, weight: Tensor, bias: Tensor) -> tup
 
 
 def measure_layer(z: Tensor, dead: Tensor | None = None) -> dict[str, float]:
-    """Return the MEASURES of z (samples, features): shares of neurons in [0, 1], ranks, norm.
+    """Return those MEASURES that are of activations, z (samples, features).
 
-    dead, bool (features,), are its `dead_neurons` where they are known. The norm is the mean of
-    |z| over samples.
+    Shares of neurons in [0, 1], ranks, norm. dead, bool (features,), are its `dead_neurons` where
+    they are known. The norm is the mean of |z| over samples.
     """
     z = _checked(z)
     s = _singular_values(_gram(z))
@@ -400,9 +400,9 @@ def measure_layer(z: Tensor, dead: Tensor | None = None) -> dict[str, float]:
 
 
 def measure_weights(weight: Tensor, gradient: Tensor) -> dict[str, float]:
-    """Return the MEASURES of a layer's weight and its gradient, both (neurons, incoming weights).
+    """Return those MEASURES that are of a layer's weight and its gradient.
 
-    The norm is the root of the sum of squares over the whole layer.
+    Both are (neurons, incoming weights). The norm is the root of the sum of squares over the layer.
     """
     score = _gradient_score(gradient)
     return {

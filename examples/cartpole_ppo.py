@@ -2,7 +2,8 @@
 
 python -m examples.cartpole_ppo          # from the top folder; 10 to 20 s on one core of a CPU
 
-Algorithm, networks and values are those of CleanRL's ppo.py, but for `hidden` and the 25,000 steps.
+Algorithm, networks and values are those of CleanRL's ppo.py, but for `hidden`, the 25,000 steps,
+and the 1e-8 that CleanRL adds to the deviation of the advantages.
 """
 
 from collections.abc import Callable

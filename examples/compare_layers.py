@@ -23,7 +23,7 @@ from lab.regression.fitting import POINTS, target
 FIT_RATE = 1e-2
 
 
-def plain(n_in: int, n_out: int, **layer) -> nn.Module:
+def plain(n_in: int, n_out: int) -> nn.Module:
     """Make CleanRL's hidden layer of tanh."""
     return nn.Sequential(layer_init(nn.Linear(n_in, n_out)), nn.Tanh())
 

@@ -2,8 +2,8 @@
 
 Theorem 4.1 (constant units act as a bias), the gradients of a product at saturation, the
 probability that a product of branches is dead (v1 Table 1 and Fig. 13), and how large z and its
-gradient start. Every prediction is a
-closed form; every measurement comes from a network or from drawn units.
+gradient start. Every prediction is a closed form; every measurement comes from a network or from
+drawn units.
 """
 
 import math

@@ -150,6 +150,10 @@ def check_memory(args):
         what = f"--buffer-size {args.buffer_size}"
         require_memory(what, args.buffer_size + 4 * args.num_envs, TRANSITION_BYTES, device)
         require_memory(f"--batch-size {args.batch_size}", args.batch_size, sample, device)
+        # The newest observations come out with those that follow, from five frames each.
+        newest = 2 * obs + 5 * obs // 4
+        what = f"--metrics-samples {args.metrics_samples}"
+        require_memory(what, args.metrics_samples, newest, device)
         return
     steps = args.num_envs * args.num_steps
     what = f"--num-envs {args.num_envs} times --num-steps {args.num_steps}, {steps} observations,"

@@ -79,17 +79,25 @@ def probe(network: Encoder, head: nn.Linear, obs: Tensor) -> Probed:
     return Probed(obs, z, copy.deepcopy(head))
 
 
+@exact_fp32()
 @torch.no_grad()
 def measure_churn(before: Probed, after: Probed) -> dict[str, float]:
     """Measure whose greedy action changed from `before` to `after`; return shares by tag.
 
-    Both are of the same observations. `encoder` and `head`: with that part alone exchanged.
+    Both are of the same observations. `encoder` and `head`: with that part alone exchanged. nan
+    where the head overflows, by which the run is found to have diverged.
     """
     actions = before.head(before.z)
+    exchanged = {
+        "total": after.head(after.z),
+        "encoder": before.head(after.z),
+        "head": after.head(before.z),
+    }
     return {
-        tags.churn("total"): churn(actions, after.head(after.z)),
-        tags.churn("encoder"): churn(actions, before.head(after.z)),
-        tags.churn("head"): churn(actions, after.head(before.z)),
+        tags.churn(part): churn(actions, outputs)
+        if (actions - outputs).isfinite().all()
+        else math.nan
+        for part, outputs in exchanged.items()
     }
 
 
@@ -211,11 +219,11 @@ def measure(snapshot: Snapshot, algorithm: str, is_drawn: bool) -> Measured:
 
 
 class Measurer:
-    """Measure the network of a run where it is time: at once, or on a GPU in a thread.
+    """Measure the network of a run where it is time; on a GPU a thread works out the numbers.
 
     A measurement takes most of a second, for which a GPU would have to wait: there the thread works
-    on copies. One is under way at a time. `recent.newest(count)` gives the newest
-    observations (count, 4, 84, 84), or None.
+    on copies of the activations. One is under way at a time. `recent.newest(count)` gives the
+    newest observations (count, 4, 84, 84), or None.
     """
 
     def __init__(self, args, network: Encoder, algorithm: str):

@@ -61,7 +61,11 @@ def launch(main: Callable, args_class: type, check: Callable, algorithm: str):
         check_memory(args)
         try:
             return main(args)
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, RuntimeError) as error:
+            # Of the host's memory torch says so in words alone.
+            of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if not of_memory and "can't allocate memory" not in str(error):
+                raise
             raise UsageError(
                 "the memory of this machine ran out: choose smaller batches or a smaller network"
             ) from None

@@ -1,6 +1,7 @@
 """What is measured of a network: its hidden layers, computed again by torch's own functions; their
 gradients, by finite differences; what an update changes, and that measuring changes nothing."""
 
+import copy
 import functools
 import itertools
 import math
@@ -9,17 +10,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from algorithms import SCRIPTS, SHORT, parse, saved_weights
+from torch import nn
 
 from dqn_atari import Args, QNetwork
 from hadamard import ACTIVATIONS
 from lab.training.measure import (
+    PROBES,
+    Probed,
     describe_deaths,
     hidden_layers,
     loss_gradients,
     measure_churn,
     measure_gradient,
+    measure_representation,
     probe,
 )
+from lab.training.run import Run
 from metrics import dead_neurons
 
 
@@ -178,6 +184,29 @@ def test_churn_is_told_apart_by_what_is_exchanged():
     assert measure_churn(before, probe(old, old.head, obs))["churn/head"] > 0.5
 
 
+def test_churn_of_a_head_that_overflows_is_no_number():
+    """A run finds by it that it has diverged, rather than ending in a traceback."""
+    head, z = nn.Linear(2, 3), torch.ones(4, 2)
+    huge = copy.deepcopy(head)
+    nn.init.constant_(huge.weight, 3e38)
+    measured = measure_churn(Probed(z, z, head), Probed(z, z, huge))
+    assert math.isnan(measured["churn/total"])
+    assert math.isnan(measured["churn/head"])
+    assert measured["churn/encoder"] == 0
+
+
+def test_contributions_are_those_of_the_neurons_that_they_name():
+    torch.manual_seed(0)
+    z, head = torch.randn(512, 6).tanh(), nn.Linear(6, 3)
+    z[:, :2] = 0.9
+    found = measure_representation({"z": z}, {"z": {}}, head, "ppo")
+    parts = z.detach().double()[:, None, :] * head.weight.detach().double()  # (512, 3, 6)
+    for name, neurons in (("dead", slice(0, 2)), ("live", slice(2, 6))):
+        part = parts[..., neurons].sum(dim=2)
+        for tag, mean in ((name, part.mean()), (f"{name}_abs", part.abs().mean())):
+            assert found[f"value_contribution/{tag}"] == pytest.approx(mean.item(), rel=1e-5)
+
+
 # Runs that measure after most of their updates.
 MEASURED = {
     "dqn": ("--total-timesteps", 600, "--learning-starts", 512, "--buffer-size", 800),
@@ -238,6 +267,37 @@ def test_churn_is_that_of_the_policy_over_one_update(algorithm, run_measured, mo
     _, log = run_measured(algorithm, 64)
     for tag, expected in zip(CHURN, (1, 0, 1), strict=True):
         assert {point.value for point in log.Scalars(tag)} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "loss", "head"),
+    [("dqn", "td_loss", "head"), ("ppo", "ppo_loss", "critic"), ("pqn", "td_loss", "head")],
+)
+def test_the_head_of_the_values_is_measured_and_the_loss_of_the_algorithm(
+    algorithm, loss, head, run_measured, monkeypatch
+):
+    calls, own, measured = [], getattr(SCRIPTS[algorithm], loss), []
+
+    def keep_call(network, *given):
+        result = own(network, *given)
+        calls.append((network, given, result[0]))
+        return result
+
+    def measure(run, recent, given_head, given_loss):
+        calls.clear()
+        value = given_loss(run.network)
+        ((network, given, own_value),) = calls
+        assert network is run.network
+        assert value is own_value
+        (batch,) = (part for part in given if hasattr(part, "obs"))
+        assert 0 < len(batch.obs) <= PROBES
+        assert given_head is getattr(run.network, head)
+        measured.append(value)
+
+    monkeypatch.setattr(SCRIPTS[algorithm], loss, keep_call)
+    monkeypatch.setattr(Run, "measure", measure)
+    run_measured(algorithm, 64)
+    assert measured
 
 
 @pytest.mark.parametrize("algorithm", SCRIPTS)

@@ -43,20 +43,6 @@ def test_speed_is_that_of_the_last_seconds(progress, clock, capsys):
     assert len(lines) == 4  # every half minute
 
 
-def test_a_run_that_stops_says_until_when_it_goes_on(progress, clock, capsys):
-    """At once, and for a rollout that takes long every half minute."""
-    progress.start_round()
-    clock[0] += 95.0
-    progress.start_round()
-    progress.say_stopping(signal.SIGTERM)
-    for step in range(9):
-        clock[0] += 10.0
-        progress.keep_saying_stopping(step)
-    said = capsys.readouterr().err.strip().split("\n")
-    assert "SIGTERM: stopping before the next rollout, in about 95 s" in said[0]
-    assert len([line for line in said if "stopping: " in line]) == 2
-
-
 def test_the_speed_of_a_resumed_run_is_that_since_it_goes_on(progress, clock):
     progress.start_from(5_000_000)
     clock[0] += 2.0
