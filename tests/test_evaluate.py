@@ -274,6 +274,13 @@ def test_bad_input_is_refused(flags, message, refused):
     refused(evaluate, flags, message)
 
 
+def test_a_folder_in_the_way_of_the_gif_is_told_before_a_game_is_played(refused, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gif") / "best.gif"
+    folder.mkdir()
+    flags = ["nowhere", "--gif", str(folder)]
+    refused(evaluate, flags, r"best\.gif is a folder and in the way")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -52,6 +52,8 @@ def test_what_cannot_be_drawn_is_told_and_nothing_is_written(tmp_path, curve):
         (("new", "out"), "no game has ended in new"),
         ((run, "absent/out"), "absent/out: there is no folder absent; make it first"),
         ((run, "taken"), "taken.png is a folder and in the way"),
+        ((run, "."), ". is a folder: add a name, such as curves"),
+        ((run, "out", "1"), "Unrecognized options: 1"),
     ):
         status, said, complaint = curve(*arguments)
         assert (status, said, complaint.count("\n")) == (2, "", 1)

@@ -254,6 +254,26 @@ def test_a_run_that_crashes_is_tried_three_times_and_the_others_go_on(monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        # A signal that has no name, and a child that is left behind and has the log open.
+        ("import os; os.kill(os.getpid(), 40)", "ended: Real-time signal 6, 3 times"),
+        (
+            "import subprocess; subprocess.Popen(['sleep', '300']); sys.exit(3)",
+            "ended: status 3, 3 times",
+        ),
+    ],
+)
+def test_a_run_that_ends_strangely_is_tried_again(code, how, monkeypatch, tmp_path, capfd):
+    pool, _ = run_stubs(monkeypatch, tmp_path, Stub(code, tmp_path))
+    pool.patience = 60  # seconds, for what holds a log
+    assert pool.run() == pool_room.GIVEN_UP
+    out = capfd.readouterr().out
+    assert how in out
+    assert "is left to that process" not in out
+
+
+@pytest.mark.parametrize(
     ("log", "what"),
     [
         ("/dev/full", "No space left on device"),
