@@ -107,6 +107,14 @@ def test_doubling_is_judged_on_human_normalised_scores(tmp_path):
         assert line.ours.startswith(shown)
 
 
+def test_a_claim_that_no_game_of_the_runs_can_decide_says_so(tmp_path):
+    make_runs(tmp_path, "pqn", {"tanh": 5.0, "tanh-hr": 9.0}, games=("Adventure",), seeds=5)
+    found = judge_folder(tmp_path)
+    doubling = "Tanh (HR) more than doubles the median human-normalised score of Tanh"
+    assert found["PQN", doubling].why.startswith("no game with a human score: takes 5 seeds")
+    assert found["PQN", BIAS].why.startswith("no runs in Seaquest: takes 3 seeds")
+
+
 @pytest.mark.parametrize(
     ("dead", "expected"),
     [
