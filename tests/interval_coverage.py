@@ -3,7 +3,8 @@
     python tests/interval_coverage.py results/coverage.csv      some minutes on one core
 
 Of 95 % intervals 95 in 100 should. A row has the share for the percentile interval of the bootstrap
-and for the one that reports have (`lab.common.stats.tail_share`). Scores of a game are 1 and a
+and for the one that reports have (`lab.common.stats.tail_share`; where all pairs are won both have
+the bound of `probability_of_improvement`). Scores of a game are 1 and a
 spread; those of "unequal" games spread by 0.4 in the first and by 0.02 in the others.
 """
 
@@ -25,8 +26,11 @@ NOISE = {  # mean 0, variance 1
     "normal": lambda rng, size: rng.normal(size=size),
     "skewed": lambda rng, size: (np.exp(0.6 * rng.normal(size=size)) - 1.1972) / 0.7882,
 }
-MEASURES = ("median", "IQM", "ratio of medians", "P(improvement)")
-AHEAD = 2.0  # ours are this many times theirs, in the ratio
+# Of the chance that a run of ours beats one of theirs: where they are alike, and where ours are ahead
+# by so many spreads, which of normal scores is a chance of 0.9.
+AHEAD = {"P(improvement)": 0.0, "P(improvement), ahead": 1.8124}
+MEASURES = ("median", "IQM", "ratio of medians", *AHEAD)
+TIMES = 2.0  # ours are this many times theirs, in the ratio
 
 
 def interval(measure: str, ours: stats.Scores, theirs: stats.Scores, tail=stats.tail_share):
@@ -35,23 +39,27 @@ def interval(measure: str, ours: stats.Scores, theirs: stats.Scores, tail=stats.
     try:
         if measure == "ratio of medians":
             return stats.ratio_of_medians(ours, theirs, REPEATS, fewest=2)
-        if measure == "P(improvement)":
+        if measure in AHEAD:
             return stats.probability_of_improvement(ours, theirs, REPEATS, fewest=2)
         return stats.estimate(ours, stats.STATISTICS[measure], REPEATS, fewest=2)
     finally:
         stats.tail_share = kept
 
 
-def draw(rng, spreads, noise: str, seeds: int, times: float = 1.0) -> stats.Scores:
-    """Draw the scores of so many seeds in each game."""
-    return [times * (1 + spread * NOISE[noise](rng, seeds)) for spread in spreads]
+def draw(rng, spreads, noise: str, seeds: int, measure: str = "") -> stats.Scores:
+    """Draw the scores of so many seeds in each game; of a measure ours, which may be ahead."""
+    times, ahead = TIMES if measure == "ratio of medians" else 1.0, AHEAD.get(measure, 0.0)
+    return [times * (1 + spread * (NOISE[noise](rng, seeds) + ahead)) for spread in spreads]
 
 
 def truth(rng, measure: str, spreads, noise: str) -> float:
     """Return what a measure is of very many seeds."""
     if measure == "IQM":
         return float(stats.iqm(draw(rng, spreads, noise, 400_000)))
-    return {"median": 1.0, "ratio of medians": AHEAD, "P(improvement)": 0.5}[measure]
+    if measure in AHEAD:  # the same in each game, as all is in spreads
+        ours, theirs = draw(rng, (1,), noise, 400_000, measure), draw(rng, (1,), noise, 400_000)
+        return float(np.mean(ours[0] > theirs[0]))
+    return {"median": 1.0, "ratio of medians": TIMES}[measure]
 
 
 def simulate(
@@ -60,9 +68,8 @@ def simulate(
     """Return the shares of percentile intervals, and of the reports', that hold the truth."""
     rng, spreads, held = np.random.default_rng(0), GAMES[games], np.zeros(2)
     true = truth(rng, measure, spreads, noise)
-    times = AHEAD if measure == "ratio of medians" else 1.0
     for _ in range(experiments):
-        ours = draw(rng, spreads, noise, seeds, times)
+        ours = draw(rng, spreads, noise, seeds, measure)
         theirs = draw(rng, spreads, noise, seeds)
         for i, tail in enumerate((lambda seeds: 0.025, stats.tail_share)):
             _, low, high = interval(measure, ours, theirs, tail)

@@ -1,8 +1,8 @@
-"""The newest observations of a run."""
+"""The newest observations of a run, and steps taken out of a rollout."""
 
 import torch
 
-from lab.training.frames import RecentObs, empty_obs, sample_steps
+from lab.training.frames import RecentObs, empty_obs, sample_steps, take_steps
 from pqn_atari import Rollout
 
 
@@ -31,3 +31,19 @@ def test_sampled_steps_are_whole_and_the_same_at_every_call():
     assert few.obs[:, 3, 7, 80].tolist() == chosen
     assert few.returns.tolist() == [number + 4 for number in chosen]
     assert sorted(sample_steps(rollout, 100).actions.tolist()) == list(range(30))
+
+
+def test_taken_steps_are_the_rows_in_the_layout_of_the_networks():
+    """What minibatches hold equals plain indexing; obs are laid out as the convolutions want."""
+    torch.manual_seed(0)
+    obs = empty_obs(3, 5)
+    obs.copy_(torch.randint(256, (3, 5, 4, 84, 84), dtype=torch.uint8))
+    fields = (obs, torch.randint(9, (3, 5)), torch.zeros(3, 5), torch.rand(3, 5) > 0.5)
+    rollout = Rollout(*fields, values=torch.randn(3, 5), returns=torch.randn(3, 5))
+    steps = Rollout(*(field.flatten(0, 1) for field in rollout))
+    index = torch.tensor([14, 0, 7, 7])
+    taken = take_steps(steps, index)
+    assert isinstance(taken, Rollout)
+    for whole, part in zip(steps, taken, strict=True):
+        assert torch.equal(part, whole[index])
+    assert taken.obs.is_contiguous(memory_format=torch.channels_last)

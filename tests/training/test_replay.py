@@ -13,9 +13,7 @@ from lab.common import device
 from lab.common.cli import UsageError
 from lab.training import replay
 from lab.training.checks import check_memory
-from lab.training.frames import empty_obs, take_steps
 from lab.training.replay import MOST_TRUNCATED, TRANSITION_BYTES, ReplayBuffer
-from pqn_atari import Rollout
 
 
 class Games:
@@ -204,19 +202,3 @@ def test_a_transition_takes_the_bytes_that_are_promised(num_envs):
     count = buffer.rows * num_envs
     beside = (1 + min(count, MOST_TRUNCATED + num_envs)) * 84 * 84  # zeros, and final frames
     assert taken_bytes(buffer) == count * TRANSITION_BYTES + beside
-
-
-def test_taken_steps_are_the_rows_in_the_layout_of_the_networks():
-    """What minibatches hold equals plain indexing; obs are laid out as the convolutions want."""
-    torch.manual_seed(0)
-    obs = empty_obs(3, 5)
-    obs.copy_(torch.randint(256, (3, 5, 4, 84, 84), dtype=torch.uint8))
-    fields = (obs, torch.randint(9, (3, 5)), torch.zeros(3, 5), torch.rand(3, 5) > 0.5)
-    rollout = Rollout(*fields, values=torch.randn(3, 5), returns=torch.randn(3, 5))
-    steps = Rollout(*(field.flatten(0, 1) for field in rollout))
-    index = torch.tensor([14, 0, 7, 7])
-    taken = take_steps(steps, index)
-    assert isinstance(taken, Rollout)
-    for whole, part in zip(steps, taken, strict=True):
-        assert torch.equal(part, whole[index])
-    assert taken.obs.is_contiguous(memory_format=torch.channels_last)
