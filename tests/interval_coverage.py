@@ -26,8 +26,8 @@ NOISE = {  # mean 0, variance 1
     "normal": lambda rng, size: rng.normal(size=size),
     "skewed": lambda rng, size: (np.exp(0.6 * rng.normal(size=size)) - 1.1972) / 0.7882,
 }
-# The chance that a run of ours beats one of theirs: where they are alike, and where ours are ahead by
-# so many spreads, which of normal scores is a chance of 0.9.
+# The chance that a run of ours beats one of theirs: where they are alike, and where ours are ahead
+# by so many spreads, which of normal scores is a chance of 0.9.
 AHEAD = {"P(improvement)": 0.0, "P(improvement), ahead": 1.8124}
 MEASURES = ("median", "IQM", "ratio of medians", *AHEAD)
 TIMES = 2.0  # ours are this many times theirs, in the ratio
