@@ -67,10 +67,11 @@ class Args:
 
 
 def main(args: Args) -> int:
-    for (
-        number
-    ) in STOPS:  # nohup, or a script's background job, has some ignored, which is passed on
-        signal.signal(number, signal.SIG_DFL)
+    # Under nohup, or in a script's background, some are ignored, and children inherit that. They
+    # inherit no handler: with one here they hear the signal, and this process does not end by it.
+    for ignored in STOPS:
+        if signal.getsignal(ignored) == signal.SIG_IGN:
+            signal.signal(ignored, lambda number, frame: None)
     totals, found, lines = collections.Counter(), [], []
     for number, (algorithm, flags, threads, damage) in enumerate(configurations(args.algorithms)):
         kinds = [signal.SIGKILL if i % 2 == 0 else "writing" for i in range(args.breaks)]

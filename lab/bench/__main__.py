@@ -97,7 +97,7 @@ def main(args: Args) -> int:
     check(args)
     device = pick_device(args.device)
     results = Results(args, device)
-    with end_by_signals():  # and the command that is timed; runs side by side are waited for
+    with end_by_signals():  # the timed command ends, too; runs side by side are waited for
         measure(args, device, results)
     if results.problem:
         raise UsageError(

@@ -148,7 +148,7 @@ def check_targets(folder: Path, names: Iterable[str], flag: str):
 
 def check_stem(stem: Path) -> tuple[str, str]:
     """Return the names of STEM.csv and STEM.png. Raise UsageError if they cannot be written."""
-    if not stem.name:
+    if stem.name in ("", ".."):
         raise UsageError(f"{stem} is a folder: add a name, such as {stem / 'curves'}")
     if not stem.parent.is_dir():
         raise UsageError(f"{stem}: there is no folder {stem.parent}; make it first")

@@ -184,9 +184,10 @@ def probability_of_improvement(
 
 
 def _bound_of_all_won(ours: Scores, theirs: Scores) -> float:
-    """Return the lowest mean chance of winning a pair at which winning all is not too unlikely.
+    """Return the mean chance of winning a pair at which winning all has a probability of 2.5 %.
 
-    So many pairs share no run, and are all won with a chance of at most chance ** pairs.
+    Of that many pairs no two share a run. All are won with a probability of at most
+    chance ** pairs.
     """
     pairs = len(ours) * min(len(game) for side in (ours, theirs) for game in side)
     return ((1 - LEVEL) / 2) ** (1 / pairs)

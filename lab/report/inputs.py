@@ -19,7 +19,10 @@ def rate_copy(run: RunRecord) -> tuple:
 
 def rate_progress(run: RunRecord) -> tuple:
     """Return how much a copy of a run holds: one that holds less may not take its place."""
-    return run.complete, run.whole, 0 if run.complete else run.last_step
+    if run.complete:
+        return True, run.whole, 0, 0
+    # One that was killed and resumed begins again from its checkpoint, a little further back.
+    return False, run.whole, len(run.provenance.get("resumed") or ()), run.last_step
 
 
 def read_all(paths: tuple[str, ...]) -> tuple[list[RunRecord], list[str]]:
@@ -69,7 +72,7 @@ def read_earlier(folder: Path, runs: list[RunRecord]) -> list[RunRecord]:
     """Return the runs of the report in a folder that one of `runs` is to replace; none without.
 
     Raise UsageError if the folder holds anything else, or a report with a run that is not among
-    `runs`, or not as complete there: its tables may be all that is left of that run.
+    `runs`, or has got less far there: its tables may be all that is left of that run.
     """
     if not folder.is_dir():
         return []

@@ -69,7 +69,7 @@ def tabulate_variants(group: Group) -> list[dict]:
 
 
 def list_flags(group: Group) -> dict[str, str]:
-    """Return the flags that all runs of a group share, but for those without a number to decide."""
+    """Return the flags that are told of a group: none of its variants, and none without effect."""
     names = sorted({name for run in group.runs for name in run.flags} - NAMED_OR_FREE)
     return {
         name.replace("_", "-"): ", ".join(

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -259,9 +260,11 @@ def has_tables(folder: Path) -> bool:
 def _may_be_run(folder: Path) -> bool:
     """Return whether a folder has a config.json, or may not be read, which is told later."""
     try:
-        return (folder / "config.json").is_file()
+        return stat.S_ISREG((folder / "config.json").stat().st_mode)
     except PermissionError:
         return True
+    except OSError:
+        return False
 
 
 def find_runs(paths: list[str]) -> list[Path]:

@@ -36,7 +36,7 @@ def print_plan(planned: list[PlannedRun], args: Args):
 def print_summary(planned: list[PlannedRun], args: Args):
     """Print how many runs there are, their agent steps, and how long they will take."""
     total = sum(run.args.total_timesteps for run in planned)
-    say(f"{plural(len(planned), 'run')}: {total:,} agent steps together")
+    say(f"{plural(len(planned), 'run')}, {total:,} agent steps in all")
     at_once = count_at_once(planned, args)[0]
     if args.slurm:
         at_once = min(args.jobs or len(planned), len(planned))

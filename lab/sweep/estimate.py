@@ -69,9 +69,11 @@ class Estimator:
         for key in self._keys(run.algorithm, run.variant, dataclasses.asdict(run.args)):
             examples = []
             for folder in self.found.get(key, ()):
+                if len(examples) == EXAMPLES:
+                    break
                 if folder not in self._examples:
                     self._examples[folder] = read_example(folder)
-                if self._examples[folder] is not None and len(examples) < EXAMPLES:
+                if self._examples[folder] is not None:
                     examples.append(self._examples[folder])
             if examples:
                 self.used |= {example.folder for example in examples}

@@ -32,9 +32,9 @@ class PlannedRun(NamedTuple):
 
     @property
     def log_name(self) -> str:
-        """Return the name of its log: its own, and a checksum of the flags.
+        """Return the file name of its log: the run's name and a checksum of its deciding flags.
 
-        A sweep holds the logs of its runs. Another one may have runs that differ in a flag alone.
+        Each sweep locks its logs: two sweeps whose runs differ in such a flag must not share one.
         """
         flags = dataclasses.asdict(self.args).items()
         deciding = repr([item for item in sorted(flags) if item[0] not in FREE_FLAGS])

@@ -156,7 +156,9 @@ class Pool:
     def take_in(self, job: Job):
         """Decide what becomes of a job whose process has ended."""
         status = job.process.returncode
-        with contextlib.suppress(ProcessLookupError):  # what it has left behind holds its log
+        with contextlib.suppress(
+            ProcessLookupError
+        ):  # a child left behind would keep the log locked
             os.killpg(job.process.pid, signal.SIGKILL)
         job.process = None
         if job.planned.has_finished():
@@ -166,7 +168,9 @@ class Pool:
         job.state = "to come"
         if self.stops and status in (CAN_RESUME, -signal.SIGTERM, -signal.SIGKILL):
             return  # as it was told to
-        how = f"status {status}" if status >= 0 else signal.strsignal(-status)
+        how = f"status {status}"
+        if status < 0:
+            how = signal.strsignal(-status) or f"signal {-status}"
         if job.killed:
             how = f"silent for {self.stalled_after / 60:g} minutes, killed"
         self.count_failure(job, f"ended: {how}", f"; its last line: {job.last_line()}")

@@ -150,7 +150,7 @@ def check_memory(args):
         what = f"--buffer-size {args.buffer_size}"
         require_memory(what, args.buffer_size + 4 * args.num_envs, TRANSITION_BYTES, device)
         require_memory(f"--batch-size {args.batch_size}", args.batch_size, sample, device)
-        # The newest observations come out with those that follow, from five frames each.
+        # They are gathered as whole transitions: five frames each, copied into obs and next_obs.
         newest = 2 * obs + 5 * obs // 4
         what = f"--metrics-samples {args.metrics_samples}"
         require_memory(what, args.metrics_samples, newest, device)

@@ -85,19 +85,17 @@ def measure_churn(before: Probed, after: Probed) -> dict[str, float]:
     """Measure whose greedy action changed from `before` to `after`; return shares by tag.
 
     Both are of the same observations. `encoder` and `head`: with that part alone exchanged. nan
-    where the head overflows, by which the run is found to have diverged.
+    where the head's output overflows; the run then ends as diverged.
     """
-    actions = before.head(before.z)
-    exchanged = {
-        "total": after.head(after.z),
-        "encoder": before.head(after.z),
-        "head": after.head(before.z),
-    }
+    outputs = before.head(before.z)
+
+    def share_changed(new: Tensor) -> float:
+        return churn(outputs, new) if (outputs - new).isfinite().all() else math.nan
+
     return {
-        tags.churn(part): churn(actions, outputs)
-        if (actions - outputs).isfinite().all()
-        else math.nan
-        for part, outputs in exchanged.items()
+        tags.churn("total"): share_changed(after.head(after.z)),
+        tags.churn("encoder"): share_changed(before.head(after.z)),
+        tags.churn("head"): share_changed(after.head(before.z)),
     }
 
 

@@ -132,7 +132,7 @@ def resolve_resume(args, algorithm: str):
     is_auto = args.resume == "auto"
     folder = find_unfinished(args, algorithm) if is_auto else named_path(args.resume)
     if folder is None:
-        say(f"--resume auto: no unfinished run of these flags in {args.runs_dir}: a new one begins")
+        say(f"--resume auto: no unfinished run with these flags in {args.runs_dir}; starting anew")
         return dataclasses.replace(args, resume="")
     config = read_config(folder)
     require_resumable(folder, config, algorithm)

@@ -62,7 +62,7 @@ def launch(main: Callable, args_class: type, check: Callable, algorithm: str):
         try:
             return main(args)
         except (MemoryError, RuntimeError) as error:
-            # Of the host's memory torch says so in words alone.
+            # For host memory torch raises a plain RuntimeError: only its message tells.
             of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
             if not of_memory and "can't allocate memory" not in str(error):
                 raise
@@ -355,4 +355,4 @@ class Run:
             closing.callback(self._stop.close)
             closing.callback(self._measurer.close)
         if exception[0] is KeyboardInterrupt and has_checkpoint(self.folder):
-            say(f"left at once; to go on: --resume {self.folder}", sys.stderr)
+            say(f"ended at once; to go on: --resume {self.folder}", sys.stderr)

@@ -207,6 +207,16 @@ def test_a_report_keeps_the_further_copy_of_a_run_that_is_not_complete(tmp_path,
         make_report("runs")
 
 
+def test_a_run_that_was_killed_and_resumed_may_have_gone_back_a_little(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sessions = [{"step": 300}, {"step": 600}]
+    for last, resumed in ((800, sessions[:1]), (700, sessions)):
+        make_run(tmp_path / "runs" / "half", [(100, 1.0)], last=last, resumed=resumed)
+        make_report("runs")
+        assert read_all(("report",))[0][0].last_step == last
+        shutil.rmtree(tmp_path / "runs")
+
+
 def test_a_broken_run_is_named_and_the_others_count(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs" / "good")
@@ -284,12 +294,11 @@ def test_a_run_that_may_not_be_read_is_told_and_the_others_count(capsys):
         assert re.search("secret is .*Permission denied", told)
         with pytest.raises(UsageError, match=r"secret is .*Permission denied"):
             make_report(str(runs / "secret"), out=f"{name}/other")
-        (runs / "secret").chmod(0o700)  # to be removed
 
 
 @contextlib.contextmanager
 def as_user_without_rights(folder):
-    """As somebody who owns the folder and may not read everything, as root may."""
+    """Act as a user who owns the folder but, unlike root, may not read everything."""
     root, nobody = os.geteuid(), 65534
     os.chown(folder, nobody if root == 0 else -1, -1)
     os.seteuid(nobody if root == 0 else root)

@@ -133,7 +133,7 @@ def test_a_dry_run_says_what_would_be_run_and_makes_nothing(script, tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 6
     assert all("--activation relu" in line and "4096" in line for line in lines[:4])
-    assert lines[4] == "4 runs: 16,384 agent steps together"
+    assert lines[4] == "4 runs, 16,384 agent steps in all"
     assert lines[5] == "nothing is known of pqn relu, ppo relu: no such run is in runs yet"
 
 
@@ -167,7 +167,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_its_runs_are_those_without_a_break(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == CAN_RESUME, err
-    assert out.startswith(f"3 runs: {3 * total:,} agent steps together\n")
+    assert out.startswith(f"3 runs, {3 * total:,} agent steps in all\n")
     assert "stopped; the same command goes on" in out
     first, second, third = folders(tmp_path)
     assert "__s3__" in third.name
@@ -256,8 +256,9 @@ def test_a_run_that_crashes_is_tried_three_times_and_the_others_go_on(monkeypatc
 @pytest.mark.parametrize(
     ("code", "how"),
     [
-        # A signal that has no name, and a child that is left behind and has the log open.
-        ("import os; os.kill(os.getpid(), 40)", "ended: Real-time signal 6, 3 times"),
+        # Signals without a name, and a child that is left behind and has the log open.
+        ("import os; os.kill(os.getpid(), 40)", f"ended: {signal.strsignal(40)}, 3 times"),
+        ("import os; os.kill(os.getpid(), 32)", "ended: signal 32, 3 times"),
         (
             "import subprocess; subprocess.Popen(['sleep', '300']); sys.exit(3)",
             "ended: status 3, 3 times",

@@ -194,6 +194,8 @@ def test_too_little_memory_is_refused_with_what_would_fit(monkeypatch):
     with pytest.raises(UsageError, match=r"needs 7\.1 GB .* 1\.0 GB are free.*at most 127"):
         check_memory(dqn_atari.Args(buffer_size=1_000_000))
     check_memory(dqn_atari.Args(buffer_size=127_000))
+    with pytest.raises(UsageError, match="--metrics-samples 50000"):
+        check_memory(dqn_atari.Args(buffer_size=100_000, metrics_samples=50_000))
 
 
 @pytest.mark.parametrize("num_envs", [1, 4])

@@ -219,6 +219,29 @@ def test_a_stop_waits_for_the_rollout_and_its_update(algorithm, stop_at, tmp_pat
     assert differences(whole, broken) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_that_runs_out_is_told_in_a_line_and_other_errors_are_not_hidden(
+    error, told, monkeypatch, capsys
+):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["ppo_atari.py", "--device", "cpu"])
+    script = SCRIPTS["ppo"]
+    with pytest.raises(SystemExit if told else type(error)) as raised:
+        launch(fail, script.Args, script.check, "ppo")
+    if told:
+        assert raised.value.code == 2
+        assert "the memory of this machine ran out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("algorithm", SCRIPTS)
 @pytest.mark.parametrize(
     ("variant", "more"),
@@ -554,7 +577,7 @@ def test_auto_goes_on_with_the_flags_that_change_no_number_as_they_are_given(
 def test_auto_says_so_where_a_new_run_begins(tmp_path, capsys):
     args = Args(runs_dir=str(tmp_path), resume="auto")
     assert resolve_resume(args, "dqn") == dataclasses.replace(args, resume="")
-    said = f"--resume auto: no unfinished run of these flags in {tmp_path}: a new one begins\n"
+    said = f"--resume auto: no unfinished run with these flags in {tmp_path}; starting anew\n"
     assert capsys.readouterr().out == said
 
 

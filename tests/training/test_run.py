@@ -113,7 +113,7 @@ def test_what_is_dead_before_anything_was_learnt_is_said_to_be_untrained(
 
 
 @pytest.mark.parametrize("saved", [False, True])
-def test_a_run_that_is_left_at_once_says_how_to_go_on(saved, make_run, capsys):
+def test_a_run_that_is_ended_at_once_says_how_to_go_on(saved, make_run, capsys):
     def leave(run):
         with run:
             if saved:
@@ -124,7 +124,7 @@ def test_a_run_that_is_left_at_once_says_how_to_go_on(saved, make_run, capsys):
     run = make_run()
     with pytest.raises(KeyboardInterrupt):
         leave(run)
-    said = f"left at once; to go on: --resume {run.folder}"
+    said = f"ended at once; to go on: --resume {run.folder}"
     assert (said in capsys.readouterr().err) == saved
 
 
