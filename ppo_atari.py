@@ -134,7 +134,7 @@ class Args:
     track: bool = False
     """mirror TensorBoard to Weights & Biases, if installed"""
     checkpoint_every: float = 10.0
-    """minutes between two checkpoints, from which the run can go on"""
+    """minutes between two checkpoints, from which the run can go on; 0: as often as can be"""
     resume: str = ""
     """folder of a run to go on with, by its own flags; auto: the unfinished run of these flags"""
 

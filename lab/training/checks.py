@@ -44,8 +44,8 @@ def check_shared_flags(args):
     smallest = max(512, resolve_widths(args).z)
     if args.metrics_samples < smallest:
         raise UsageError(
-            f"--metrics-samples must be at least {smallest} (a rank needs as many samples as there "
-            f"are features), not {args.metrics_samples}"
+            f"--metrics-samples must be at least {smallest} (a rank needs as many samples as z has "
+            f"features), not {args.metrics_samples}: choose more, or a smaller --latent-dim"
         )
     if args.track and importlib.util.find_spec("wandb") is None:
         raise UsageError("--track needs Weights & Biases: pip install wandb, or leave --track out")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -128,6 +129,8 @@ def resolve_resume(args, algorithm: str):
     this algorithm, has no checkpoint or is of another version, and for a flag that contradicts.
     """
     if not args.resume:
+        if "--resume" in sys.argv[1:] or "--resume=" in sys.argv[1:]:  # as "$RUN", which is not set
+            raise UsageError("--resume is empty: name the folder of a run, or auto")
         return args
     is_auto = args.resume == "auto"
     folder = find_unfinished(args, algorithm) if is_auto else named_path(args.resume)

@@ -6,6 +6,7 @@ The x axis of every curve is agent steps; one agent step is 4 emulator frames.
 import collections
 import contextlib
 import datetime
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -139,6 +140,12 @@ class Run:
             say(hint, sys.stderr)
         self._progress = Progress(args.total_timesteps)
         self._stop = StopSignals(self._progress.say_stopping)
+
+    @property
+    def _resume_command(self) -> str:
+        """Return the command that goes on with this run."""
+        script = f"{self.config['algorithm']}_atari.py"
+        return shlex.join(["python", script, "--resume", str(self.folder)])
 
     @property
     def stopped(self) -> int | None:
@@ -341,7 +348,7 @@ class Run:
             return 0
         saved = self._checkpoints.step
         origin = "" if saved == self.step else f" from {saved:,}"
-        say(f"stopped at {self.step:,} agent steps; to go on{origin}: --resume {self.folder}")
+        say(f"stopped at {self.step:,} agent steps; to go on{origin}: {self._resume_command}")
         return CAN_RESUME
 
     def __enter__(self):
@@ -355,4 +362,4 @@ class Run:
             closing.callback(self._stop.close)
             closing.callback(self._measurer.close)
         if exception[0] is KeyboardInterrupt and has_checkpoint(self.folder):
-            say(f"ended at once; to go on: --resume {self.folder}", sys.stderr)
+            say(f"ended at once; to go on: {self._resume_command}", sys.stderr)

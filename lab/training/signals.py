@@ -25,7 +25,7 @@ def list_stops() -> list[signal.Signals]:
 def describe_leaving() -> str:
     """Return the words on what another Ctrl-C does, or none where it is ignored."""
     is_heard = signal.SIGINT in list_stops()
-    return " (Ctrl-C: at once)" if is_heard else ""
+    return " (a further Ctrl-C: at once)" if is_heard else ""
 
 
 class StopSignals:

@@ -574,6 +574,12 @@ def test_auto_goes_on_with_the_flags_that_change_no_number_as_they_are_given(
     assert {name: getattr(resolved, name) for name in given} == given
 
 
+@pytest.mark.parametrize("flag", [["--resume", ""], ["--resume="]])
+def test_an_empty_name_of_a_run_begins_no_new_one(flag, refused):
+    """As of a variable of a shell that is not set."""
+    refused(ppo_atari, [*flag, "--total-timesteps", "1024"], "--resume is empty: name the folder")
+
+
 def test_auto_says_so_where_a_new_run_begins(tmp_path, capsys):
     args = Args(runs_dir=str(tmp_path), resume="auto")
     assert resolve_resume(args, "dqn") == dataclasses.replace(args, resume="")

@@ -124,7 +124,7 @@ def test_a_run_that_is_ended_at_once_says_how_to_go_on(saved, make_run, capsys):
     run = make_run()
     with pytest.raises(KeyboardInterrupt):
         leave(run)
-    said = f"ended at once; to go on: --resume {run.folder}"
+    said = f"ended at once; to go on: python dqn_atari.py --resume {run.folder}"
     assert (said in capsys.readouterr().err) == saved
 
 
