@@ -83,12 +83,12 @@ def check(args: Args):
     between(args, 0, 2**31 - 1 - args.games, "seed")
     check_device(args)
     if args.gif:
-        if Path(args.gif).suffix.lower() != ".gif":
+        target = Path(args.gif)
+        if target.suffix.lower() != ".gif":
             raise UsageError(f"--gif {args.gif} must end in .gif, such as best.gif")
-        folder = Path(args.gif).parent
-        if not folder.is_dir():
-            raise UsageError(f"--gif {args.gif}: there is no folder {folder}")
-        check_targets(folder, (Path(args.gif).name,), "--gif")
+        if not target.parent.is_dir():
+            raise UsageError(f"--gif {args.gif}: there is no folder {target.parent}")
+        check_targets(target.parent, (target.name,), "--gif")
 
 
 class Player(NamedTuple):

@@ -5,8 +5,8 @@
 
 Of 95 % intervals 95 in 100 should. A row has the share for the percentile interval of the bootstrap
 and for the one that reports have (`lab.common.stats.tail_share`; where all pairs are won both have
-the bound of `probability_of_improvement`). Scores of a game are 1 and a
-spread; those of "unequal" games spread by 0.4 in the first and by 0.02 in the others.
+the bound of `probability_of_improvement`). Scores of a game are 1 and a spread; those of "unequal"
+games spread by 0.4 in the first and by 0.02 in the others.
 """
 
 import csv

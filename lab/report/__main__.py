@@ -166,12 +166,12 @@ def main(args: Args) -> int:
     check_targets(folder, ("index.html", RUNS_CSV, CURVES_CSV, "claims.csv"), "--out")
     outdated = list_group_files(group_runs(read_earlier(folder, runs)))
     write_files(folder, make_report(runs, remarks, args), "--out", outdated)
-    counting = sum(map(is_counted, runs))
+    left_out = [row for row in list_runs(runs) if row["counts"] != "yes"]
+    counting = len(runs) - len(left_out)
     say(
         f"{plural(len(runs), 'run')}, of which {counting} count (complete, with a score): "
         f"{folder / 'index.html'}"
     )
-    left_out = [row for row in list_runs(runs) if row["counts"] != "yes"]
     for row in left_out[:MOST_NAMED]:
         why = row["counts"].removeprefix("no: ")
         say(f"not counted: {row['run']}, {why}, {row['agent steps']} agent steps")

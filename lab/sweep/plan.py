@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from hadamard import ACTIVATIONS
 from lab.common.cli import UsageError, flag
-from lab.common.variants import FREE_FLAGS, variant_flags, variant_name
+from lab.common.variants import variant_flags, variant_name
 from lab.sweep.flags import Args, check
 from lab.training.algorithms import ALGORITHMS, load_script, script_args, script_path
 from lab.training.atari import game_title, resolve_game
-from lab.training.runfolder import RunOnDisk, find_runs_of
+from lab.training.runfolder import RunOnDisk, find_runs_of, select_identifying_flags
 
 
 class PlannedRun(NamedTuple):
@@ -36,9 +36,8 @@ class PlannedRun(NamedTuple):
 
         Each sweep locks its logs: two sweeps whose runs differ in such a flag must not share one.
         """
-        flags = dataclasses.asdict(self.args).items()
-        deciding = repr([item for item in sorted(flags) if item[0] not in FREE_FLAGS])
-        return f"{self.name}__{zlib.crc32(deciding.encode()):08x}.log"
+        flags = sorted(select_identifying_flags(dataclasses.asdict(self.args)).items())
+        return f"{self.name}__{zlib.crc32(repr(flags).encode()):08x}.log"
 
     def command(self, *more: str) -> list[str]:
         """Return the command that goes on with what is there of this run, or starts it."""

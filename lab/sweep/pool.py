@@ -156,9 +156,8 @@ class Pool:
     def take_in(self, job: Job):
         """Decide what becomes of a job whose process has ended."""
         status = job.process.returncode
-        with contextlib.suppress(
-            ProcessLookupError
-        ):  # a child left behind would keep the log locked
+        # A child left behind would keep the log locked.
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(job.process.pid, signal.SIGKILL)
         job.process = None
         if job.planned.has_finished():

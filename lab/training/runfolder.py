@@ -126,6 +126,11 @@ def select_deciding_flags(flags: dict) -> dict:
     return {name: value for name, value in flags.items() if name not in free}
 
 
+def select_identifying_flags(flags: dict) -> dict:
+    """Return the flags by which a run is told from others: those that decide it, and its length."""
+    return select_deciding_flags(flags) | {"total_timesteps": flags.get("total_timesteps")}
+
+
 def select_checkpoint_flags(flags: dict) -> dict:
     """Return the flags that a checkpoint belongs to; the device may have been chosen by itself."""
     return {name: value for name, value in select_deciding_flags(flags).items() if name != "device"}
@@ -150,18 +155,15 @@ class RunOnDisk(NamedTuple):
 
 def find_runs_of(args, algorithm: str) -> list[RunOnDisk]:
     """Return the runs of this algorithm and these flags below --runs-dir."""
-    defaults = dataclasses.asdict(type(args)())  # for a flag that came in since
-
-    def key(flags: dict) -> dict:
-        return select_deciding_flags(defaults | flags) | {
-            "total_timesteps": flags.get("total_timesteps")
-        }
-
-    wanted, runs = key(dataclasses.asdict(args)), []
+    # For a flag that came in since. A length is no such flag: where there is none, none is meant.
+    defaults = dataclasses.asdict(type(args)()) | {"total_timesteps": None}
+    wanted, runs = select_identifying_flags(dataclasses.asdict(args)), []
     for path in Path(args.runs_dir).glob("*/config.json"):
         with contextlib.suppress(UsageError, OSError):
             config = _read_unchanged_config(path.parent, path.stat().st_mtime_ns)
-            if config["algorithm"] == algorithm and key(config["flags"]) == wanted:
+            if config["algorithm"] == algorithm and wanted == (
+                select_identifying_flags(defaults | config["flags"])
+            ):
                 footer, finished = read_newest_footer(path.parent), config.get("finished", 0)
                 runs.append(RunOnDisk(config["started"], path.parent, footer, finished))
     return runs
